@@ -1,0 +1,25 @@
+// YAML to Config and back.
+#pragma once
+
+#include <span>
+#include <string>
+
+#include "configs/schema/config.h"
+
+namespace lamina {
+
+// Reads a file, applies "key.path=value" overrides in order (values are YAML), decodes and validates everything that can
+// be judged without other files. Throws Error: "<file>:<line>: <key.path>: <what was found>, expected <what>".
+Config load_config(const std::string& path, std::span<const std::string> overrides = {});
+
+// The same from text; `name` stands for the file in messages.
+Config parse_config(const std::string& yaml, const std::string& name, std::span<const std::string> overrides = {});
+
+// The resolved configuration, every key written out; parse_config(to_yaml(c), ..) gives c back exactly.
+std::string to_yaml(const Config& config);
+
+// Checks that need the number of ranks: data-parallel size and batch sizes. Returns the resolved data-parallel size.
+// Throws Error with the product rule and every factor in its message.
+int resolve_data_parallel(const Config& config, int world_size);
+
+}  // namespace lamina

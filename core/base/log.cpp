@@ -1,0 +1,66 @@
+#include "core/base/log.h"
+
+#include <spdlog/sinks/basic_file_sink.h>
+#include <spdlog/sinks/stdout_color_sinks.h>
+#include <spdlog/spdlog.h>
+
+#include <memory>
+
+#include "core/base/error.h"
+
+namespace lamina::log {
+namespace {
+
+struct Sink {
+  std::shared_ptr<spdlog::logger> logger;
+  std::string prefix;
+
+  Sink() {
+    auto console = std::make_shared<spdlog::sinks::stderr_color_sink_mt>();
+    console->set_pattern("%H:%M:%S %^%L%$ %v");
+    logger = std::make_shared<spdlog::logger>("lamina", console);
+    logger->set_level(spdlog::level::debug);
+    logger->flush_on(spdlog::level::info);
+    console->set_level(spdlog::level::info);
+  }
+};
+
+Sink& sink() {
+  static Sink instance;
+  return instance;
+}
+
+spdlog::level::level_enum to_spdlog(Level level) {
+  switch (level) {
+    case Level::debug: return spdlog::level::debug;
+    case Level::info: return spdlog::level::info;
+    case Level::warning: return spdlog::level::warn;
+    case Level::error: return spdlog::level::err;
+  }
+  return spdlog::level::info;
+}
+
+}  // namespace
+
+void configure(const Options& options) {
+  Sink& s = sink();
+  s.prefix = options.world_size > 1 ? fmt::format("[rank {}] ", options.rank) : "";
+  const Level console = options.rank == 0 ? options.level : std::max(options.level, Level::warning);
+  s.logger->sinks().front()->set_level(to_spdlog(console));
+}
+
+void add_file(const std::filesystem::path& path) {
+  try {
+    auto file = std::make_shared<spdlog::sinks::basic_file_sink_mt>(path.string(), /*truncate=*/false);
+    file->set_pattern("%Y-%m-%dT%H:%M:%S.%e %L %v");
+    sink().logger->sinks().push_back(std::move(file));
+  } catch (const spdlog::spdlog_ex& failure) {
+    throw Error("{}: can't open the log: {}", path.string(), failure.what());
+  }
+}
+
+void write(Level level, const std::string& message) { sink().logger->log(to_spdlog(level), "{}{}", sink().prefix, message); }
+
+void flush() { sink().logger->flush(); }
+
+}  // namespace lamina::log

@@ -1,0 +1,13 @@
+#include "core/ops/op.h"
+
+#include "core/base/log.h"
+
+namespace lamina::ops {
+
+void RefusalLog::note(std::string_view op, std::string_view implementation, std::string_view reason) {
+  const std::string line = fmt::format("{}: {} can't serve this call: {}", op, implementation, reason);
+  const std::lock_guard lock(mutex_);
+  if (seen_.insert(line).second) log::debug("{}", line);
+}
+
+}  // namespace lamina::ops
