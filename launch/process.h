@@ -1,0 +1,41 @@
+// What a command that may run under mpirun or srun needs from its process: the ranks, the threads, the log.
+#pragma once
+
+#include <functional>
+
+#include "configs/schema/config.h"
+#include "parallel/comm/communicator.h"
+
+namespace lamina {
+
+// The ranks of this job. Valid only inside the body that run_in_world() calls.
+struct World {
+  comm::Communicator& comm;   // all ranks
+  int rank = 0;
+  int size = 1;
+  int local_rank = 0;         // among the ranks of this machine
+  int local_size = 1;
+  int num_threads = 1;        // of this rank, already applied to the kernels' thread pools
+};
+
+// Rank and size as the launcher's environment (mpirun, srun) tells them, before MPI is up. {0, 1} without a launcher.
+struct LauncherRanks {
+  int rank = 0;
+  int size = 1;
+  int local_rank = 0;
+  int local_size = 1;
+  bool launched = false;   // started by mpirun, mpiexec or srun
+};
+LauncherRanks launcher_ranks();
+
+// run.num_threads, or the cores this process may use shared among the ranks that share them.
+int resolve_num_threads(int requested, int local_size);
+void apply_num_threads(int num_threads);
+
+// Starts MPI when a launcher started this process (a single rank otherwise), configures the log and the threads, and calls
+// `body`. An exception on one of several ranks is logged with its rank and aborts the whole job, before anything is
+// unwound that would wait for the other ranks; with a single rank it passes through to the caller.
+// Call it at most once, after the configuration was decoded.
+void run_in_world(const RunConfig& run, const std::function<void(World&)>& body);
+
+}  // namespace lamina
