@@ -1,0 +1,71 @@
+// metrics.jsonl and layers.jsonl: one JSON object per line, flushed per line, in the order the keys were added.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+
+namespace lamina {
+
+// One JSON object. NaN and infinities have no JSON number and are written as null. Numbers read back to the same
+// double.
+class JsonRow {
+ public:
+  JsonRow& add(std::string_view key, double value);
+  JsonRow& add(std::string_view key, int64_t value);
+  JsonRow& add(std::string_view key, int value) { return add(key, static_cast<int64_t>(value)); }
+  JsonRow& add(std::string_view key, bool value);
+  JsonRow& add(std::string_view key, std::string_view value);
+  JsonRow& add(std::string_view key, const char* value) { return add(key, std::string_view(value)); }
+  JsonRow& add(std::string_view key, const JsonRow& value);
+  JsonRow& add(std::string_view key, std::span<const double> values);
+
+  std::string to_string() const { return "{" + body_ + "}"; }  // one line
+
+ private:
+  void key(std::string_view name);
+  std::string body_;
+};
+
+// Bytes sent in the step, both directions, summed over ranks.
+struct CommBytes {
+  int64_t pipeline_hidden = 0;
+  int64_t pipeline_blocks = 0;
+  int64_t data = 0;
+  int64_t expert = 0;
+};
+
+struct StepMetrics {
+  int64_t step = 0;
+  double loss = 0;
+  double grad_norm = 0;
+  double lr = 0;
+  int64_t tokens = 0;  // seen since the run's first step
+  double tokens_per_second = 0;
+  std::optional<double> mfu;  // absent: the device's peak is unknown
+  CommBytes comm_bytes;
+  std::optional<double> validation_loss;  // on steps that validate
+};
+
+JsonRow to_row(const StepMetrics& metrics);  // the line of metrics.jsonl; add() what else is known
+
+// Appends lines to a file. Move-only. Without a path (every rank but 0) it writes nothing.
+class MetricsWriter {
+ public:
+  MetricsWriter() = default;
+  explicit MetricsWriter(const std::filesystem::path& path);  // appends; Error when it can't be opened
+  ~MetricsWriter();
+  MetricsWriter(MetricsWriter&& other) noexcept;
+  MetricsWriter& operator=(MetricsWriter&& other) noexcept;
+
+  void write(const JsonRow& row);  // the line is with the operating system when this returns; Error on a full disk
+
+ private:
+  std::filesystem::path path_;
+  int fd_ = -1;
+};
+
+}  // namespace lamina
