@@ -1,0 +1,89 @@
+#include "core/ops/attention.h"
+
+#include "core/ops/ref/attention.h"
+
+namespace lamina::ops {
+namespace {
+
+bool unit_last(const TensorView& view) {
+  return view.stride(-1) == 1 || view.size(-1) <= 1;
+}
+
+// A [batch, T, heads, width] view whose first three extents are those of q.
+void check_heads(const char* name, const TensorView& view, const TensorView& q, int64_t width) {
+  LAMINA_CHECK(view && view.rank() == 4 && view.dtype == q.dtype && view.dtype != DType::i32 && unit_last(view),
+               "{}: {}, strides {}", name, view.to_string(), view.strides.to_string());
+  LAMINA_CHECK(
+      view.size(0) == q.size(0) && view.size(1) == q.size(1) && view.size(2) == q.size(2) && view.size(3) == width,
+      "{}: {} beside q {}, width {}", name, view.to_string(), q.to_string(), width);
+}
+
+void check_lse(const TensorView& lse, const TensorView& q) {
+  LAMINA_CHECK(lse && lse.dtype == accumulation_dtype(q.dtype) && lse.is_contiguous() &&
+                   lse.shape == (Shape{q.size(0), q.size(2), q.size(1)}),
+               "lse {} beside q {}", lse.to_string(), q.to_string());
+}
+
+void validate(const AttentionForward& args) {
+  LAMINA_CHECK(args.q.rank() == 4 && args.v.rank() == 4, "q {}, v {}", args.q.to_string(), args.v.to_string());
+  const int64_t d_qk = args.q.size(3), d_v = args.v.size(3);
+  check_heads("q", args.q, args.q, d_qk);
+  check_heads("k", args.k, args.q, d_qk);
+  check_heads("v", args.v, args.q, d_v);
+  check_heads("o", args.o, args.q, d_v);
+  check_lse(args.lse, args.q);
+}
+
+void validate(const AttentionBackward& args) {
+  validate(AttentionForward{args.q, args.k, args.v, args.scale, args.o, args.lse});
+  const int64_t d_qk = args.q.size(3), d_v = args.v.size(3);
+  check_heads("d_o", args.d_o, args.q, d_v);
+  check_heads("dq", args.dq, args.q, d_qk);
+  check_heads("dk", args.dk, args.q, d_qk);
+  check_heads("dv", args.dv, args.q, d_v);
+}
+
+void check_shared_keys(const TensorView& nope, const TensorView& shared, const TensorView& k) {
+  LAMINA_CHECK(nope.rank() == 3 && shared.rank() == 2 && k.rank() == 3 && unit_last(nope) && unit_last(shared) &&
+                   unit_last(k) && nope.dtype == k.dtype && shared.dtype == k.dtype && k.dtype != DType::i32 &&
+                   nope.size(0) == k.size(0) && shared.size(0) == k.size(0) && nope.size(1) == k.size(1) &&
+                   nope.size(2) + shared.size(1) == k.size(2),
+               "k_nope {}, k_shared {}, k {}", nope.to_string(), shared.to_string(), k.to_string());
+}
+
+constexpr Implementation<AttentionForward> forward_implementations[] = {
+    {"ref", nullptr, ref::attention_forward},
+};
+constexpr Implementation<AttentionBackward> backward_implementations[] = {
+    {"ref", nullptr, ref::attention_backward},
+};
+constexpr Implementation<PackSharedKeys> pack_implementations[] = {
+    {"ref", nullptr, ref::pack_shared_keys},
+};
+constexpr Implementation<UnpackSharedKeys> unpack_implementations[] = {
+    {"ref", nullptr, ref::unpack_shared_keys},
+};
+
+}  // namespace
+
+void attention_forward(OpContext& ctx, const AttentionForward& args) {
+  validate(args);
+  dispatch<AttentionForward>(ctx, "attention_forward", forward_implementations, args);
+}
+
+void attention_backward(OpContext& ctx, const AttentionBackward& args) {
+  validate(args);
+  dispatch<AttentionBackward>(ctx, "attention_backward", backward_implementations, args);
+}
+
+void pack_shared_keys(OpContext& ctx, const PackSharedKeys& args) {
+  check_shared_keys(args.k_nope, args.k_shared, args.k);
+  dispatch<PackSharedKeys>(ctx, "pack_shared_keys", pack_implementations, args);
+}
+
+void unpack_shared_keys(OpContext& ctx, const UnpackSharedKeys& args) {
+  check_shared_keys(args.dk_nope, args.dk_shared, args.dk);
+  dispatch<UnpackSharedKeys>(ctx, "unpack_shared_keys", unpack_implementations, args);
+}
+
+}  // namespace lamina::ops
