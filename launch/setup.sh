@@ -1,0 +1,98 @@
+#!/usr/bin/env bash
+# Installs what is missing and builds Lamina. Debian 12 or newer, Ubuntu 22.04 or newer; as root or with sudo.
+#   launch/setup.sh            the program: build/lamina
+#   launch/setup.sh --tests    also the test packages, the tests and the benchmarks
+# Safe to run again: when nothing changed it installs nothing and builds nothing.
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+minimum_cmake=3.22
+
+packages=(g++ cmake ninja-build pkg-config git libopenmpi-dev openmpi-bin libdnnl-dev libhdf5-dev libyaml-cpp-dev
+  libspdlog-dev libfmt-dev libcli11-dev libsentencepiece-dev libzstd-dev zlib1g-dev libxxhash-dev libhwy-dev
+  nlohmann-json3-dev)
+test_packages=(libgtest-dev libgmock-dev libbenchmark-dev python3 python3-h5py python3-torch python3-yaml
+  clang-format clang-tidy)
+
+say() { echo "setup: $*"; }
+die() { echo "setup: error: $*" >&2; exit 1; }
+
+usage() { sed -n '2,5s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+
+with_tests=0
+for argument in "$@"; do
+  case $argument in
+    --tests) with_tests=1; packages+=("${test_packages[@]}") ;;
+    -h|--help) usage; exit 0 ;;
+    *) die "unknown option '$argument', expected --tests or --help" ;;
+  esac
+done
+
+as_root() {
+  if [[ $(id -u) -eq 0 ]]; then
+    env DEBIAN_FRONTEND=noninteractive "$@"
+  else
+    sudo env DEBIAN_FRONTEND=noninteractive "$@"
+  fi
+}
+
+installed() { [[ $(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null) == installed ]]; }
+
+install_missing() {
+  command -v apt-get >/dev/null && command -v dpkg-query >/dev/null ||
+    die "apt-get is not here: this script knows Debian and Ubuntu only. Install by hand the counterparts of: ${packages[*]}"
+  local missing=() package
+  for package in "${packages[@]}"; do
+    installed "$package" || missing+=("$package")
+  done
+  if [[ ${#missing[@]} -eq 0 ]]; then
+    say "all ${#packages[@]} packages are here"
+    return
+  fi
+  [[ $(id -u) -eq 0 ]] || command -v sudo >/dev/null ||
+    die "missing packages, and neither root nor sudo to install them. As root: apt-get install ${missing[*]}"
+  say "installing ${#missing[@]} missing packages: ${missing[*]}"
+  as_root apt-get update -qq || die "apt-get update failed: is the network up, and are the sources in /etc/apt right?"
+  for package in "${missing[@]}"; do
+    apt-cache show "$package" >/dev/null 2>&1 ||
+      die "this release has no package $package. Needed: Debian 12 or Ubuntu 22.04 (with 'universe' on) or newer"
+  done
+  as_root apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null ||
+    die "apt-get install failed: its reason stands above"
+}
+
+check_cmake() {
+  local version
+  version=$(cmake --version | sed -n '1s/[^0-9]*\([0-9.]*\).*/\1/p')
+  [[ $(printf '%s\n' "$minimum_cmake" "$version" | sort -V | head -n 1) == "$minimum_cmake" ]] ||
+    die "$(command -v cmake) is version $version, needed: $minimum_cmake or newer"
+}
+
+# Tests that were once switched on stay on, so that a plain set-up after --tests doesn't throw their build away.
+build() {
+  local options=(-DLAMINA_BUILD_TESTS=OFF -DLAMINA_BUILD_BENCH=OFF) targets=(--target lamina)
+  if [[ $with_tests -eq 1 ]]; then
+    options=(-DLAMINA_BUILD_TESTS=ON -DLAMINA_BUILD_BENCH=ON)
+    targets=()
+  elif grep -qs '^LAMINA_BUILD_TESTS:BOOL=ON' build/CMakeCache.txt && installed libgtest-dev && installed libbenchmark-dev; then
+    options=()
+  fi
+  # Lets the compiler cache, where there is one, serve another clone of the same sources.
+  export CCACHE_BASEDIR=$root CCACHE_NOHASHDIR=1
+  say "configuring build/ (preset cpu-release)"
+  local log
+  log=$(mktemp)
+  if ! cmake --preset cpu-release "${options[@]}" >"$log" 2>&1; then
+    cat "$log" >&2
+    rm -f "$log"
+    die "cmake could not configure build/: its reason stands above"
+  fi
+  rm -f "$log"
+  say "building on $(nproc) cores"
+  cmake --build build -j "$(nproc)" "${targets[@]}" || die "the build failed: the compiler's reason stands above"
+}
+
+cd "$root"
+install_missing
+check_cmake
+build
+say "done: build/lamina"

@@ -1,0 +1,122 @@
+#!/usr/bin/env bash
+# Runs the tests; installs and builds what they need (launch/setup.sh --tests).
+#   launch/test.sh                everything below
+#   launch/test.sh --quick        unit and integration tests of the optimised build
+#   launch/test.sh --lint         clang-format and clang-tidy
+#   launch/test.sh --sanitizers   unit tests under the address, undefined-behaviour and thread sanitizers
+# Options add up. The last line is "N passed, N failed".
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$root"
+
+die() { echo "test: error: $*" >&2; exit 1; }
+usage() { sed -n '2,7s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+
+quick=0 lint=0 sanitizers=0
+[[ $# -gt 0 ]] || { quick=1 lint=1 sanitizers=1; }
+for argument in "$@"; do
+  case $argument in
+    --quick) quick=1 ;;
+    --lint) lint=1 ;;
+    --sanitizers) sanitizers=1 ;;
+    -h|--help) usage; exit 0 ;;
+    *) die "unknown option '$argument', expected --quick, --lint or --sanitizers" ;;
+  esac
+done
+
+passed=0 failed=0
+failures=()
+
+# Open MPI refuses to start ranks as root or more ranks than cores unless told that it's meant.
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+export OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_btl_vader_single_copy_mechanism=none
+export CCACHE_BASEDIR=$root CCACHE_NOHASHDIR=1
+
+section() { printf '\n=== %s (%d s)\n' "$1" "$SECONDS"; }
+
+count() {  # name, 0 when it passed
+  if [[ $2 -eq 0 ]]; then
+    passed=$((passed + 1))
+    echo "$1: passed"
+  else
+    failed=$((failed + 1))
+    failures+=("$1")
+    echo "$1: FAILED"
+  fi
+}
+
+run_ctest() {  # build folder, further arguments of ctest
+  local folder=$1 log status=0 bad total
+  shift
+  log=$(mktemp)
+  ctest --test-dir "$folder" --output-on-failure --no-tests=error --timeout 900 "$@" 2>&1 | tee "$log" || status=$?
+  read -r bad total < <(sed -n 's/.*tests passed, \([0-9]*\) tests failed out of \([0-9]*\).*/\1 \2/p' "$log") || true
+  rm -f "$log"
+  if [[ -z ${total:-} ]]; then
+    count "ctest in $folder" 1
+    return
+  fi
+  passed=$((passed + total - bad))
+  failed=$((failed + bad))
+  [[ $status -eq 0 ]] || failures+=("ctest in $folder")
+}
+
+build_preset() {  # preset
+  cmake --preset "$1" -DLAMINA_BUILD_TESTS=ON >/dev/null && cmake --build --preset "$1" -j "$(nproc)"
+}
+
+check_format() {
+  local status=0
+  git ls-files -z -- '*.cpp' '*.h' '*.cu' '*.cuh' | xargs -0 clang-format --dry-run --Werror || status=$?
+  count clang-format "$status"
+}
+
+# Headers are judged through the sources that include them. The OpenMP header is the compiler's own, which clang-tidy
+# doesn't look for: its folder goes to the end of the search, behind clang's versions of everything else in it.
+check_tidy() {
+  local status=0 log
+  log=$(mktemp)
+  run-clang-tidy -p build -quiet -j "$(nproc)" -extra-arg="-idirafter$(g++ -print-file-name=include)" \
+    -extra-arg=-Wno-unknown-warning-option "$root/(core|configs|parallel|data|model|trainer|launch)/.*\.cpp$" \
+    >"$log" 2>&1 || status=$?
+  [[ $status -eq 0 ]] || grep -E -A 4 '(warning|error):' "$log" || tail -n 40 "$log"
+  rm -f "$log"
+  count clang-tidy "$status"
+}
+
+check_sanitizers() {
+  section "address and undefined-behaviour sanitizers"
+  if build_preset cpu-debug; then
+    LSAN_OPTIONS="suppressions=$root/tests/support/lsan.supp:print_suppressions=0" ASAN_OPTIONS=detect_stack_use_after_return=1 \
+      UBSAN_OPTIONS=print_stacktrace=1 run_ctest build-debug -LE integration
+  else
+    count "build with the address sanitizer" 1
+  fi
+  section "thread sanitizer"
+  if build_preset cpu-tsan; then
+    TSAN_OPTIONS="suppressions=$root/tests/support/tsan.supp:second_deadlock_stack=1" \
+      run_ctest build-tsan -R '^tests_(core_base|core_device|core_io|parallel_|data|trainer)'
+  else
+    count "build with the thread sanitizer" 1
+  fi
+}
+
+section "set-up"
+launch/setup.sh --tests
+if [[ $quick -eq 1 ]]; then
+  section "tests"
+  run_ctest build
+fi
+if [[ $lint -eq 1 ]]; then
+  section "lint"
+  check_format
+  check_tidy
+fi
+[[ $sanitizers -eq 0 ]] || check_sanitizers
+
+section "summary"
+for failure in ${failures[@]+"${failures[@]}"}; do
+  echo "failed: $failure"
+done
+echo "$passed passed, $failed failed"
+[[ $failed -eq 0 && $passed -gt 0 ]]
