@@ -38,7 +38,7 @@ as_root() {
 installed() { [[ $(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null) == installed ]]; }
 
 install_missing() {
-  command -v apt-get >/dev/null && command -v dpkg-query >/dev/null ||
+  [[ -x $(command -v apt-get) && -x $(command -v dpkg-query) ]] ||
     die "apt-get is not here: this script knows Debian and Ubuntu only. Install by hand the counterparts of: ${packages[*]}"
   local missing=() package
   for package in "${packages[@]}"; do

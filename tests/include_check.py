@@ -1,0 +1,188 @@
+#!/usr/bin/env python3
+"""Fails on an include that points against the arrows of the architecture, or on a third-party header outside its room.
+
+    include_check.py ROOT          checks the tree, then that every kind of fault is found in made-up trees
+"""
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+# What a room may include besides itself; everyone may include core/base and configs/schema. The longest matching
+# prefix of a file's path names its room.
+BASE = {"core/base", "configs/schema"}
+DEVICE = BASE | {"core/device"}
+TENSOR = DEVICE | {"core/tensor"}
+OPS = TENSOR | {"core/ops"}
+IO = BASE | {"core/io"}
+COMM = TENSOR | {"parallel/comm"}
+PARALLEL = OPS | {"parallel"}
+MODEL = PARALLEL | {"model"}
+DATA = IO | {"data"}
+TRAINER = MODEL | DATA | {"trainer"}
+
+ROOMS = {
+    "core/base": {"core/base"},
+    "configs/schema": BASE,
+    "core/device": DEVICE,
+    "core/tensor": TENSOR,
+    "core/ops": OPS,
+    "core/io": IO,
+    "parallel/comm": COMM,
+    "parallel": PARALLEL,
+    "model": MODEL,
+    "data": DATA,
+    "trainer": TRAINER,
+    "launch": TRAINER | {"launch"},
+    "tests": TRAINER | {"tests"},
+    "bench": TRAINER | {"bench"},
+}
+# parallel/comm/mpi is an implementation behind parallel/comm's interface: only the program that picks it, and the
+# tests and benchmarks that start real processes, may see it.
+MPI_USERS = ("parallel/comm/mpi", "launch", "tests", "bench")
+
+# Third-party header (regular expression on the included name), and the only folders that may see it.
+THIRD_PARTY = [
+    (r"mpi\.h$|mpi-ext\.h$", ["parallel/comm/mpi", "tests/parallel/comm"]),
+    (r"nccl.*\.h$", ["parallel/comm/nccl"]),
+    (r"cu(da|blas|rand|dnn|sparse|solver|pti).*\.h$|nv(tx|ml|rtc).*|cub/|cutlass/|cute/|mma\.h$",
+     ["core/device/cuda", "core/ops/cuda", "parallel/comm/nccl"]),
+    (r"(oneapi/dnnl/)?dnnl.*\.(h|hpp)$", ["core/ops/cpu", "bench"]),
+    (r"hwy/", ["core/ops/cpu"]),
+    (r"hdf5(_hl)?\.h$|H5.*\.h$", ["core/io"]),
+    (r"yaml-cpp/", ["configs/schema"]),
+    (r"spdlog/", ["core/base"]),
+    (r"CLI/|CLI11", ["launch"]),
+    (r"gtest/|gmock/", ["tests"]),
+    (r"benchmark/", ["bench"]),
+]
+
+SUFFIXES = {".h", ".hpp", ".cpp", ".cu", ".cuh", ".inl", ".inc"}
+INCLUDE = re.compile(r'^\s*#\s*include\s*(["<])([^">]+)[">]', re.MULTILINE)
+
+
+def room_of(path: str) -> str | None:
+    fitting = [room for room in ROOMS if path == room or path.startswith(room + "/")]
+    return max(fitting, key=len) if fitting else None
+
+
+def fault(path: str, quote: str, name: str, root: Path) -> str | None:
+    """Why `path` must not include `name`, or None."""
+    for pattern, folders in THIRD_PARTY:
+        if re.match(pattern, name):
+            if not any(path.startswith(folder + "/") for folder in folders):
+                return f"{name} belongs to {' and '.join(folders)}"
+            return None
+    target = room_of(name)
+    if quote == "<":
+        return f"<{name}>: the project's own headers are included with quotes" if target else None
+    if target is None or not (root / name).is_file():
+        if (root / path).parent.joinpath(name).is_file():
+            return f'"{name}" is relative: includes are written from the project\'s root'
+        return f'"{name}" is not a file of the project'
+    if name.startswith("parallel/comm/mpi/") and not path.startswith(MPI_USERS):
+        return f"parallel/comm/mpi is behind parallel/comm's interface; {path} must not see it"
+    room = room_of(path)
+    if not any(target == allowed or target.startswith(allowed + "/") for allowed in ROOMS[room]):
+        return f"{room} must not see {target} ({name})"
+    return None
+
+
+def check(root: Path) -> tuple[list[str], int]:
+    """The faults of a tree, one line each, and the number of files read."""
+    faults, num_files = [], 0
+    for room in sorted({name.split("/")[0] for name in ROOMS}):
+        for file in sorted((root / room).rglob("*")):
+            path = file.relative_to(root).as_posix()
+            if file.suffix not in SUFFIXES or not file.is_file():
+                continue
+            if room_of(path) is None:
+                faults.append(f"{path}:1: in no room of the architecture")
+                continue
+            num_files += 1
+            text = file.read_text(encoding="utf-8")
+            for match in INCLUDE.finditer(text):
+                why = fault(path, match[1], match[2], root)
+                if why:
+                    faults.append(f"{path}:{text.count(chr(10), 0, match.start()) + 1}: {why}")
+    return faults, num_files
+
+
+# One file of a made-up tree, one line in it, and whether it is allowed.
+CASES = [
+    ("core/base/a.h", '#include "core/device/device.h"', False),
+    ("core/base/a.h", '#include "configs/schema/config.h"', False),
+    ("core/device/a.h", '#include "core/tensor/view.h"', False),
+    ("core/tensor/a.h", '#include "core/ops/op.h"', False),
+    ("core/ops/a.cpp", '#include "core/io/hdf5.h"', False),
+    ("core/ops/a.cpp", '#include "parallel/comm/communicator.h"', False),
+    ("core/io/a.h", '#include "core/tensor/view.h"', False),
+    ("parallel/comm/a.h", '#include "core/ops/op.h"', False),
+    ("parallel/zero/a.h", '#include "model/model.h"', False),
+    ("model/a.h", '#include "trainer/train.h"', False),
+    ("model/a.h", '#include "data/loader.h"', False),
+    ("data/a.h", '#include "model/model.h"', False),
+    ("data/a.h", '#include "parallel/comm/communicator.h"', False),
+    ("data/a.h", '#include "core/tensor/view.h"', False),
+    ("trainer/a.h", '#include "launch/main.h"', False),
+    ("trainer/a.h", '#include "parallel/comm/mpi/mpi_communicator.h"', False),
+    ("configs/schema/a.h", '#include "core/device/device.h"', False),
+    ("trainer/a.cpp", "#include <mpi.h>", False),
+    ("parallel/comm/a.cpp", "#  include <mpi.h>", False),
+    ("parallel/comm/a.cpp", "#include <nccl.h>", False),
+    ("core/device/a.cpp", "#include <cuda_runtime.h>", False),
+    ("core/ops/ref/a.cpp", "#include <oneapi/dnnl/dnnl.hpp>", False),
+    ("core/ops/ref/a.cpp", '#include "hwy/highway.h"', False),
+    ("trainer/a.cpp", "#include <hdf5.h>", False),
+    ("trainer/a.cpp", "#include <yaml-cpp/yaml.h>", False),
+    ("launch/a.cpp", "#include <spdlog/spdlog.h>", False),
+    ("trainer/a.cpp", "#include <CLI/CLI.hpp>", False),
+    ("core/base/a.cpp", "#include <gtest/gtest.h>", False),
+    ("core/ops/ref/a.cpp", '#include "op.h"', False),
+    ("core/ops/a.cpp", '#include "op.h"', False),
+    ("core/ops/a.cpp", '#include "core/ops/gone.h"', False),
+    ("core/ops/a.cpp", "#include <core/ops/op.h>", False),
+    ("core/elsewhere/a.h", "", False),
+    ("core/ops/cpu/a.cpp", '#include "core/ops/op.h"\n#include <dnnl.hpp>\n#include "hwy/highway.h"\n#include <vector>', True),
+    ("core/ops/a.cpp", '// #include "parallel/comm/communicator.h"', True),
+    ("core/io/a.cpp", '#include <hdf5.h>\n#include "configs/schema/config.h"', True),
+    ("parallel/comm/mpi/a.cpp", "#include <mpi.h>", True),
+    ("parallel/zero/a.cpp", '#include "parallel/comm/communicator.h"\n#include "core/ops/op.h"', True),
+    ("trainer/a.cpp", '#include "data/loader.h"\n#include "core/io/hdf5.h"\n#include "parallel/comm/communicator.h"', True),
+    ("launch/a.cpp", '#include <CLI/CLI.hpp>\n#include "parallel/comm/mpi/mpi_communicator.h"', True),
+    ("tests/model/a.cpp", '#include <gtest/gtest.h>\n#include "tests/support/b.h"', True),
+]
+TARGETS = ["core/base/log.h", "core/device/device.h", "core/tensor/view.h", "core/ops/op.h", "core/io/hdf5.h",
+           "configs/schema/config.h", "parallel/comm/communicator.h", "parallel/comm/mpi/mpi_communicator.h",
+           "model/model.h", "data/loader.h", "trainer/train.h", "launch/main.h", "tests/support/b.h"]
+
+
+def self_test() -> list[str]:
+    wrong = []
+    for path, text, allowed in CASES:
+        with tempfile.TemporaryDirectory() as folder:
+            root = Path(folder)
+            for name in TARGETS + [path]:
+                (root / name).parent.mkdir(parents=True, exist_ok=True)
+                (root / name).write_text("#pragma once\n")
+            (root / path).write_text("#pragma once\n" + text + "\n")
+            faults, _ = check(root)
+            if (not faults) != allowed:
+                wrong.append(f"self-test: {path} with {text!r}: expected it {'allowed' if allowed else 'refused'}, got {faults}")
+    return wrong
+
+
+def main() -> int:
+    if len(sys.argv) != 2:
+        print(__doc__, file=sys.stderr)
+        return 2
+    faults, num_files = check(Path(sys.argv[1]))
+    if num_files == 0:
+        faults.append(f"{sys.argv[1]}: no sources there, expected the project's root")
+    faults += self_test()
+    print("\n".join(faults) if faults else f"{num_files} files follow the arrows; {len(CASES)} self-tests passed")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
