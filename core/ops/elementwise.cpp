@@ -1,0 +1,48 @@
+#include "core/ops/elementwise.h"
+
+#include "core/ops/ref/elementwise.h"
+#include "core/ops/validate.h"
+
+namespace lamina::ops {
+namespace {
+
+void expect_flat(const TensorView& v, std::string_view what, int64_t count) {
+  expect_compute_dtype(v, what);
+  expect_contiguous(v, what);
+  LAMINA_CHECK(v.num_elements() == count, "{} is {}, expected {} elements", what, v.to_string(), count);
+  LAMINA_CHECK(!v.empty() || count == 0, "{} is missing", what);
+}
+
+}  // namespace
+
+void add(OpContext& ctx, const Add& args) {
+  static constexpr Implementation<Add> list[] = {{"ref", nullptr, ref::add}};
+  const int64_t count = args.y.num_elements();
+  expect_flat(args.a, "a", count);
+  expect_flat(args.b, "b", count);
+  expect_flat(args.y, "y", count);
+  dispatch<Add>(ctx, "add", list, args);
+}
+
+void cast(OpContext& ctx, const Cast& args) {
+  static constexpr Implementation<Cast> list[] = {{"ref", nullptr, ref::cast}};
+  const int64_t count = args.y.num_elements();
+  expect_flat(args.x, "x", count);
+  expect_flat(args.y, "y", count);
+  dispatch<Cast>(ctx, "cast", list, args);
+}
+
+void sum_squares(OpContext& ctx, const SumSquares& args) {
+  static constexpr Implementation<SumSquares> list[] = {{"ref", nullptr, ref::sum_squares}};
+  expect_flat(args.x, "x", args.x.num_elements());
+  LAMINA_CHECK(args.result != nullptr, "result is missing");
+  dispatch<SumSquares>(ctx, "sum_squares", list, args);
+}
+
+void fill(OpContext& ctx, const Fill& args) {
+  static constexpr Implementation<Fill> list[] = {{"ref", nullptr, ref::fill}};
+  expect_flat(args.x, "x", args.x.num_elements());
+  dispatch<Fill>(ctx, "fill", list, args);
+}
+
+}  // namespace lamina::ops

@@ -1,0 +1,28 @@
+#include "core/ops/swiglu.h"
+
+#include "core/ops/ref/swiglu.h"
+#include "core/ops/validate.h"
+
+namespace lamina::ops {
+
+void swiglu_forward(OpContext& ctx, const SwigluForward& args) {
+  static constexpr Implementation<SwigluForward> list[] = {{"ref", nullptr, ref::swiglu_forward}};
+  LAMINA_CHECK(args.y.rank() == 2, "y is {}", args.y.to_string());
+  expect_compute_dtype(args.y, "y");
+  expect_shape(args.y, "y", args.y.shape);
+  expect(args.gate_up, "gate_up", args.y.dtype, {args.y.size(0), 2 * args.y.size(1)});
+  dispatch<SwigluForward>(ctx, "swiglu_forward", list, args);
+}
+
+void swiglu_backward(OpContext& ctx, const SwigluBackward& args) {
+  static constexpr Implementation<SwigluBackward> list[] = {{"ref", nullptr, ref::swiglu_backward}};
+  LAMINA_CHECK(args.dy.rank() == 2, "dy is {}", args.dy.to_string());
+  expect_compute_dtype(args.dy, "dy");
+  expect_shape(args.dy, "dy", args.dy.shape);
+  expect(args.gate_up, "gate_up", args.dy.dtype, {args.dy.size(0), 2 * args.dy.size(1)});
+  expect(args.dgate_up, "dgate_up", args.dy.dtype, args.gate_up.shape);
+  if (args.y) expect(args.y, "y", args.dy.dtype, args.dy.shape);
+  dispatch<SwigluBackward>(ctx, "swiglu_backward", list, args);
+}
+
+}  // namespace lamina::ops
