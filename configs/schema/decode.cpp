@@ -1,0 +1,252 @@
+#include "configs/schema/decode.h"
+
+#include <cerrno>
+#include <charconv>
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <limits>
+#include <sstream>
+
+#include "configs/schema/keys.h"
+#include "configs/schema/nearest.h"
+#include "configs/schema/reference.h"
+#include "configs/schema/validate.h"
+#include "configs/schema/value.h"
+#include "core/base/error.h"
+
+namespace lamina {
+namespace schema {
+namespace {
+
+template <class T>
+const char* type_name(const T*) {
+  if constexpr (std::is_same_v<T, bool>)
+    return "true or false";
+  else if constexpr (std::is_integral_v<T>)
+    return "an integer";
+  else if constexpr (std::is_floating_point_v<T>)
+    return "a number";
+  else
+    return "a text";
+}
+template <class T>
+const char* type_name(const std::optional<T>*) {
+  return type_name(static_cast<const T*>(nullptr));
+}
+
+std::string join(const std::vector<std::string>& names) {
+  std::string text;
+  for (const std::string& name : names) text += (text.empty() ? "" : ", ") + name;
+  return text;
+}
+
+// The names of the keys of one section, to judge unknown ones before anything is read.
+struct NameCollector {
+  std::vector<std::string> names;
+  template <class T>
+  void key(const char* name, T&, const Rule&, const char*) {
+    names.emplace_back(name);
+  }
+  template <class T>
+  void section(const char* name, T&, const char*) {
+    names.emplace_back(name);
+  }
+  template <class T>
+  void list(const char* name, T&, const Rule&, const char*) {
+    names.emplace_back(name);
+  }
+};
+
+class Reader {
+ public:
+  Reader(Value& section, std::string origin, std::string path, Given& given)
+      : section_(section), origin_(std::move(origin)), path_(std::move(path)), given_(given) {}
+
+  template <class T>
+  void read(T& target) {
+    if (section_.kind != Value::Kind::section && section_.kind != Value::Kind::null)
+      throw Error("{}: {}found {}, expected a section of key: value lines", section_.origin,
+                  path_.empty() ? "" : path_ + ": ", section_.found());
+    NameCollector collector;
+    describe(collector, target);
+    for (const Entry& entry : section_.entries) refuse_unknown(entry, collector.names);
+    describe(*this, target);
+  }
+
+  template <class T>
+  void key(const char* name, T& field, const Rule& rule, const char*) {
+    Entry* entry = section_.find(name);
+    const std::string path = path_of(name);
+    if (!entry) {
+      if (rule.is_required) throw missing(path, type_name(&field), rule);
+      return;
+    }
+    given_.origin_of[path] = entry->origin;
+    const bool empty = entry->value.kind == Value::Kind::null;
+    convert(entry->value, (empty ? entry->origin : entry->value.origin) + ": " + path, rule, field);
+  }
+
+  template <class T>
+  void section(const char* name, T& target, const char*) {
+    Value absent;
+    Entry* entry = section_.find(name);
+    if (entry) given_.origin_of[path_of(name)] = entry->origin;
+    Reader(entry ? entry->value : absent, entry ? entry->origin : origin_, path_of(name), given_).read(target);
+  }
+
+  template <class T>
+  void list(const char* name, std::vector<T>& target, const Rule& rule, const char*) {
+    Entry* entry = section_.find(name);
+    const std::string path = path_of(name);
+    if (!entry) {
+      if (rule.is_required) throw missing(path, "a list", Rule());
+      return;
+    }
+    if (entry->value.kind != Value::Kind::list || entry->value.items.empty())
+      throw Error("{}: {}: found {}, expected a list with at least one item", entry->origin, path,
+                  entry->value.kind == Value::Kind::list ? "an empty list" : entry->value.found());
+    given_.origin_of[path] = entry->origin;
+    for (size_t i = 0; i < entry->value.items.size(); ++i) {
+      Value& item = entry->value.items[i];
+      const std::string item_path = fmt::format("{}[{}]", path, i);
+      given_.origin_of[item_path] = item.origin;
+      Reader(item, item.origin, item_path, given_).read(target.emplace_back());
+    }
+  }
+
+ private:
+  std::string path_of(const std::string& name) const { return path_.empty() ? name : path_ + "." + name; }
+
+  Error missing(const std::string& path, const std::string& type, const Rule& rule) const {
+    const std::string range = rule.range();
+    return Error("{}: {}: required key is missing, expected {}{}", origin_, path, type,
+                 range.empty() ? "" : " " + range);
+  }
+
+  void refuse_unknown(const Entry& entry, const std::vector<std::string>& names) const {
+    for (const std::string& name : names)
+      if (name == entry.key) return;
+    std::string hint = "expected one of " + join(names);
+    std::vector<std::string> elsewhere;
+    for (const std::string& key : configuration_keys())
+      if (key.substr(key.rfind('.') + 1) == entry.key) elsewhere.push_back(key);
+    // The same word elsewhere in the file is a likelier slip than another word here, unless the word is a near miss.
+    if (const auto near = nearest_name(entry.key, names))
+      hint = "did you mean " + *near + "?";
+    else if (!elsewhere.empty())
+      hint = "did you mean " + elsewhere.front() + "?";
+    throw Error("{}: {}: unknown key, {}", entry.origin, path_of(entry.key), hint);
+  }
+
+  static const std::string& plain(const Value& value, const std::string& place, const char* expected) {
+    if (value.kind != Value::Kind::scalar || value.quoted)
+      throw Error("{}: found {}, expected {}", place, value.found(), expected);
+    return value.scalar;
+  }
+
+  static void check_range(double number, const Value& value, const std::string& place, const Rule& rule) {
+    if (!rule.allows(number)) throw Error("{}: found {}, expected {}", place, value.scalar, rule.range());
+  }
+
+  static void convert(const Value& value, const std::string& place, const Rule&, bool& field) {
+    const std::string& text = plain(value, place, "true or false");
+    if (text != "true" && text != "false") throw Error("{}: found '{}', expected true or false", place, text);
+    field = text == "true";
+  }
+
+  static void convert(const Value& value, const std::string& place, const Rule&, std::string& field) {
+    if (value.kind != Value::Kind::scalar)
+      throw Error("{}: found {}, expected a text{}", place, value.found(),
+                  value.kind == Value::Kind::null ? " (\"\" is the empty one)" : "");
+    field = value.scalar;
+  }
+
+  template <class T>
+  requires std::is_integral_v<T>
+  static void convert(const Value& value, const std::string& place, const Rule& rule, T& field) {
+    const std::string& text = plain(value, place, "an integer");
+    const char* begin = text.data() + (text.size() > 1 && text[0] == '+' && text[1] != '-' ? 1 : 0);
+    const char* end = text.data() + text.size();
+    const bool negative = std::is_unsigned_v<T> && begin != end && *begin == '-';
+    int64_t as_signed = 0;  // tells "-1" for an unsigned key from "abc"
+    if (negative && std::from_chars(begin, end, as_signed).ptr == end)
+      throw Error("{}: found {}, expected at least 0", place, text);
+    const auto [stop, code] = std::from_chars(begin, end, field);
+    if (code == std::errc::result_out_of_range && stop == end) {
+      if (*begin == '-') throw Error("{}: found {}, expected at least {}", place, text, std::numeric_limits<T>::min());
+      throw Error("{}: found {}, expected at most {}", place, text, std::numeric_limits<T>::max());
+    }
+    if (code != std::errc() || stop != end) throw Error("{}: found '{}', expected an integer", place, text);
+    check_range(static_cast<double>(field), value, place, rule);
+  }
+
+  static void convert(const Value& value, const std::string& place, const Rule& rule, double& field) {
+    const std::string& text = plain(value, place, "a number");
+    const char* begin = text.data() + (text.size() > 1 && text[0] == '+' && text[1] != '-' ? 1 : 0);
+    const auto [stop, code] = std::from_chars(begin, text.data() + text.size(), field);
+    if (code == std::errc::result_out_of_range)
+      throw Error("{}: found {}, expected a number that fits a double", place, text);
+    if (code != std::errc() || stop != text.data() + text.size() || !std::isfinite(field))
+      throw Error("{}: found '{}', expected a number", place, text);
+    check_range(field, value, place, rule);
+  }
+
+  template <class T>
+  static void convert(const Value& value, const std::string& place, const Rule& rule, std::optional<T>& field) {
+    if (value.kind == Value::Kind::null) {
+      field.reset();
+      return;
+    }
+    convert(value, place, rule, field.emplace());
+  }
+
+  template <class E>
+  requires std::is_enum_v<E>
+  static void convert(const Value& value, const std::string& place, const Rule&, E& field) {
+    std::vector<std::string> names;
+    for (const auto& [name, item] : enum_names<E>::value) {
+      if (value.kind == Value::Kind::scalar && value.scalar == name) {
+        field = item;
+        return;
+      }
+      names.emplace_back(name);
+    }
+    const auto near = value.kind == Value::Kind::scalar ? nearest_name(value.scalar, names) : std::nullopt;
+    const std::string expected = names.size() == 1 ? names.front() : "one of " + join(names);
+    throw Error("{}: found {}, expected {}{}", place, value.found(), expected,
+                near ? "; did you mean " + *near + "?" : "");
+  }
+
+  Value& section_;
+  std::string origin_;
+  std::string path_;
+  Given& given_;
+};
+
+}  // namespace
+}  // namespace schema
+
+Config parse_config(const std::string& yaml, const std::string& name, std::span<const std::string> overrides) {
+  schema::Value root = schema::parse_yaml(yaml, name);
+  for (const std::string& text : overrides) schema::apply_override(root, text);
+  Config config;
+  schema::Given given{name, {}};
+  schema::Reader(root, name, "", given).read(config);
+  schema::validate(config, given);
+  schema::derive_defaults(config);
+  return config;
+}
+
+Config load_config(const std::string& path, std::span<const std::string> overrides) {
+  if (std::filesystem::is_directory(path)) throw Error("{}: found a folder, expected a configuration file", path);
+  std::ifstream file(path, std::ios::binary);
+  if (!file) throw Error("{}: can't open the configuration: {}", path, std::strerror(errno));
+  std::ostringstream text;
+  text << file.rdbuf();
+  if (file.bad()) throw Error("{}: can't read the configuration: {}", path, std::strerror(errno));
+  return parse_config(text.str(), path, overrides);
+}
+
+}  // namespace lamina

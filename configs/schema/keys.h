@@ -1,0 +1,223 @@
+// Every key of the configuration, declared once: name, field, valid range, meaning. The reader, the writer and the
+// reference page are visitors of these declarations. Defaults are the initialisers in config.h.
+//
+// A visitor has key(name, field, rule, meaning), section(name, struct, meaning) and list(name, vector, rule, meaning).
+#pragma once
+
+#include <array>
+#include <optional>
+#include <string>
+#include <utility>
+
+#include "configs/schema/config.h"
+
+namespace lamina::schema {
+
+struct Rule {
+  bool is_required = false;
+  std::optional<double> min, max;
+  bool min_open = false, max_open = false;
+  std::string default_text;  // where the default is derived from other keys
+
+  Rule required() const {
+    Rule r = *this;
+    r.is_required = true;
+    return r;
+  }
+  Rule at_least(double bound) const {
+    Rule r = *this;
+    r.min = bound;
+    return r;
+  }
+  Rule above(double bound) const {
+    Rule r = *this;
+    r.min = bound;
+    r.min_open = true;
+    return r;
+  }
+  Rule at_most(double bound) const {
+    Rule r = *this;
+    r.max = bound;
+    return r;
+  }
+  Rule below(double bound) const {
+    Rule r = *this;
+    r.max = bound;
+    r.max_open = true;
+    return r;
+  }
+  Rule derived(const std::string& text) const {
+    Rule r = *this;
+    r.default_text = text;
+    return r;
+  }
+
+  bool allows(double value) const;
+  std::string range() const;  // "at least 0 and below 1"; empty without bounds
+};
+
+template <class E>
+struct enum_names;
+template <>
+struct enum_names<Residual> {
+  static constexpr std::array<std::pair<const char*, Residual>, 3> value = {
+      {{"standard", Residual::standard},
+       {"full_attnres", Residual::full_attnres},
+       {"block_attnres", Residual::block_attnres}}};
+};
+template <>
+struct enum_names<OptimizerName> {
+  static constexpr std::array<std::pair<const char*, OptimizerName>, 1> value = {{{"adamw", OptimizerName::adamw}}};
+};
+template <>
+struct enum_names<LrScheduleName> {
+  static constexpr std::array<std::pair<const char*, LrScheduleName>, 3> value = {
+      {{"constant", LrScheduleName::constant}, {"wsd", LrScheduleName::wsd}, {"cosine", LrScheduleName::cosine}}};
+};
+template <>
+struct enum_names<Precision> {
+  static constexpr std::array<std::pair<const char*, Precision>, 3> value = {
+      {{"fp32", Precision::fp32}, {"bf16", Precision::bf16}, {"fp64", Precision::fp64}}};
+};
+template <>
+struct enum_names<Recompute> {
+  static constexpr std::array<std::pair<const char*, Recompute>, 3> value = {
+      {{"none", Recompute::none}, {"selective", Recompute::selective}, {"full", Recompute::full}}};
+};
+
+template <class V>
+void describe(V& v, RunConfig& c) {
+  v.key("name", c.name, Rule(), "Name of the run.");
+  v.key("seed", c.seed, Rule().at_least(0), "Initial parameters and the order of the data are functions of it.");
+  v.key("output_dir", c.output_dir, Rule().derived("runs/<name>"), "The run folder.");
+  v.key("device", c.device, Rule(), "Where the run computes: `cpu`.");
+  v.key("num_threads", c.num_threads, Rule().at_least(0),
+        "Threads per rank; 0: the cores that this process may use, shared with the other ranks on them.");
+}
+
+template <class V>
+void describe(V& v, ModelConfig& c) {
+  const Rule size = Rule().required().at_least(1);
+  v.key("vocab_size", c.vocab_size, Rule().at_least(0), "Rows of the embedding; 0: the tokenizer's vocabulary.");
+  v.key("hidden_size", c.hidden_size, size, "Width of the residual stream.");
+  v.key("num_hidden_layers", c.num_hidden_layers, size, "Decoder layers, each an attention and an MLP.");
+  v.key("rms_norm_eps", c.rms_norm_eps, Rule().above(0), "Epsilon of the RMS norms.");
+  v.key("tie_word_embeddings", c.tie_word_embeddings, Rule(), "The head uses the embedding's matrix.");
+  v.key("initializer_range", c.initializer_range, Rule().above(0), "Standard deviation of the initial matrices.");
+  v.key("residual", c.residual, Rule(), "Residual scheme.");
+  v.key("attn_res_block_size", c.attn_res_block_size, Rule().at_least(1),
+        "Decoder layers per block, the last block may be short. Only with `residual: block_attnres`.");
+  v.key("num_attention_heads", c.num_attention_heads, size, "Attention heads.");
+  v.key("q_lora_rank", c.q_lora_rank, Rule().at_least(1), "Rank of the query projection; absent: one full matrix.");
+  v.key("kv_lora_rank", c.kv_lora_rank, size, "Rank of the shared key and value projection.");
+  v.key("kv_a_layernorm_eps", c.kv_a_layernorm_eps, Rule().above(0), "Epsilon of the norm inside that projection.");
+  v.key("qk_nope_head_dim", c.qk_nope_head_dim, size, "Width per head of queries and keys, each head its own.");
+  v.key("qk_rope_head_dim", c.qk_rope_head_dim, Rule().at_least(0),
+        "Width of the key part that all heads share; not rotated (NoPE).");
+  v.key("v_head_dim", c.v_head_dim, size, "Width per head of the values.");
+  v.key("intermediate_size", c.intermediate_size, size, "Width of the MLP.");
+}
+
+template <class V>
+void describe(V& v, SourceConfig& c) {
+  v.key("path", c.path, Rule().required(), "Folder written by `lamina prepare`.");
+  v.key("weight", c.weight, Rule().above(0), "Share of the sequences, normalised over the sources.");
+}
+
+template <class V>
+void describe(V& v, ValidationConfig& c) {
+  v.key("path", c.path, Rule(), "Folder written by `lamina prepare`; empty: no validation.");
+  v.key("num_sequences", c.num_sequences, Rule().at_least(1),
+        "Sequences reserved at the end of this source, never trained on. Only with a `path`.");
+  v.key("interval", c.interval, Rule().at_least(0),
+        "Steps between validations; 0: only at the end. Only with a `path`.");
+}
+
+template <class V>
+void describe(V& v, DataConfig& c) {
+  v.key("seq_len", c.seq_len, Rule().required().at_least(1), "Tokens predicted per sequence.");
+  v.list("train", c.train, Rule().required(), "Sources of the training sequences, at least one, each a section of:");
+  v.section("validation", c.validation, "Held-out loss.");
+}
+
+template <class V>
+void describe(V& v, ParallelConfig& c) {
+  v.key("data", c.data, Rule().at_least(0), "Data-parallel ranks; 0: all ranks.");
+}
+
+template <class V>
+void describe(V& v, OptimizerConfig& c) {
+  v.key("name", c.name, Rule(), "Optimizer.");
+  v.key("lr", c.lr, Rule().required().above(0), "Peak learning rate.");
+  v.key("weight_decay", c.weight_decay, Rule().at_least(0), "Decoupled weight decay.");
+  v.key("beta1", c.beta1, Rule().at_least(0).below(1), "Decay of the first moment.");
+  v.key("beta2", c.beta2, Rule().at_least(0).below(1), "Decay of the second moment.");
+  v.key("eps", c.eps, Rule().above(0), "Added to the root of the second moment.");
+}
+
+template <class V>
+void describe(V& v, LrScheduleConfig& c) {
+  v.key("name", c.name, Rule(),
+        "`wsd`: warm up, stay, decay linearly; `cosine`: warm up, then a half cosine; `constant`: warm up, then stay.");
+  v.key("warmup_steps", c.warmup_steps, Rule().at_least(0), "Steps of linear warm-up.");
+  v.key("decay_steps", c.decay_steps, Rule().at_least(0),
+        "Length of the linear decay that ends at the last step. Only with `name: wsd`.");
+  v.key("min_lr_ratio", c.min_lr_ratio, Rule().at_least(0).at_most(1),
+        "Where the decay ends, as a share of `lr`. Not with `name: constant`.");
+}
+
+template <class V>
+void describe(V& v, TrainConfig& c) {
+  const Rule size = Rule().required().at_least(1);
+  v.key("num_steps", c.num_steps, size, "Optimizer steps.");
+  v.key("global_batch_size", c.global_batch_size, size,
+        "Sequences per optimizer step: micro_batch_size x data-parallel ranks x number of micro-batches.");
+  v.key("micro_batch_size", c.micro_batch_size, size, "Sequences per forward pass of one rank.");
+  v.key("precision", c.precision, Rule(),
+        "Compute type of activations and matrices; `fp64` runs the reference implementations only, for checking.");
+  v.key("recompute", c.recompute, Rule(), "Activations that the backward pass computes again instead of keeping them.");
+  v.key("grad_clip", c.grad_clip, Rule().at_least(0), "Largest global norm of the gradient; 0: off.");
+  v.section("optimizer", c.optimizer, "Parameter updates.");
+  v.section("lr_schedule", c.lr_schedule, "Learning rate over the steps.");
+}
+
+template <class V>
+void describe(V& v, CheckpointConfig& c) {
+  v.key("interval", c.interval, Rule().at_least(0), "Steps between checkpoints; 0: only at the end.");
+  v.key("keep", c.keep, Rule().at_least(0), "Newest checkpoints kept; 0: all.");
+}
+
+template <class V>
+void describe(V& v, LoggingConfig& c) {
+  v.key("interval", c.interval, Rule().at_least(1), "Steps between console lines; `metrics.jsonl` has every step.");
+  v.key("layer_stats_interval", c.layer_stats_interval, Rule().at_least(0),
+        "Steps between rows of `layers.jsonl`; 0: off.");
+}
+
+template <class V>
+void describe(V& v, DebugConfig& c) {
+  v.key("dump_step", c.dump_step, Rule().at_least(0), "Write the step dump of this step, counted from 1; 0: off.");
+  v.key("dump_path", c.dump_path, Rule().derived("<output_dir>/dump-step-<step>.h5"),
+        "The step dump's file. Only with a `dump_step`.");
+}
+
+template <class V>
+void describe(V& v, Config& c) {
+  v.section("run", c.run, "The run and its process.");
+  v.section("model", c.model, "The model, with the key names of Hugging Face where one exists.");
+  v.section("data", c.data, "What is read.");
+  v.section("parallel", c.parallel, "How the ranks share the work.");
+  v.section("train", c.train, "Batches, precision, optimizer.");
+  v.section("checkpoint", c.checkpoint, "Saved state, for resuming and for use.");
+  v.section("logging", c.logging, "Metrics.");
+  v.section("debug", c.debug, "Audit trail of a single step.");
+}
+
+// Keys that have no effect in this configuration: an error when given, left out when written.
+struct Unused {
+  std::string key;     // "model.attn_res_block_size"
+  std::string reason;  // "has no effect with residual: standard"
+};
+std::vector<Unused> unused_keys(const Config& config);
+
+}  // namespace lamina::schema

@@ -1,0 +1,25 @@
+// Rules that join several keys.
+#pragma once
+
+#include <map>
+#include <string>
+
+#include "configs/schema/config.h"
+
+namespace lamina::schema {
+
+// Where the keys that the user wrote stand.
+struct Given {
+  std::string name;                              // of the file
+  std::map<std::string, std::string> origin_of;  // key path -> "file.yaml:12"
+
+  // "file.yaml:12: key", with the line of the nearest section around it when the key itself was not written.
+  std::string place(const std::string& key) const;
+};
+
+void validate(const Config& config, const Given& given);
+
+// Fills the values that depend on other keys: run.output_dir, debug.dump_path.
+void derive_defaults(Config& config);
+
+}  // namespace lamina::schema

@@ -1,0 +1,118 @@
+#include <algorithm>
+
+#include "configs/schema/decode.h"
+#include "configs/schema/keys.h"
+#include "core/base/error.h"
+
+namespace lamina {
+namespace schema {
+namespace {
+
+bool is_plain(const std::string& text) {
+  const auto safe = [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_' || c == '/' ||
+           c == '.' || c == '-';
+  };
+  if (text.empty() || !std::all_of(text.begin(), text.end(), safe)) return false;
+  // Anything that begins with a letter, '/' or "./" reads as a text, but for the spellings of null.
+  const char first = text[0];
+  const bool letter = (first >= 'a' && first <= 'z') || (first >= 'A' && first <= 'Z');
+  return (letter || first == '/' || text.starts_with("./") || text.starts_with("../")) && text != "null" &&
+         text != "Null" && text != "NULL";
+}
+
+std::string quoted(const std::string& text) {
+  std::string out = "\"";
+  for (const char c : text) {
+    if (c == '"' || c == '\\') out += '\\';
+    if (static_cast<unsigned char>(c) < 0x20)
+      out += fmt::format("\\x{:02x}", static_cast<int>(c));
+    else
+      out += c;
+  }
+  return out + '"';
+}
+
+class Writer {
+ public:
+  Writer(std::string& out, std::string path, size_t indent, const std::vector<Unused>& unused)
+      : out_(out), path_(std::move(path)), indent_(indent), unused_(unused) {}
+
+  template <class T>
+  void key(const char* name, const T& field, const Rule&, const char*) {
+    const std::string path = path_ + name;
+    const bool skipped = std::any_of(unused_.begin(), unused_.end(), [&](const Unused& u) { return u.key == path; });
+    if (skipped || is_absent(field)) return;
+    line(fmt::format("{}: {}", name, text_of(field)));
+  }
+
+  template <class T>
+  void section(const char* name, T& target, const char*) {
+    // A section whose keys have all been left out is left out too: "name:" alone would read as nothing.
+    std::string body;
+    Writer inner(body, path_ + name + ".", indent_ + 2, unused_);
+    describe(inner, target);
+    if (body.empty()) return;
+    line(fmt::format("{}:", name));
+    out_ += body;
+  }
+
+  template <class T>
+  void list(const char* name, std::vector<T>& target, const Rule&, const char*) {
+    line(fmt::format("{}:", name));
+    for (T& item : target) {
+      std::string body;
+      Writer inner(body, path_ + name + "[].", indent_ + 4, unused_);
+      describe(inner, item);
+      body[indent_ + 2] = '-';
+      out_ += body;
+    }
+  }
+
+ private:
+  void line(const std::string& text) { out_ += std::string(indent_, ' ') + text + "\n"; }
+
+  template <class T>
+  static bool is_absent(const T&) {
+    return false;
+  }
+  template <class T>
+  static bool is_absent(const std::optional<T>& field) {
+    return !field.has_value();
+  }
+
+  static std::string text_of(const std::string& field) { return is_plain(field) ? field : quoted(field); }
+  template <class T>
+  static std::string text_of(const std::optional<T>& field) {
+    return text_of(*field);
+  }
+  template <class T>
+  static std::string text_of(const T& field) {
+    if constexpr (std::is_enum_v<T>) {
+      for (const auto& [name, item] : enum_names<T>::value)
+        if (item == field) return name;
+      return "?";
+    } else {
+      return fmt::format("{}", field);  // the shortest digits that give a double back exactly
+    }
+  }
+
+  std::string& out_;
+  std::string path_;
+  size_t indent_;
+  const std::vector<Unused>& unused_;
+};
+
+}  // namespace
+}  // namespace schema
+
+std::string to_yaml(const Config& config) {
+  Config copy = config;  // describe() hands out mutable fields
+  std::string out;
+  const std::vector<schema::Unused> unused = schema::unused_keys(config);
+  schema::Writer writer(out, "", 0, unused);
+  schema::describe(writer, copy);
+  return out;
+}
+
+}  // namespace lamina
