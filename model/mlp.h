@@ -1,0 +1,30 @@
+// Dense SwiGLU MLP: y = (silu(x Wgate^T) * (x Wup^T)) Wdown^T, gate and up in one product.
+#pragma once
+
+#include "model/sublayer.h"
+
+namespace lamina::model {
+
+class Mlp {
+ public:
+  struct Saved {
+    TensorView gate_up;   // [tokens, 2 * intermediate_size]; the activation is made again inside SwiGLU's backward
+  };
+
+  Mlp(const ModelConfig& config, Parameters& parameters, int64_t layer);
+
+  void forward(ops::OpContext& ctx, const BatchShape& batch, TensorView x, TensorView y, Saved& saved,
+               ActivationArenas arenas) const;
+  void recompute(ops::OpContext& ctx, const BatchShape& batch, TensorView x, Saved& saved, Recompute mode, Arena& temporary) const;
+  void backward(ops::OpContext& ctx, const BatchShape& batch, const Saved& saved, TensorView x, TensorView dy, TensorView dx) const;
+
+  const std::vector<int>& parameters() const { return used_; }
+
+ private:
+  void project(ops::OpContext& ctx, TensorView x, Saved& saved, Arena& arena) const;
+
+  TensorView gate_up_, d_gate_up_, down_, d_down_;
+  std::vector<int> used_;
+};
+
+}  // namespace lamina::model

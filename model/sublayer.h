@@ -1,0 +1,28 @@
+// A sublayer: the mixer or the MLP of a decoder layer, without its PreNorm and without knowing which residual scheme
+// feeds it. x is the normalised input [tokens, hidden_size], y the output.
+//
+// forward() leaves in `Saved` (the named struct of each sublayer) what backward() needs. Where an intermediate lives
+// depends on the recomputation mode: `expensive` ones (outputs of large products, attention) and `cheap` ones go to arenas
+// that the caller chooses; what did not survive until backward is made again by recompute().
+#pragma once
+
+#include "configs/schema/config.h"
+#include "core/ops/op.h"
+#include "model/parameters.h"
+
+namespace lamina::model {
+
+// Shape of a micro-batch: sequences of seq_len tokens, flattened to rows.
+struct BatchShape {
+  int64_t num_sequences = 0;
+  int64_t seq_len = 0;
+  int64_t num_tokens() const { return num_sequences * seq_len; }
+};
+
+// Arenas for the intermediates of one forward.
+struct ActivationArenas {
+  Arena& expensive;
+  Arena& cheap;
+};
+
+}  // namespace lamina::model
