@@ -18,7 +18,8 @@ bool is_matrix(const TensorView& view) {
 
 void validate(const Matmul& args) {
   const TensorView &a = args.a, &b = args.b, &c = args.c;
-  LAMINA_CHECK(a && b && c, "a {}, b {}, c {}", a.to_string(), b.to_string(), c.to_string());
+  const auto given = [](const TensorView& view) { return view.data != nullptr || view.num_elements() == 0; };
+  LAMINA_CHECK(given(a) && given(b) && given(c), "a {}, b {}, c {}", a.to_string(), b.to_string(), c.to_string());
   LAMINA_CHECK(is_matrix(a), "a {}, strides {}", a.to_string(), a.strides.to_string());
   LAMINA_CHECK(is_matrix(b), "b {}, strides {}", b.to_string(), b.strides.to_string());
   LAMINA_CHECK(c.rank() == 2 && is_lines(c.size(0), c.size(1), c.stride(0), c.stride(1)), "c {}, strides {}",

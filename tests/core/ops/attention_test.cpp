@@ -1,0 +1,314 @@
+#include "core/ops/attention.h"
+
+#include <functional>
+#include <thread>
+
+#include "core/device/cpu/parallel_for.h"
+#include "tests/support/op_test.h"
+
+namespace lamina::ops {
+namespace {
+
+using test::Tensor;
+using test::TestContext;
+
+struct Size {
+  int64_t batch, tokens, heads, d_qk, d_v;
+};
+
+// Textbook attention in double, with the whole T x T: what forward and backward must equal.
+struct Textbook {
+  std::vector<double> o, lse, dq, dk, dv;
+};
+
+Textbook textbook(const Size& size, const TensorView& q, const TensorView& k, const TensorView& v,
+                  const TensorView& d_o, double scale) {
+  const auto [batch, tokens, heads, d_qk, d_v] = size;
+  const auto n_qk = static_cast<size_t>(batch * tokens * heads * d_qk),
+             n_v = static_cast<size_t>(batch * tokens * heads * d_v);
+  const auto qs = test::values(q), ks = test::values(k), vs = test::values(v);
+  const auto dos = d_o ? test::values(d_o) : std::vector<double>(n_v, 0.0);
+  Textbook out{std::vector<double>(n_v), std::vector<double>(static_cast<size_t>(batch * heads * tokens)),
+               std::vector<double>(n_qk), std::vector<double>(n_qk), std::vector<double>(n_v)};
+  for (int64_t b = 0; b < batch; ++b) {
+    for (int64_t h = 0; h < heads; ++h) {
+      const auto at = [&, b_ = b, h_ = h](int64_t t, int64_t width) {
+        return static_cast<size_t>(((b_ * size.tokens + t) * size.heads + h_) * width);
+      };
+      for (int64_t i = 0; i < tokens; ++i) {
+        const auto keys = static_cast<size_t>(i + 1);
+        std::vector<double> p(keys), dp(keys);
+        double largest = -1e300, total = 0, mean = 0;
+        for (int64_t j = 0; j <= i; ++j) {
+          double s = 0;
+          for (int64_t d = 0; d < d_qk; ++d)
+            s += qs[at(i, d_qk) + static_cast<size_t>(d)] * ks[at(j, d_qk) + static_cast<size_t>(d)];
+          p[static_cast<size_t>(j)] = scale * s;
+          largest = std::max(largest, scale * s);
+        }
+        for (double& x : p) total += x = std::exp(x - largest);
+        out.lse[static_cast<size_t>((b * heads + h) * tokens + i)] = largest + std::log(total);
+        for (int64_t j = 0; j <= i; ++j) {
+          const auto jj = static_cast<size_t>(j);
+          p[jj] /= total;
+          for (size_t d = 0; d < static_cast<size_t>(d_v); ++d) {
+            out.o[at(i, d_v) + d] += p[jj] * vs[at(j, d_v) + d];
+            out.dv[at(j, d_v) + d] += p[jj] * dos[at(i, d_v) + d];
+            dp[jj] += dos[at(i, d_v) + d] * vs[at(j, d_v) + d];
+          }
+          mean += p[jj] * dp[jj];
+        }
+        for (int64_t j = 0; j <= i; ++j) {
+          const double ds = scale * p[static_cast<size_t>(j)] * (dp[static_cast<size_t>(j)] - mean);
+          for (size_t d = 0; d < static_cast<size_t>(d_qk); ++d) {
+            out.dq[at(i, d_qk) + d] += ds * ks[at(j, d_qk) + d];
+            out.dk[at(j, d_qk) + d] += ds * qs[at(i, d_qk) + d];
+          }
+        }
+      }
+    }
+  }
+  return out;
+}
+
+double error_against(const TensorView& got, const std::vector<double>& want) {
+  double difference = 0, size = 1e-30;
+  for (int64_t n = 0; n < got.num_elements(); ++n) {
+    const double d = std::abs(test::get(got, n) - want[static_cast<size_t>(n)]);
+    if (std::isnan(d)) return d;
+    difference = std::max(difference, d);
+    size = std::max(size, std::abs(want[static_cast<size_t>(n)]));
+  }
+  return difference / size;
+}
+
+// Views as a model makes them: q, k and v side by side in one projection ([batch, T, heads * (2 d_qk + d_v)]) when
+// fused.
+struct Inputs {
+  Tensor memory, keep_k, keep_v;
+  TensorView q, k, v;
+};
+
+Inputs make_inputs(DType dtype, const Size& size, bool fused, double magnitude) {
+  const auto [batch, tokens, heads, d_qk, d_v] = size;
+  if (!fused) {
+    Inputs out{Tensor(dtype, {batch, tokens, heads, d_qk}),
+               Tensor(dtype, {batch, tokens, heads, d_qk}),
+               Tensor(dtype, {batch, tokens, heads, d_v}),
+               {},
+               {},
+               {}};
+    out.q = out.memory, out.k = out.keep_k, out.v = out.keep_v;
+    test::fill_normal(out.q, 1, magnitude);
+    test::fill_normal(out.k, 2, magnitude);
+    test::fill_normal(out.v, 3);
+    return out;
+  }
+  const int64_t width = 2 * d_qk + d_v;
+  Inputs out{Tensor(dtype, {batch, tokens, heads, width}), Tensor(dtype, {1}), Tensor(dtype, {1}), {}, {}, {}};
+  out.q = out.memory.view().slice(3, 0, d_qk);
+  out.k = out.memory.view().slice(3, d_qk, 2 * d_qk);
+  out.v = out.memory.view().slice(3, 2 * d_qk, width);
+  test::fill_normal(out.q, 1, magnitude);
+  test::fill_normal(out.k, 2, magnitude);
+  test::fill_normal(out.v, 3);
+  return out;
+}
+
+// tolerance: of o and the gradients, relative to their largest element.
+void check(OpContext& ctx, DType dtype, const Size& size, bool fused, double magnitude, double tolerance,
+           double lse_tolerance) {
+  SCOPED_TRACE(fmt::format("{} batch {}, T {}, heads {}, d_qk {}, d_v {}, fused {}", name_of(dtype), size.batch,
+                           size.tokens, size.heads, size.d_qk, size.d_v, fused));
+  const auto [batch, tokens, heads, d_qk, d_v] = size;
+  const double scale = 1.0 / std::sqrt(static_cast<double>(d_qk));
+  const Inputs in = make_inputs(dtype, size, fused, magnitude);
+  const Tensor d_o = test::normal(dtype, {batch, tokens, heads, d_v}, 4);
+  const Textbook want = textbook(size, in.q, in.k, in.v, d_o, scale);
+  Tensor o = test::poisoned(dtype, {batch, tokens, heads, d_v});
+  Tensor lse = test::poisoned(accumulation_dtype(dtype), {batch, heads, tokens});
+  attention_forward(ctx, {in.q, in.k, in.v, scale, o, lse});
+  EXPECT_LE(error_against(o, want.o), tolerance);
+  EXPECT_LE(error_against(lse, want.lse), lse_tolerance);
+  Inputs grad = make_inputs(dtype, size, fused, 1.0);
+  test::poison(grad.q);
+  test::poison(grad.k);
+  test::poison(grad.v);
+  attention_backward(ctx, {in.q, in.k, in.v, scale, o, lse, d_o, grad.q, grad.k, grad.v});
+  EXPECT_LE(error_against(grad.q, want.dq), tolerance);
+  EXPECT_LE(error_against(grad.k, want.dk), tolerance);
+  EXPECT_LE(error_against(grad.v, want.dv), tolerance);
+}
+
+const std::vector<Size> sizes = {{1, 1, 1, 4, 4},      {2, 3, 2, 5, 3},    {1, 17, 3, 24, 16},
+                                 {2, 64, 1, 32, 32},   {1, 65, 2, 96, 64}, {1, 130, 2, 40, 72},
+                                 {3, 63, 1, 192, 128}, {1, 200, 1, 7, 1},  {1, 333, 3, 48, 32}};
+
+TEST(Attention, ReferenceInDoubleEqualsTheTextbook) {
+  TestContext test;
+  for (const Size& size : sizes) {
+    for (bool fused : {false, true}) check(test.fastest, DType::f64, size, fused, 1.0, 1e-13, 1e-14);
+  }
+}
+
+TEST(Attention, ReferenceInFloat) {
+  TestContext test;
+  for (const Size& size : {sizes[2], sizes[4]}) {
+    check(test.reference, DType::f32, size, true, 1.0, 5e-6, 1e-6);
+    check(test.reference, DType::bf16, size, true, 1.0, 0x1p-6, 1e-6);
+  }
+}
+
+// fp32: sums of T products with eps 2^-23. bf16: inputs are exact, outputs and o (inside D) rounded to 2^-9.
+TEST(Attention, FastestInFloat) {
+  TestContext test;
+  for (const Size& size : sizes) {
+    for (bool fused : {false, true}) check(test.fastest, DType::f32, size, fused, 1.0, 1e-5, 1e-6);
+  }
+}
+TEST(Attention, FastestInBf16) {
+  TestContext test;
+  for (const Size& size : sizes) {
+    for (bool fused : {false, true}) check(test.fastest, DType::bf16, size, fused, 1.0, 0x1p-6, 1e-6);
+  }
+}
+
+// Logits of some hundreds: an unguarded exp overflows, and most probabilities vanish.
+TEST(Attention, LargeLogits) {
+  TestContext test;
+  for (const Size& size : {Size{1, 100, 2, 24, 16}, Size{1, 257, 1, 64, 32}}) {
+    check(test.fastest, DType::f64, size, false, 10.0, 1e-11, 1e-13);
+    check(test.fastest, DType::f32, size, false, 5.5, 1e-3,
+          1e-5);  // logits ~ 30 sqrt(d): |error| of a logit ~ 30 * 2^-22
+    check(test.fastest, DType::f32, size, false, 30.0, 3e-2, 1e-5);
+  }
+}
+
+TEST(Attention, EqualKeysGiveTheMean) {
+  TestContext test;
+  for (DType dtype : {DType::f32, DType::bf16, DType::f64}) {
+    Tensor q = test::normal(dtype, {1, 70, 1, 8}, 1), k = test::zeros(dtype, {1, 70, 1, 8}),
+           v = test::zeros(dtype, {1, 70, 1, 4});
+    for (int64_t t = 0; t < 70; ++t) {
+      for (int64_t d = 0; d < 4; ++d) test::set(v, t * 4 + d, static_cast<double>(t + d));
+    }
+    Tensor o = test::poisoned(dtype, {1, 70, 1, 4}), lse = test::poisoned(accumulation_dtype(dtype), {1, 1, 70});
+    attention_forward(test.fastest, {q, k, v, 0.5, o, lse});
+    for (int64_t t = 0; t < 70; ++t) {
+      EXPECT_NEAR(test::get(o, t * 4 + 1), static_cast<double>(t) / 2 + 1, 36 * test::epsilon_of(dtype));
+      EXPECT_NEAR(test::get(lse, t), std::log(static_cast<double>(t + 1)), 1e-6);
+    }
+  }
+}
+
+TEST(Attention, BackwardEqualsFiniteDifferences) {
+  TestContext test;
+  const Size size{2, 9, 2, 6, 4};
+  const double scale = 0.4, h = 1e-6;
+  const Inputs in = make_inputs(DType::f64, size, true, 1.0);
+  const Tensor d_o = test::normal(DType::f64, {2, 9, 2, 4}, 4);
+  Tensor o = test::poisoned(DType::f64, {2, 9, 2, 4}), lse = test::poisoned(DType::f64, {2, 2, 9});
+  const auto objective = [&] {
+    attention_forward(test.fastest, {in.q, in.k, in.v, scale, o, lse});
+    double sum = 0;
+    for (int64_t n = 0; n < o->num_elements(); ++n) sum += test::get(o, n) * test::get(d_o, n);
+    return sum;
+  };
+  objective();
+  Inputs grad = make_inputs(DType::f64, size, false, 1.0);
+  attention_backward(test.fastest, {in.q, in.k, in.v, scale, o, lse, d_o, grad.q, grad.k, grad.v});
+  const std::vector<std::pair<TensorView, TensorView>> pairs = {{in.q, grad.q}, {in.k, grad.k}, {in.v, grad.v}};
+  for (const auto& [x, dx] : pairs) {
+    for (int64_t n = 0; n < x.num_elements(); n += 7) {
+      const double value = test::get(x, n);
+      test::set(x, n, value + h);
+      const double above = objective();
+      test::set(x, n, value - h);
+      const double below = objective();
+      test::set(x, n, value);
+      EXPECT_NEAR(test::get(dx, n), (above - below) / (2 * h), 1e-8);
+    }
+  }
+}
+
+TEST(Attention, BackwardIsReproducibleAndItsThreadsAgree) {
+  TestContext test;
+  const Size size{1, 300, 1, 32, 16};  // one head: threads split its tiles
+  const Inputs in = make_inputs(DType::f32, size, true, 1.0);
+  const Tensor d_o = test::normal(DType::f32, {1, 300, 1, 16}, 4);
+  Tensor o = test::poisoned(DType::f32, {1, 300, 1, 16}), lse = test::poisoned(DType::f32, {1, 1, 300});
+  const int threads = cpu::num_threads();
+  std::vector<std::vector<double>> results;
+  for (int count : {2, 2, 1, 3}) {
+    cpu::set_num_threads(count);
+    attention_forward(test.fastest, {in.q, in.k, in.v, 0.2, o, lse});
+    Inputs grad = make_inputs(DType::f32, size, false, 1.0);
+    attention_backward(test.fastest, {in.q, in.k, in.v, 0.2, o, lse, d_o, grad.q, grad.k, grad.v});
+    auto all = test::values(o);
+    for (const TensorView& view : {grad.q, grad.k, grad.v}) {
+      for (double value : test::values(view)) all.push_back(value);
+    }
+    results.push_back(all);
+  }
+  cpu::set_num_threads(threads);
+  EXPECT_EQ(results[0], results[1]);
+  for (size_t n = 0; n < results[0].size(); ++n) {
+    EXPECT_NEAR(results[0][n], results[2][n], 1e-4);
+    EXPECT_NEAR(results[0][n], results[3][n], 1e-4);
+  }
+}
+
+TEST(Attention, RefusesShapesThatDisagree) {
+  TestContext test;
+  Tensor q(DType::f32, {1, 4, 2, 8}), k(DType::f32, {1, 4, 2, 8}), v(DType::f32, {1, 4, 2, 6}),
+      o(DType::f32, {1, 4, 2, 6});
+  Tensor lse(DType::f32, {1, 2, 4}), short_k(DType::f32, {1, 3, 2, 8}), low(DType::bf16, {1, 4, 2, 6}),
+      bad_lse(DType::f32, {1, 4, 2});
+  EXPECT_NO_THROW(attention_forward(test.fastest, {q, k, v, 1.0, o, lse}));
+  EXPECT_THROW(attention_forward(test.fastest, {q, short_k, v, 1.0, o, lse}), InternalError);
+  EXPECT_THROW(attention_forward(test.fastest, {q, k, low, 1.0, o, lse}), InternalError);
+  EXPECT_THROW(attention_forward(test.fastest, {q, k, v, 1.0, o, bad_lse}), InternalError);
+  EXPECT_THROW(attention_forward(test.fastest, {q, k, v, 1.0, q, lse}), InternalError);
+  EXPECT_THROW(attention_forward(test.fastest, {q, k.view().transposed(), v, 1.0, o, lse}), InternalError);
+  EXPECT_THROW(attention_backward(test.fastest, {q, k, v, 1.0, o, lse, o, q, k, k}), InternalError);
+}
+
+TEST(SharedKeys, PackAndItsAdjoint) {
+  TestContext test;
+  for (DType dtype : {DType::f32, DType::bf16, DType::f64}) {
+    for (OpContext* ctx : {&test.fastest, &test.reference}) {
+      const int64_t tokens = 37, heads = 3, d_nope = 9, d_shared = 5, width = d_nope + d_shared;
+      // Both parts sit inside wider projections.
+      Tensor nope_memory = test::normal(dtype, {tokens, heads, d_nope + 4}, 1),
+             shared_memory = test::normal(dtype, {tokens, 11}, 2);
+      const TensorView nope = nope_memory.view().slice(2, 2, 2 + d_nope), shared = shared_memory.view().slice(1, 6, 11);
+      Tensor k = test::poisoned(dtype, {tokens, heads, width});
+      pack_shared_keys(*ctx, {nope, shared, k});
+      for (int64_t n = 0; n < k->num_elements(); ++n) {
+        const int64_t d = n % width, h = n / width % heads, t = n / width / heads;
+        const double want =
+            d < d_nope ? test::get(nope, (t * heads + h) * d_nope + d) : test::get(shared, t * d_shared + d - d_nope);
+        ASSERT_EQ(test::get(k, n), want);
+      }
+      Tensor dnope_memory = test::poisoned(dtype, {tokens, heads, d_nope + 4}),
+             dshared_memory = test::poisoned(dtype, {tokens, 11});
+      const TensorView dnope = dnope_memory.view().slice(2, 2, 2 + d_nope),
+                       dshared = dshared_memory.view().slice(1, 6, 11);
+      unpack_shared_keys(*ctx, {k, dnope, dshared});
+      for (int64_t n = 0; n < dnope.num_elements(); ++n) ASSERT_EQ(test::get(dnope, n), test::get(nope, n));
+      for (int64_t t = 0; t < tokens; ++t) {
+        for (int64_t d = 0; d < d_shared; ++d) {
+          const double want = static_cast<double>(heads) * test::get(shared, t * d_shared + d);
+          ASSERT_NEAR(test::get(dshared, t * d_shared + d), want, 2 * test::epsilon_of(dtype) * std::abs(want));
+        }
+      }
+      EXPECT_TRUE(std::isnan(test::element(dshared_memory, 0)));  // beside the view: untouched
+    }
+  }
+  Tensor nope(DType::f32, {4, 2, 3}), shared(DType::f32, {4, 2}), k(DType::f32, {4, 2, 6});
+  EXPECT_THROW(pack_shared_keys(test.fastest, {nope, shared, k}), InternalError);
+  EXPECT_THROW(unpack_shared_keys(test.fastest, {k, nope, shared}), InternalError);
+}
+
+}  // namespace
+}  // namespace lamina::ops
