@@ -129,15 +129,24 @@ class Reader {
     for (const std::string& name : names)
       if (name == entry.key) return;
     std::string hint = "expected one of " + join(names);
-    std::vector<std::string> elsewhere;
-    for (const std::string& key : configuration_keys())
-      if (key.substr(key.rfind('.') + 1) == entry.key) elsewhere.push_back(key);
-    // The same word elsewhere in the file is a likelier slip than another word here, unless the word is a near miss.
-    if (const auto near = nearest_name(entry.key, names))
+    if (const auto near = nearest_name(entry.key, names)) {
       hint = "did you mean " + *near + "?";
-    else if (!elsewhere.empty())
-      hint = "did you mean " + elsewhere.front() + "?";
+    } else if (const std::string elsewhere = path_ending_in(entry.key); !elsewhere.empty()) {
+      hint = "did you mean " + elsewhere + "?";
+    }
     throw Error("{}: {}: unknown key, {}", entry.origin, path_of(entry.key), hint);
+  }
+
+  // The right word in the wrong section: "train.optimizer" for "optimizer".
+  static std::string path_ending_in(const std::string& word) {
+    for (const std::string& key : configuration_keys()) {
+      for (size_t end = key.find('.'); end != std::string::npos; end = key.find('.', end + 1)) {
+        const std::string section = key.substr(0, end);
+        if (section.ends_with("." + word)) return section;
+      }
+      if (key.ends_with("." + word)) return key;
+    }
+    return "";
   }
 
   static const std::string& plain(const Value& value, const std::string& place, const char* expected) {

@@ -1,0 +1,226 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <limits>
+#include <random>
+#include <sstream>
+
+#include "configs/schema/decode.h"
+#include "configs/schema/nearest.h"
+#include "configs/schema/reference.h"
+#include "core/base/error.h"
+
+namespace lamina {
+namespace {
+
+const std::string minimal =
+    "model: {hidden_size: 64, num_hidden_layers: 4, num_attention_heads: 4, kv_lora_rank: 16, qk_nope_head_dim: 8, "
+    "v_head_dim: 16, intermediate_size: 96}\n"
+    "data: {seq_len: 32, train: [{path: data/english}]}\n"
+    "train: {num_steps: 100, global_batch_size: 8, micro_batch_size: 2, optimizer: {lr: 1e-3}}\n";
+
+std::filesystem::path project_root() {
+  return std::filesystem::path(__FILE__).parent_path().parent_path().parent_path();
+}
+
+std::string read_file(const std::filesystem::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::ostringstream text;
+  text << file.rdbuf();
+  return text.str();
+}
+
+Config parse(const std::string& yaml, const std::vector<std::string>& overrides = {}) {
+  return parse_config(yaml, "a.yaml", overrides);
+}
+
+TEST(Decode, DefaultsFillWhatIsNotWritten) {
+  const Config config = parse(minimal);
+  EXPECT_EQ(config.run.name, "run");
+  EXPECT_EQ(config.run.output_dir, "runs/run");
+  EXPECT_EQ(config.run.seed, 1u);
+  EXPECT_EQ(config.model.residual, Residual::block_attnres);
+  EXPECT_EQ(config.model.attn_res_block_size, 2);
+  EXPECT_FALSE(config.model.q_lora_rank.has_value());
+  EXPECT_EQ(config.train.precision, Precision::bf16);
+  EXPECT_EQ(config.train.optimizer.beta2, 0.95);
+  EXPECT_EQ(config.data.train.at(0).weight, 1.0);
+  EXPECT_EQ(config.checkpoint.keep, 3);
+}
+
+TEST(Decode, DerivedPathsFollowTheirKeys) {
+  EXPECT_EQ(parse(minimal, {"run.name=x"}).run.output_dir, "runs/x");
+  EXPECT_EQ(parse(minimal, {"run.name=x", "run.output_dir=/tmp/y"}).run.output_dir, "/tmp/y");
+  EXPECT_EQ(parse(minimal, {"run.name=x", "debug.dump_step=3"}).debug.dump_path, "runs/x/dump-step-3.h5");
+  EXPECT_EQ(parse(minimal).debug.dump_path, "");
+}
+
+TEST(Decode, NumbersInEveryUsualSpelling) {
+  const auto lr = [](const std::string& text) {
+    return parse(minimal, {"train.optimizer.lr=" + text}).train.optimizer.lr;
+  };
+  EXPECT_EQ(lr("1e-3"), 1e-3);
+  EXPECT_EQ(lr("2.0e-3"), 2.0e-3);
+  EXPECT_EQ(lr("2.0E-3"), 2.0e-3);
+  EXPECT_EQ(lr("+.5"), 0.5);
+  EXPECT_EQ(lr("3"), 3.0);
+  EXPECT_EQ(parse(minimal, {"run.seed=18446744073709551615"}).run.seed, std::numeric_limits<uint64_t>::max());
+  EXPECT_EQ(parse(minimal, {"run.seed=+7"}).run.seed, 7u);
+  EXPECT_EQ(parse(minimal, {"run.name=123"}).run.name, "123");  // a name may look like a number
+}
+
+TEST(Decode, OverridesApplyInOrder) {
+  const Config config =
+      parse(minimal, {"train.num_steps=5", "train.num_steps=7", "data.train.0.weight=2", "checkpoint.interval=3",
+                      "model.q_lora_rank=32", "train.lr_schedule={name: cosine}"});
+  EXPECT_EQ(config.train.num_steps, 7);
+  EXPECT_EQ(config.data.train.at(0).weight, 2.0);
+  EXPECT_EQ(config.checkpoint.interval, 3);
+  EXPECT_EQ(config.model.q_lora_rank, 32);
+  EXPECT_EQ(config.train.lr_schedule.name, LrScheduleName::cosine);
+}
+
+TEST(Decode, OverridesReplaceLists) {
+  const Config config = parse(minimal, {"data.train=[{path: a, weight: 3}, {path: \"b=c\"}]", "data.train.1.weight=4"});
+  ASSERT_EQ(config.data.train.size(), 2u);
+  EXPECT_EQ(config.data.train[0].path, "a");
+  EXPECT_EQ(config.data.train[1].path, "b=c");
+  EXPECT_EQ(config.data.train[1].weight, 4.0);
+}
+
+TEST(Decode, NullOnTheCommandLineRemovesAKey) {
+  const std::vector<std::string> given = {"model.attn_res_block_size=4", "model.residual=standard"};
+  EXPECT_THROW(parse(minimal, given), Error);
+  const Config config = parse(minimal, {given[0], given[1], "model.attn_res_block_size=null"});
+  EXPECT_EQ(config.model.attn_res_block_size, 2);
+  EXPECT_EQ(parse(minimal, {"train.grad_clip=5", "train.grad_clip="}).train.grad_clip, 1.0);
+  EXPECT_FALSE(parse(minimal, {"model.q_lora_rank=5", "model.q_lora_rank=~"}).model.q_lora_rank.has_value());
+}
+
+TEST(Decode, NullInTheFileMeansAbsentWhereAKeyMayBe) {
+  std::string yaml = minimal;
+  yaml.replace(yaml.find("{hidden"), 1, "{q_lora_rank: null, ");
+  EXPECT_FALSE(parse(yaml).model.q_lora_rank.has_value());
+  EXPECT_NO_THROW(parse(yaml + "checkpoint:\n"));  // a section without keys
+}
+
+TEST(Decode, ReadsTheExamples) {
+  for (const auto& entry : std::filesystem::directory_iterator(project_root() / "configs")) {
+    if (entry.path().extension() != ".yaml") continue;
+    EXPECT_NO_THROW(load_config(entry.path().string())) << entry.path();
+  }
+  const Config tiny = load_config((project_root() / "configs/tiny.yaml").string());
+  EXPECT_EQ(tiny.run.name, "tiny");
+  EXPECT_EQ(tiny.data.validation.num_sequences, 64);
+}
+
+// ---- Writing ----
+
+void expect_same(const Config& a, const Config& b) {
+  // Every number is written with enough digits to tell it from its neighbours, so equal texts are equal values.
+  EXPECT_EQ(to_yaml(a), to_yaml(b));
+  EXPECT_EQ(a.train.optimizer.lr, b.train.optimizer.lr);
+  EXPECT_EQ(a.run.name, b.run.name);
+  EXPECT_EQ(a.run.output_dir, b.run.output_dir);
+  EXPECT_EQ(a.debug.dump_path, b.debug.dump_path);
+  EXPECT_EQ(a.model.q_lora_rank, b.model.q_lora_rank);
+  EXPECT_EQ(a.model.attn_res_block_size, b.model.attn_res_block_size);
+  EXPECT_EQ(a.train.lr_schedule.decay_steps, b.train.lr_schedule.decay_steps);
+  EXPECT_EQ(a.train.lr_schedule.min_lr_ratio, b.train.lr_schedule.min_lr_ratio);
+  ASSERT_EQ(a.data.train.size(), b.data.train.size());
+  for (size_t i = 0; i < a.data.train.size(); ++i) {
+    EXPECT_EQ(a.data.train[i].path, b.data.train[i].path);
+    EXPECT_EQ(a.data.train[i].weight, b.data.train[i].weight);
+  }
+}
+
+TEST(Write, RoundTripsEveryScheme) {
+  for (const char* residual : {"standard", "full_attnres", "block_attnres"})
+    for (const char* schedule : {"constant", "wsd", "cosine"})
+      for (const char* validation : {"{}", "{path: x, num_sequences: 3}"}) {
+        const Config config = parse(
+            minimal, {fmt::format("model.residual={}", residual), fmt::format("train.lr_schedule.name={}", schedule),
+                      fmt::format("data.validation={}", validation)});
+        expect_same(parse(to_yaml(config)), config);
+      }
+}
+
+TEST(Write, RoundTripsDoublesExactly) {
+  std::mt19937_64 random(5);
+  std::uniform_real_distribution<double> exponent(-30, 30);
+  for (int i = 0; i < 1000; ++i) {
+    Config config = parse(minimal);
+    config.train.optimizer.lr = std::pow(10.0, exponent(random));
+    config.data.train[0].weight = std::pow(10.0, exponent(random));
+    config.train.optimizer.beta1 = std::generate_canonical<double, 53>(random);
+    const Config again = parse(to_yaml(config));
+    ASSERT_EQ(again.train.optimizer.lr, config.train.optimizer.lr);
+    ASSERT_EQ(again.data.train[0].weight, config.data.train[0].weight);
+    ASSERT_EQ(again.train.optimizer.beta1, config.train.optimizer.beta1);
+  }
+}
+
+TEST(Write, RoundTripsAwkwardTexts) {
+  for (const std::string text :
+       {"null",        "~",         "true",        "5",    "1e3", "a b", "a: b", "#x",   "a #b", "it's", "say \"hi\"",
+        "back\\slash", "tab\there", "line\nbreak", "\x01", "[x]", "{x}", "- x",  "*x",   "&x",   "!x",   " x ",
+        "ümläut",      "./x",       "../x",        "...",  "---", "%x",  "@x",   "NULL", ""}) {
+    Config config = parse(minimal);
+    config.debug.dump_step = 1;
+    config.debug.dump_path = text.empty() ? "x" : text;
+    config.run.output_dir = text.empty() ? "y" : text;
+    config.data.train.push_back({text.empty() ? "z" : text, 1.0});
+    expect_same(parse(to_yaml(config)), config);
+  }
+}
+
+TEST(Write, IsTheSameTwice) {
+  const Config tiny = load_config((project_root() / "configs/tiny.yaml").string());
+  EXPECT_EQ(to_yaml(parse(to_yaml(tiny))), to_yaml(tiny));
+}
+
+// ---- Reference ----
+
+// Frozen: checkpoints and users' files hold these names. A key may be added; one that goes away needs an error that
+// tells what replaces it.
+TEST(Reference, AllKeys) {
+  EXPECT_THAT(
+      configuration_keys(),
+      testing::ElementsAre(
+          "run.name", "run.seed", "run.output_dir", "run.device", "run.num_threads", "model.vocab_size",
+          "model.hidden_size", "model.num_hidden_layers", "model.rms_norm_eps", "model.tie_word_embeddings",
+          "model.initializer_range", "model.residual", "model.attn_res_block_size", "model.num_attention_heads",
+          "model.q_lora_rank", "model.kv_lora_rank", "model.kv_a_layernorm_eps", "model.qk_nope_head_dim",
+          "model.qk_rope_head_dim", "model.v_head_dim", "model.intermediate_size", "data.seq_len", "data.train[].path",
+          "data.train[].weight", "data.validation.path", "data.validation.num_sequences", "data.validation.interval",
+          "parallel.data", "train.num_steps", "train.global_batch_size", "train.micro_batch_size", "train.precision",
+          "train.recompute", "train.grad_clip", "train.optimizer.name", "train.optimizer.lr",
+          "train.optimizer.weight_decay", "train.optimizer.beta1", "train.optimizer.beta2", "train.optimizer.eps",
+          "train.lr_schedule.name", "train.lr_schedule.warmup_steps", "train.lr_schedule.decay_steps",
+          "train.lr_schedule.min_lr_ratio", "checkpoint.interval", "checkpoint.keep", "logging.interval",
+          "logging.layer_stats_interval", "debug.dump_step", "debug.dump_path"));
+}
+
+// After a change of a key: LAMINA_UPDATE_DOCS=1 tests_configs writes the page anew.
+TEST(Reference, ThePageIsCurrent) {
+  const std::filesystem::path page = project_root() / "docs/configuration.md";
+  if (std::getenv("LAMINA_UPDATE_DOCS")) std::ofstream(page, std::ios::binary) << configuration_reference();
+  EXPECT_EQ(read_file(page), configuration_reference()) << "write it anew with LAMINA_UPDATE_DOCS=1 tests_configs";
+}
+
+TEST(Nearest, FindsSlipsAndNothingFarAway) {
+  const std::vector<std::string> names = {"num_steps", "hidden_size", "global_batch_size", "lr"};
+  EXPECT_EQ(nearest_name("num_setps", names), "num_steps");
+  EXPECT_EQ(nearest_name("hidden", names), "hidden_size");
+  EXPECT_EQ(nearest_name("batch_size", names), "global_batch_size");
+  EXPECT_EQ(nearest_name("rl", names), "lr");
+  EXPECT_EQ(nearest_name("momentum", names), std::nullopt);
+  EXPECT_EQ(nearest_name("x", {}), std::nullopt);
+}
+
+}  // namespace
+}  // namespace lamina

@@ -1,0 +1,325 @@
+// Typical mistakes, each with the exact line the user reads. Line numbers are those of `base`.
+#include <gtest/gtest.h>
+
+#include <string>
+#include <vector>
+
+#include "configs/schema/decode.h"
+#include "core/base/error.h"
+
+namespace lamina {
+namespace {
+
+const std::string base = R"(run:
+  name: tiny
+model:
+  hidden_size: 64
+  num_hidden_layers: 4
+  residual: block_attnres
+  attn_res_block_size: 2
+  num_attention_heads: 4
+  kv_lora_rank: 16
+  qk_nope_head_dim: 8
+  v_head_dim: 16
+  intermediate_size: 96
+data:
+  seq_len: 32
+  train:
+    - path: data/english
+      weight: 1.0
+  validation: {path: data/english, num_sequences: 8}
+train:
+  num_steps: 100
+  global_batch_size: 8
+  micro_batch_size: 2
+  optimizer:
+    lr: 1e-3
+  lr_schedule: {name: wsd, warmup_steps: 10, decay_steps: 20}
+)";
+
+std::string message_of(const std::string& yaml, const std::vector<std::string>& overrides = {}) {
+  try {
+    parse_config(yaml, "a.yaml", overrides);
+  } catch (const Error& failure) {
+    return failure.what();
+  }
+  return "no error";
+}
+
+struct Edit {
+  const char* from;  // replaced once in the base; empty: `to` is appended
+  const char* to;
+  const char* message;
+};
+
+const Edit edits[] = {
+    // Unknown keys
+    {"hidden_size: 64", "hiden_size: 64", "a.yaml:4: model.hiden_size: unknown key, did you mean hidden_size?"},
+    {"  num_steps: 100", "  steps: 100", "a.yaml:20: train.steps: unknown key, did you mean num_steps?"},
+    {"  num_steps: 100", "  num_step: 100", "a.yaml:20: train.num_step: unknown key, did you mean num_steps?"},
+    {"  micro_batch_size: 2", "  microbatch_size: 2",
+     "a.yaml:22: train.microbatch_size: unknown key, did you mean micro_batch_size?"},
+    {"  micro_batch_size: 2", "  micro_batch_size: 2\n  batch_size: 2",
+     "a.yaml:23: train.batch_size: unknown key, did you mean global_batch_size?"},
+    {"  hidden_size: 64", "  hidden_size: 64\n  lr: 1e-3",
+     "a.yaml:5: model.lr: unknown key, did you mean train.optimizer.lr?"},
+    {"    lr: 1e-3", "    lrr: 1e-3", "a.yaml:24: train.optimizer.lrr: unknown key, did you mean lr?"},
+    {"    lr: 1e-3", "    lr: 1e-3\n    betas: [0.9, 0.95]",
+     "a.yaml:25: train.optimizer.betas: unknown key, did you mean beta1?"},
+    {"    lr: 1e-3", "    lr: 1e-3\n    momentum: 0.9",
+     "a.yaml:25: train.optimizer.momentum: unknown key, expected one of name, lr, weight_decay, beta1, beta2, eps"},
+    {"model:\n", "modle:\n", "a.yaml:3: modle: unknown key, did you mean model?"},
+    {"", "optim: {}\n",
+     "a.yaml:26: optim: unknown key, expected one of run, model, data, parallel, train, checkpoint, "
+     "logging, debug"},
+    {"", "optimizer: {lr: 1}\n", "a.yaml:26: optimizer: unknown key, did you mean train.optimizer?"},
+    {"", "num_steps: 5\n", "a.yaml:26: num_steps: unknown key, did you mean train.num_steps?"},
+    {"      weight: 1.0", "      wieght: 1.0", "a.yaml:17: data.train[0].wieght: unknown key, did you mean weight?"},
+    {"num_sequences: 8", "num_sequence: 8",
+     "a.yaml:18: data.validation.num_sequence: unknown key, did you mean num_sequences?"},
+    {"", "parallel: {tensor: 2}\n", "a.yaml:26: parallel.tensor: unknown key, expected one of data"},
+    // Wrong types
+    {"hidden_size: 64", "hidden_size: abc", "a.yaml:4: model.hidden_size: found 'abc', expected an integer"},
+    {"hidden_size: 64", "hidden_size: 64.0", "a.yaml:4: model.hidden_size: found '64.0', expected an integer"},
+    {"hidden_size: 64", "hidden_size: 1.5", "a.yaml:4: model.hidden_size: found '1.5', expected an integer"},
+    {"hidden_size: 64", "hidden_size: 1_000", "a.yaml:4: model.hidden_size: found '1_000', expected an integer"},
+    {"hidden_size: 64", "hidden_size: 1e3", "a.yaml:4: model.hidden_size: found '1e3', expected an integer"},
+    {"hidden_size: 64", "hidden_size: 0x40", "a.yaml:4: model.hidden_size: found '0x40', expected an integer"},
+    {"hidden_size: 64", "hidden_size: 64k", "a.yaml:4: model.hidden_size: found '64k', expected an integer"},
+    {"hidden_size: 64", "hidden_size: \"64\"",
+     "a.yaml:4: model.hidden_size: found the text \"64\", expected an integer"},
+    {"hidden_size: 64", "hidden_size: [64]", "a.yaml:4: model.hidden_size: found a list, expected an integer"},
+    {"hidden_size: 64", "hidden_size: {a: 1}", "a.yaml:4: model.hidden_size: found a section, expected an integer"},
+    {"hidden_size: 64", "hidden_size:", "a.yaml:4: model.hidden_size: found nothing, expected an integer"},
+    {"hidden_size: 64", "hidden_size: true", "a.yaml:4: model.hidden_size: found 'true', expected an integer"},
+    {"lr: 1e-3", "lr: fast", "a.yaml:24: train.optimizer.lr: found 'fast', expected a number"},
+    {"lr: 1e-3", "lr: 1e-3x", "a.yaml:24: train.optimizer.lr: found '1e-3x', expected a number"},
+    {"lr: 1e-3", "lr: 1,5", "a.yaml:24: train.optimizer.lr: found '1,5', expected a number"},
+    {"lr: 1e-3", "lr: .nan", "a.yaml:24: train.optimizer.lr: found '.nan', expected a number"},
+    {"lr: 1e-3", "lr: inf", "a.yaml:24: train.optimizer.lr: found 'inf', expected a number"},
+    {"lr: 1e-3", "lr: 1e999", "a.yaml:24: train.optimizer.lr: found 1e999, expected a number that fits a double"},
+    {"hidden_size: 64", "hidden_size: 64\n  tie_word_embeddings: yes",
+     "a.yaml:5: model.tie_word_embeddings: found 'yes', expected true or false"},
+    {"hidden_size: 64", "hidden_size: 64\n  tie_word_embeddings: 1",
+     "a.yaml:5: model.tie_word_embeddings: found '1', expected true or false"},
+    {"name: tiny", "name: [tiny]", "a.yaml:2: run.name: found a list, expected a text"},
+    {"name: tiny", "name:", "a.yaml:2: run.name: found nothing, expected a text (\"\" is the empty one)"},
+    {"  name: tiny", "  seed: -1", "a.yaml:2: run.seed: found -1, expected at least 0"},
+    {"  name: tiny", "  seed: 18446744073709551616",
+     "a.yaml:2: run.seed: found 18446744073709551616, expected at most 18446744073709551615"},
+    {"  name: tiny", "  num_threads: 3000000000",
+     "a.yaml:2: run.num_threads: found 3000000000, expected at most 2147483647"},
+    {"run:\n  name: tiny", "run: tiny", "a.yaml:1: run: found 'tiny', expected a section of key: value lines"},
+    {"run:\n  name: tiny", "run: [tiny]", "a.yaml:1: run: found a list, expected a section of key: value lines"},
+    {"    - path: data/english\n      weight: 1.0", "    path: data/english",
+     "a.yaml:15: data.train: found a section, expected a list with at least one item"},
+    {"\n    - path: data/english\n      weight: 1.0", " data/english",
+     "a.yaml:15: data.train: found 'data/english', expected a list with at least one item"},
+    {"\n    - path: data/english\n      weight: 1.0", " [data/english]",
+     "a.yaml:15: data.train[0]: found 'data/english', expected a section of key: value lines"},
+    {"\n    - path: data/english\n      weight: 1.0", " []",
+     "a.yaml:15: data.train: found an empty list, expected a list with at least one item"},
+    // Out of range
+    {"hidden_size: 64", "hidden_size: 0", "a.yaml:4: model.hidden_size: found 0, expected at least 1"},
+    {"hidden_size: 64", "hidden_size: -64", "a.yaml:4: model.hidden_size: found -64, expected at least 1"},
+    {"hidden_size: 64", "hidden_size: 99999999999999999999",
+     "a.yaml:4: model.hidden_size: found 99999999999999999999, expected at most 9223372036854775807"},
+    {"hidden_size: 64", "hidden_size: 64\n  vocab_size: -1",
+     "a.yaml:5: model.vocab_size: found -1, expected at least 0"},
+    {"hidden_size: 64", "hidden_size: 64\n  rms_norm_eps: 0",
+     "a.yaml:5: model.rms_norm_eps: found 0, expected above 0"},
+    {"hidden_size: 64", "hidden_size: 64\n  q_lora_rank: 0",
+     "a.yaml:5: model.q_lora_rank: found 0, expected at least 1"},
+    {"attn_res_block_size: 2", "attn_res_block_size: 0",
+     "a.yaml:7: model.attn_res_block_size: found 0, expected at least 1"},
+    {"lr: 1e-3", "lr: 0", "a.yaml:24: train.optimizer.lr: found 0, expected above 0"},
+    {"lr: 1e-3", "lr: 1e-3\n    beta1: 1.0",
+     "a.yaml:25: train.optimizer.beta1: found 1.0, expected at least 0 and below 1"},
+    {"lr: 1e-3", "lr: 1e-3\n    beta2: -0.1",
+     "a.yaml:25: train.optimizer.beta2: found -0.1, expected at least 0 and below 1"},
+    {"decay_steps: 20", "decay_steps: 20, min_lr_ratio: 1.5",
+     "a.yaml:25: train.lr_schedule.min_lr_ratio: found 1.5, expected at least 0 and at most 1"},
+    {"weight: 1.0", "weight: 0", "a.yaml:17: data.train[0].weight: found 0, expected above 0"},
+    {"", "logging: {interval: 0}\n", "a.yaml:26: logging.interval: found 0, expected at least 1"},
+    {"", "checkpoint: {keep: -1}\n", "a.yaml:26: checkpoint.keep: found -1, expected at least 0"},
+    // Names of a closed list
+    {"residual: block_attnres", "residual: block_attnress",
+     "a.yaml:6: model.residual: found 'block_attnress', expected one of standard, full_attnres, block_attnres; did you "
+     "mean block_attnres?"},
+    {"residual: block_attnres", "residual: hyper",
+     "a.yaml:6: model.residual: found 'hyper', expected one of standard, full_attnres, block_attnres"},
+    {"  num_steps: 100", "  precision: fp16\n  num_steps: 100",
+     "a.yaml:20: train.precision: found 'fp16', expected one of fp32, bf16, fp64"},
+    {"  num_steps: 100", "  precision: [bf16]\n  num_steps: 100",
+     "a.yaml:20: train.precision: found a list, expected one of fp32, bf16, fp64"},
+    {"lr: 1e-3", "lr: 1e-3\n    name: sgd", "a.yaml:25: train.optimizer.name: found 'sgd', expected adamw"},
+    {"  name: tiny", "  device: gpu", "a.yaml:2: run.device: found 'gpu', expected cpu"},
+    {"  name: tiny", "  device: cuda", "a.yaml:2: run.device: found 'cuda', but this build has no CUDA; expected cpu"},
+    // Missing
+    {"  hidden_size: 64\n", "", "a.yaml:3: model.hidden_size: required key is missing, expected an integer at least 1"},
+    {"    lr: 1e-3\n", "    name: adamw\n",
+     "a.yaml:23: train.optimizer.lr: required key is missing, expected a number above 0"},
+    {"  optimizer:\n    lr: 1e-3\n", "",
+     "a.yaml:19: train.optimizer.lr: required key is missing, expected a number above 0"},
+    {"path: data/english\n      weight: 1.0", "weight: 1.0",
+     "a.yaml:16: data.train[0].path: required key is missing, expected a text"},
+    {"  train:\n    - path: data/english\n      weight: 1.0\n", "",
+     "a.yaml:13: data.train: required key is missing, expected a list"},
+    // YAML itself
+    {"  hidden_size: 64", "  hidden_size: 64\n  hidden_size: 65",
+     "a.yaml:5: hidden_size: duplicate key, first on line 4"},
+    {"", "model: {}\n", "a.yaml:26: model: duplicate key, first on line 3"},
+    {"name: tiny", "name: [tiny", "a.yaml:3: YAML syntax: end of sequence flow not found"},
+    {"  hidden_size: 64", "\thidden_size: 64", "a.yaml:4: YAML syntax: illegal map value"},
+    {"", "---\nrun: {}\n", "a.yaml: found 2 YAML documents, expected one"},
+    {"name: tiny", "[1, 2]: tiny", "a.yaml:2: found a key that is not a name"},
+    {"run:\n  name: tiny", "run: &self {name: *self}",
+     "a.yaml:1: found more than 32 levels, expected sections and keys"},
+    // Keys that do not go together
+    {"residual: block_attnres", "residual: standard",
+     "a.yaml:7: model.attn_res_block_size has no effect with model.residual: standard; remove it "
+     "(model.attn_res_block_size=null on the command line)"},
+    {"residual: block_attnres", "residual: full_attnres",
+     "a.yaml:7: model.attn_res_block_size has no effect with model.residual: full_attnres; remove it "
+     "(model.attn_res_block_size=null on the command line)"},
+    {"name: wsd", "name: cosine",
+     "a.yaml:25: train.lr_schedule.decay_steps has no effect with train.lr_schedule.name: cosine; remove it "
+     "(train.lr_schedule.decay_steps=null on the command line)"},
+    {"name: wsd, warmup_steps: 10, decay_steps: 20", "name: constant, min_lr_ratio: 0.5",
+     "a.yaml:25: train.lr_schedule.min_lr_ratio has no effect with train.lr_schedule.name: constant; remove it "
+     "(train.lr_schedule.min_lr_ratio=null on the command line)"},
+    {"path: data/english, num_sequences", "num_sequences",
+     "a.yaml:18: data.validation.num_sequences has no effect without data.validation.path; remove it "
+     "(data.validation.num_sequences=null on the command line)"},
+    {"", "debug: {dump_path: x.h5}\n",
+     "a.yaml:26: debug.dump_path has no effect with debug.dump_step: 0; remove it (debug.dump_path=null on the command "
+     "line)"},
+    {"global_batch_size: 8", "global_batch_size: 7",
+     "a.yaml:21: train.global_batch_size: found 7, expected a multiple of train.micro_batch_size (2)"},
+    {"warmup_steps: 10", "warmup_steps: 101",
+     "a.yaml:25: train.lr_schedule.warmup_steps: found 101, expected at most train.num_steps (100)"},
+    {"decay_steps: 20", "decay_steps: 91",
+     "a.yaml:25: train.lr_schedule.decay_steps: found 91, expected at most 90 (train.num_steps 100 - warmup_steps 10)"},
+    {"", "debug: {dump_step: 101}\n", "a.yaml:26: debug.dump_step: found 101, expected at most train.num_steps (100)"},
+    {"      weight: 1.0", "    - path: data/english",
+     "a.yaml:17: data.train[1].path: found 'data/english' a second time, expected each source once; its weight is its "
+     "share"},
+    {"    - path: data/english", "    - path: \"\"",
+     "a.yaml:16: data.train[0].path: found an empty text, expected a folder"},
+    {"name: tiny", "name: \"\"",
+     "a.yaml:2: run.name: found '', expected a name that can be a folder's (not empty, no '/')"},
+    {"name: tiny", "name: a/b",
+     "a.yaml:2: run.name: found 'a/b', expected a name that can be a folder's (not empty, no '/')"},
+};
+
+TEST(Mistakes, TheBaseIsRight) {
+  EXPECT_EQ(message_of(base), "no error");
+}
+
+TEST(Mistakes, EachHasItsLine) {
+  for (const Edit& edit : edits) {
+    std::string yaml = base;
+    const std::string from = edit.from;
+    if (from.empty()) {
+      yaml += edit.to;
+    } else {
+      const size_t at = yaml.find(from);
+      ASSERT_NE(at, std::string::npos) << from;
+      yaml.replace(at, from.size(), edit.to);
+    }
+    EXPECT_EQ(message_of(yaml), edit.message);
+  }
+  EXPECT_GE(std::size(edits), 50u);
+}
+
+struct Override {
+  const char* text;
+  const char* message;
+};
+
+const Override wrong_overrides[] = {
+    {"train.num_steps",
+     "command line: train.num_steps: found no key.path=value, expected one like train.num_steps=100"},
+    {"=5", "command line: =5: found no key.path=value, expected one like train.num_steps=100"},
+    {"train..num_steps=5",
+     "command line: train..num_steps=5: found no key.path=value, expected one like train.num_steps=100"},
+    {"train.num_steps=abc", "command line: train.num_steps=abc: train.num_steps: found 'abc', expected an integer"},
+    {"train.num_stepz=5", "command line: train.num_stepz=5: train.num_stepz: unknown key, did you mean num_steps?"},
+    {"num_steps=5", "command line: num_steps=5: num_steps: unknown key, did you mean train.num_steps?"},
+    {"train.num_steps.x=5",
+     "command line: train.num_steps.x=5: train.num_steps is '100', expected a section to set x in"},
+    {"train.num_steps=[", "command line: train.num_steps=[: YAML syntax: end of sequence flow not found"},
+    {"train=5", "command line: train=5: train: found '5', expected a section of key: value lines"},
+    {"data.train=data/x",
+     "command line: data.train=data/x: data.train: found 'data/x', expected a list with at least one item"},
+    {"data.train=[{path: a, path: b}]", "command line: data.train=[{path: a, path: b}]: path: duplicate key"},
+    {"data.train.1.weight=2",
+     "command line: data.train.1.weight=2: data.train is a list of 1; found '1', expected an index from 0 to 0"},
+    {"data.train.x.weight=2",
+     "command line: data.train.x.weight=2: data.train is a list of 1; found 'x', expected an index from 0 to 0"},
+    {"data.train.0.weight=-1",
+     "command line: data.train.0.weight=-1: data.train[0].weight: found -1, expected above 0"},
+    {"train.global_batch_size=9",
+     "command line: train.global_batch_size=9: train.global_batch_size: found 9, expected a multiple of "
+     "train.micro_batch_size (2)"},
+    {"train.num_steps=25",
+     "a.yaml:25: train.lr_schedule.decay_steps: found 20, expected at most 15 (train.num_steps 25 - warmup_steps 10)"},
+    {"train.num_steps=", "a.yaml:19: train.num_steps: required key is missing, expected an integer at least 1"},
+    {"model.residual=standard",
+     "a.yaml:7: model.attn_res_block_size has no effect with model.residual: standard; remove it "
+     "(model.attn_res_block_size=null on the command line)"},
+};
+
+TEST(Mistakes, OverridesNameTheCommandLine) {
+  for (const Override& wrong : wrong_overrides) EXPECT_EQ(message_of(base, {wrong.text}), wrong.message);
+}
+
+TEST(Mistakes, AFileWithoutASectionNamesTheFirstMissingKey) {
+  EXPECT_EQ(message_of(""), "a.yaml: model.hidden_size: required key is missing, expected an integer at least 1");
+  EXPECT_EQ(message_of("# nothing\n"),
+            "a.yaml: model.hidden_size: required key is missing, expected an integer at least 1");
+  EXPECT_EQ(message_of("hello"), "a.yaml:1: found 'hello', expected a section of key: value lines");
+}
+
+TEST(Mistakes, FilesThatCantBeRead) {
+  const auto message = [](const std::string& path) -> std::string {
+    try {
+      load_config(path);
+    } catch (const Error& failure) {
+      return failure.what();
+    }
+    return "no error";
+  };
+  EXPECT_EQ(message("no/such.yaml"), "no/such.yaml: can't open the configuration: No such file or directory");
+  EXPECT_EQ(message("."), ".: found a folder, expected a configuration file");
+}
+
+TEST(Mistakes, TheProductRuleHasEveryFactor) {
+  const auto message = [](int64_t global, int64_t micro, int data, int world_size) -> std::string {
+    Config config;
+    config.train.global_batch_size = global;
+    config.train.micro_batch_size = micro;
+    config.parallel.data = data;
+    try {
+      return std::to_string(resolve_data_parallel(config, world_size));
+    } catch (const Error& failure) {
+      return failure.what();
+    }
+  };
+  EXPECT_EQ(message(24, 2, 0, 1), "1");
+  EXPECT_EQ(message(24, 2, 0, 4), "4");
+  EXPECT_EQ(message(24, 2, 4, 4), "4");
+  EXPECT_EQ(message(24, 2, 2, 4),
+            "parallel.data: found 2, expected 4: the number of ranks (4) = data (2); 0 means all ranks");
+  EXPECT_EQ(message(24, 2, 0, 5),
+            "train.global_batch_size: found 24, expected a multiple of 10: global_batch_size = micro_batch_size (2) x "
+            "data (5) "
+            "x num_microbatches; the nearest are 20 and 30");
+  EXPECT_EQ(message(24, 2, 0, 16),
+            "train.global_batch_size: found 24, expected a multiple of 32: global_batch_size = micro_batch_size (2) x "
+            "data (16) "
+            "x num_microbatches; the nearest is 32");
+}
+
+}  // namespace
+}  // namespace lamina
