@@ -23,11 +23,11 @@ class Request {
  public:
   struct State {
     virtual ~State() = default;
-    virtual bool test() = 0;   // makes progress; true once done
+    virtual bool test() = 0;  // makes progress; true once done
     virtual void wait() = 0;
   };
 
-  Request() = default;   // already done
+  Request() = default;  // already done
   explicit Request(std::unique_ptr<State> state);
   ~Request();
   Request(Request&&) noexcept;
@@ -44,7 +44,7 @@ class Communicator {
  public:
   virtual ~Communicator() = default;
 
-  virtual int rank() const = 0;   // inside this group
+  virtual int rank() const = 0;  // inside this group
   virtual int size() const = 0;
 
   virtual Request send(TensorView view, int destination, int tag, Stream& stream) = 0;
