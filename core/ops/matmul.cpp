@@ -1,5 +1,6 @@
 #include "core/ops/matmul.h"
 
+#include "core/ops/cpu/matmul.h"
 #include "core/ops/ref/matmul.h"
 
 namespace lamina::ops {
@@ -32,6 +33,7 @@ void validate(const Matmul& args) {
 }
 
 constexpr Implementation<Matmul> implementations[] = {
+    {"cpu", cpu::refuses, cpu::matmul},
     {"ref", nullptr, ref::matmul},
 };
 
