@@ -1,7 +1,6 @@
 #include <hdf5.h>
 
 #include <algorithm>
-#include <limits>
 #include <set>
 #include <utility>
 
@@ -269,8 +268,6 @@ void Hdf5File::append(const std::string& dataset, const void* data, int64_t coun
 
 void Hdf5File::write_virtual(const std::string& dataset, ElementType type, std::span<const int64_t> shape,
                              std::span<const VirtualPiece> pieces) {
-  // The library stores these coordinates in 32 bits and truncates larger ones in silence.
-  constexpr int64_t limit = std::numeric_limits<uint32_t>::max();
   LAMINA_CHECK(!shape.empty(), "{}: a virtual dataset has at least one axis", dataset);
   const Hdf5Lock lock;
   const Hdf5Id space = make_space(shape, path_, dataset);
@@ -281,10 +278,6 @@ void Hdf5File::write_virtual(const std::string& dataset, ElementType type, std::
     LAMINA_CHECK(piece.source_begin >= 0 && piece.source_begin + (piece.end - piece.begin) <= piece.source_size,
                  "{}: {} elements from {} of {}", dataset, piece.end - piece.begin, piece.source_begin,
                  piece.source_size);
-    if (piece.source_begin + (piece.end - piece.begin) > limit)
-      throw Error(
-          "{}: {}: found a part that ends at element {} of {}, expected at most {} (a limit of the HDF5 library)",
-          path_.string(), dataset, piece.source_begin + (piece.end - piece.begin), piece.file, limit);
     const auto source_size = static_cast<hsize_t>(piece.source_size);
     const Hdf5Id source(H5Screate_simple(1, &source_size, nullptr), H5Sclose, path_, dataset,
                         "can't make a data space");
