@@ -1,0 +1,33 @@
+// Files on many ranks: all succeed or all throw, so that no rank waits for one that has failed.
+#pragma once
+
+#include <exception>
+#include <string>
+#include <vector>
+
+#include "parallel/comm/communicator.h"
+
+namespace lamina {
+
+// Collective. Returns when no rank passes a failure. Otherwise a rank that failed rethrows its own, and the others throw Error
+// with the message of the first one that did.
+void agree(comm::Communicator& comm, std::exception_ptr failure);
+
+template <class Body>
+void run_and_agree(comm::Communicator& comm, Body&& body) {
+  std::exception_ptr failure;
+  try {
+    body();
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  agree(comm, failure);
+}
+
+// Collective. Rank 0 gets every rank's text, in rank order; the others get nothing.
+std::vector<std::string> gather_text(comm::Communicator& comm, const std::string& text);
+
+// Collective. Everybody gets rank 0's text.
+std::string broadcast_text(comm::Communicator& comm, const std::string& text);
+
+}  // namespace lamina

@@ -1,0 +1,172 @@
+#include "trainer/checkpoint_files.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <utility>
+
+#include "core/base/hash.h"
+#include "core/io/file.h"
+#include "core/io/hdf5.h"
+#include "trainer/checkpoint_manifest.h"
+
+namespace lamina {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr int64_t buffer_bytes = int64_t{4} << 20;
+
+void update(StreamingHash& hash, const RawFile& file, int64_t offset, int64_t count, std::vector<char>& buffer) {
+  buffer.resize(static_cast<size_t>(std::min(count, buffer_bytes)));
+  for (int64_t done = 0; done < count;) {
+    const int64_t n = std::min(count - done, buffer_bytes);
+    file.read(offset + done, n, buffer.data());
+    hash.update(buffer.data(), static_cast<size_t>(n));
+    done += n;
+  }
+}
+
+io::ElementType file_type(const TensorPiece& piece) {
+  switch (piece.data.dtype) {
+    case DType::f32:
+      return io::ElementType::f32;
+    case DType::f64:
+      return io::ElementType::f64;
+    case DType::i32:
+      return io::ElementType::i32;
+    case DType::bf16:
+      break;
+  }
+  LAMINA_CHECK(false, "{}: dtype {}", piece.name, name_of(piece.data.dtype));
+  return io::ElementType::f32;
+}
+
+void check_piece(const TensorPiece& piece) {
+  LAMINA_CHECK(0 <= piece.begin && piece.begin <= piece.end && piece.end <= piece.shape.num_elements(),
+               "{} {}: [{}, {})", piece.name, piece.shape.to_string(), piece.begin, piece.end);
+  if (piece.begin == piece.end) return;
+  LAMINA_CHECK(piece.data.num_elements() == piece.end - piece.begin && piece.data.is_contiguous(),
+               "{}: {} for [{}, {})", piece.name, piece.data.to_string(), piece.begin, piece.end);
+  LAMINA_CHECK(piece.data.device.kind == DeviceKind::cpu, "{} is not on the CPU", piece.name);
+}
+
+}  // namespace
+
+RawFile::RawFile(const fs::path& path) : path_(path) {
+  fd_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  struct stat status {};
+  if (fd_ < 0 || ::fstat(fd_, &status) != 0) {
+    const int reason = errno;
+    if (fd_ >= 0) ::close(fd_);
+    throw Error("can't open: {}", io::describe_errno(reason));
+  }
+  num_bytes_ = status.st_size;
+}
+
+RawFile::~RawFile() {
+  if (fd_ >= 0) ::close(fd_);
+}
+
+RawFile::RawFile(RawFile&& other) noexcept
+    : path_(std::move(other.path_)),
+      fd_(std::exchange(other.fd_, -1)),
+      num_bytes_(std::exchange(other.num_bytes_, 0)) {}
+
+RawFile& RawFile::operator=(RawFile&& other) noexcept {
+  std::swap(path_, other.path_);
+  std::swap(fd_, other.fd_);
+  std::swap(num_bytes_, other.num_bytes_);
+  return *this;
+}
+
+void RawFile::read(int64_t offset, int64_t count, void* out) const {
+  for (int64_t done = 0; done < count;) {
+    const ssize_t n = ::pread(fd_, static_cast<char*>(out) + done, static_cast<size_t>(count - done), offset + done);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) throw Error("can't read at byte {}: {}", offset + done, io::describe_errno(errno));
+    if (n == 0) throw Error("ends at byte {}, expected at least {}", offset + done, offset + count);
+    done += n;
+  }
+}
+
+uint64_t RawFile::hash(int64_t offset, int64_t count) const {
+  StreamingHash hash;
+  std::vector<char> buffer;
+  update(hash, *this, offset, count, buffer);
+  return hash.digest();
+}
+
+uint64_t hash_rest(const RawFile& file, const ShardFile& shard) {
+  StreamingHash hash;
+  std::vector<char> buffer;
+  int64_t at = 0;
+  for (const StoredPiece& piece : shard.pieces) {
+    LAMINA_CHECK(at <= piece.offset, "{} at byte {} begins before {}", piece.dataset(), piece.offset, at);
+    update(hash, file, at, piece.offset - at, buffer);
+    at = piece.offset + piece.num_bytes();
+  }
+  LAMINA_CHECK(at <= file.num_bytes(), "pieces end at byte {} of {}", at, file.num_bytes());
+  update(hash, file, at, file.num_bytes() - at, buffer);
+  return hash.digest();
+}
+
+std::vector<CheckpointProblem> verify_shard(const fs::path& checkpoint, const ShardFile& shard) {
+  std::vector<CheckpointProblem> problems;
+  try {
+    const RawFile file(checkpoint / shard.name);
+    if (file.num_bytes() != shard.num_bytes)
+      throw Error("{} bytes found, expected {}", file.num_bytes(), shard.num_bytes);
+    if (hash_rest(file, shard) != shard.rest_hash)
+      problems.push_back({shard.name, "the checksum of its HDF5 records doesn't match"});
+    for (const StoredPiece& piece : shard.pieces) {
+      const uint64_t hash = file.hash(piece.offset, piece.num_bytes());
+      if (hash == piece.hash) continue;
+      problems.push_back({shard.name, fmt::format("{}: checksum {} found, expected {}", piece.dataset(),
+                                                  hash_to_hex(hash), hash_to_hex(piece.hash))});
+    }
+  } catch (const Error& error) {
+    problems.push_back({shard.name, error.what()});
+  }
+  return problems;
+}
+
+ShardFile write_shard(const fs::path& folder, int rank, std::span<const TensorPiece> pieces, int64_t max_elements) {
+  ShardFile shard;
+  shard.name = fmt::format("shard-{:05d}.h5", rank);
+  const fs::path path = folder / shard.name;
+  io::Hdf5File file = io::Hdf5File::create(path);
+  for (const TensorPiece& whole : pieces) {
+    check_piece(whole);
+    for (int64_t begin = whole.begin; begin < whole.end; begin += max_elements) {
+      StoredPiece piece{.tensor = whole.name, .dtype = whole.data.dtype, .shape = whole.shape, .begin = begin};
+      piece.end = std::min(whole.end, begin + max_elements);
+      const int64_t count = piece.end - begin;
+      const char* data = static_cast<const char*>(whole.data.data) + (begin - whole.begin) * size_of(piece.dtype);
+      piece.hash = hash64(data, static_cast<size_t>(piece.num_bytes()));
+      file.write(piece.dataset(), file_type(whole), std::span(&count, 1), data);
+      shard.pieces.push_back(std::move(piece));
+    }
+  }
+  file.flush();
+  for (StoredPiece& piece : shard.pieces) {
+    piece.offset = file.contiguous_offset(piece.dataset());
+    LAMINA_CHECK(piece.offset >= 0, "{} is not contiguous in {}", piece.dataset(), path.string());
+  }
+  file.close();
+  io::fsync_file(path);
+  std::sort(shard.pieces.begin(), shard.pieces.end(), [](const auto& a, const auto& b) { return a.offset < b.offset; });
+  try {
+    const RawFile raw(path);
+    shard.num_bytes = raw.num_bytes();
+    shard.rest_hash = hash_rest(raw, shard);
+  } catch (const Error& error) {
+    throw Error("{}: {}", path.string(), error.what());
+  }
+  return shard;
+}
+
+}  // namespace lamina

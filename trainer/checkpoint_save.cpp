@@ -1,0 +1,62 @@
+#include <system_error>
+
+#include "trainer/checkpoint.h"
+#include "trainer/checkpoint_comm.h"
+#include "trainer/checkpoint_files.h"
+#include "trainer/checkpoint_folder.h"
+#include "trainer/checkpoint_manifest.h"
+
+namespace lamina {
+
+namespace fs = std::filesystem;
+
+std::string checkpoint_folder_name(int64_t step) {
+  LAMINA_CHECK(step >= 0, "step {}", step);
+  return fmt::format("step-{:08d}", step);
+}
+
+namespace {
+
+void make_temporary(const fs::path& checkpoints_dir, const fs::path& temporary) {
+  std::error_code error;
+  fs::create_directories(checkpoints_dir, error);
+  if (error) throw Error("{}: can't create: {}", checkpoints_dir.string(), error.message());
+  clean_leftovers(checkpoints_dir);
+  fs::create_directory(temporary, error);
+  if (error) throw Error("{}: can't create: {}", temporary.string(), error.message());
+}
+
+}  // namespace
+
+void save_checkpoint(const fs::path& checkpoints_dir, const CheckpointInfo& info, std::span<const TensorPiece> mine,
+                     comm::Communicator& comm, int64_t keep) {
+  const bool is_root = comm.rank() == 0;
+  const fs::path final_path = checkpoints_dir / checkpoint_folder_name(info.step);
+  fs::path temporary = final_path;
+  temporary += ".tmp";
+
+  run_and_agree(comm, [&] {
+    if (is_root) make_temporary(checkpoints_dir, temporary);
+  });
+  try {
+    ShardFile shard;
+    run_and_agree(comm, [&] { shard = write_shard(temporary, comm.rank(), mine); });
+    const std::vector<std::string> shards = gather_text(comm, to_text(shard));
+    run_and_agree(comm, [&] {
+      if (!is_root) return;
+      Manifest manifest{.info = info, .shards = {}};
+      manifest.info.world_size = comm.size();
+      for (const std::string& text : shards) manifest.shards.push_back(parse_shard(text));
+      publish(temporary, final_path, write_index(temporary, manifest));
+    });
+  } catch (...) {
+    std::error_code ignored;
+    if (is_root) fs::remove_all(temporary, ignored);
+    throw;
+  }
+  run_and_agree(comm, [&] {
+    if (is_root) remove_older(checkpoints_dir, info.step, keep);
+  });
+}
+
+}  // namespace lamina
