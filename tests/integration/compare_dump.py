@@ -1,0 +1,189 @@
+#!/usr/bin/env python3
+"""Compares a step dump with the float64 reference: loss, every gradient, and the parameters after the update.
+
+    compare_dump.py DUMP.h5 [--lr LR] [--gradients-only] [--precision fp32|bf16|fp64]
+
+The reference starts from the dump's own parameters and tokens, so that only the step itself is judged. The update is
+judged for the first step (AdamW's averages start at zero); --lr is the learning rate of that step, by default
+train.optimizer.lr. Prints a table, worst first, and exits 1 when a tolerance is exceeded.
+"""
+import argparse
+import math
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import h5py
+import numpy
+import torch
+import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "reference"))
+import reference  # noqa: E402
+
+
+@dataclass
+class Tolerance:
+    """Norm of the difference over norm of the reference value."""
+    gradient: float
+    loss: float
+    parameter: float
+
+
+# fp64 runs differ from the reference by the order of sums only. fp32 likewise, with 6e-8 per rounding and sums of some
+# hundred terms. bf16 rounds every activation by up to 2^-9 of its size; a gradient passes through some tens of such
+# roundings of random sign, hence ten steps of 2^-8; the loss is a mean over tokens, where they average out. Parameters
+# are updated in fp32 from the fp32 gradients of the dump, in bf16 runs too. No limit is finer than the dtype in which a
+# value is stored in the dump.
+TOLERANCES = {
+    "fp64": Tolerance(gradient=1e-10, loss=1e-10, parameter=1e-10),
+    "fp32": Tolerance(gradient=1e-5, loss=1e-6, parameter=1e-6),
+    "bf16": Tolerance(gradient=10 * 2.0**-8, loss=2.0**-8, parameter=1e-6),
+}
+
+
+@dataclass
+class Row:
+    name: str
+    error: float
+    limit: float
+
+    @property
+    def ok(self) -> bool:
+        return self.error <= self.limit   # false for NaN
+
+
+def relative(ours: torch.Tensor, theirs: torch.Tensor, floor: float = 0.0) -> float:
+    difference, size = (ours - theirs).norm().item(), max(theirs.norm().item(), floor)
+    if difference == 0.0:
+        return 0.0
+    return difference / size if size > 0.0 else math.inf
+
+
+def resolution(data: h5py.Dataset) -> float:
+    """What rounding to the stored dtype may change, relative."""
+    return float(numpy.finfo(data.dtype).eps)
+
+
+class Dump:
+    """A step dump, read whole, in float64."""
+
+    def __init__(self, path: str):
+        with h5py.File(path, "r") as file:
+            text = file.attrs["config"]
+            self.config = yaml.safe_load(text.decode() if isinstance(text, bytes) else text)
+            self.tokens = torch.from_numpy(file["tokens"][()].astype("int64"))
+            self.targets = torch.from_numpy(file["targets"][()].astype("int64"))
+            self.token_loss = torch.from_numpy(file["token_loss"][()].astype("float64"))
+            self.loss, self.aux_loss = (torch.tensor(file[name][()].item(), dtype=torch.float64) for name in ("loss", "aux_loss"))
+            self.loss_resolution, self.token_loss_resolution = (resolution(file[name]) for name in ("loss", "token_loss"))
+            self.parameters = self.group(file, "parameters")
+            self.gradients = self.group(file, "gradients")
+            self.parameters_after = self.group(file, "parameters_after")
+
+    @staticmethod
+    def group(file: h5py.File, name: str) -> dict[str, torch.Tensor]:
+        return {key: torch.from_numpy(data[()].astype("float64")) for key, data in file[name].items()}
+
+
+def model_config(resolved: dict, parameters: dict[str, torch.Tensor]) -> reference.ModelConfig:
+    known = {field.name for field in fields(reference.ModelConfig)}
+    model = {key: value for key, value in resolved["model"].items() if key in known and value is not None}
+    config = reference.ModelConfig(**model)
+    # A vocabulary size of 0 stands for the tokenizer's, which only the parameters tell.
+    config.vocab_size = parameters["model.embed_tokens.weight"].shape[0]
+    config.q_lora_rank = model.get("q_lora_rank") or None
+    return config
+
+
+def check_names(dump: Dump, config: reference.ModelConfig) -> list[str]:
+    """Every tensor is there, in every group, with the exported shape; and no other."""
+    faults = []
+    shapes = reference.parameter_shapes(config)
+    for label in ("parameters", "gradients", "parameters_after"):
+        group = getattr(dump, label)
+        faults += [f"/{label}/{name} is missing" for name in shapes if name not in group]
+        faults += [f"/{label}/{name} is not a tensor of this model" for name in group if name not in shapes]
+        faults += [f"/{label}/{name} has shape {tuple(group[name].shape)}, expected {shape}"
+                   for name, shape in shapes.items() if name in group and tuple(group[name].shape) != tuple(shape)]
+    batch = (dump.config["train"]["global_batch_size"], dump.config["data"]["seq_len"])
+    for label in ("tokens", "targets", "token_loss"):
+        if tuple(getattr(dump, label).shape) != batch:
+            faults.append(f"/{label} has shape {tuple(getattr(dump, label).shape)}, expected {batch}")
+    return faults
+
+
+def compare_gradients(dump: Dump, config: reference.ModelConfig, tolerance: Tolerance) -> list[Row]:
+    out, gradients = reference.loss_and_gradients(dump.parameters, config, dump.tokens, dump.targets)
+    out = {key: out[key].detach() for key in ("loss", "aux_loss", "token_loss")}
+    total = math.sqrt(sum(g.norm().item() ** 2 for g in gradients.values()))
+    # Against rounding noise of a tensor whose true gradient vanishes: nothing is judged finer than this share of the
+    # global norm, which is what the clipping and the update see.
+    floor = total * tolerance.gradient * 1e-3
+    scalar = max(tolerance.loss, dump.loss_resolution)
+    rows = [Row("loss", relative(dump.loss, out["loss"]), scalar),
+            Row("aux_loss", relative(dump.aux_loss, out["aux_loss"]), scalar),
+            Row("token_loss", relative(dump.token_loss, out["token_loss"]),
+                max(10 * tolerance.loss, dump.token_loss_resolution))]   # one by one they don't average out
+    rows += [Row(f"gradients/{name}", relative(dump.gradients[name], g, floor), tolerance.gradient)
+             for name, g in gradients.items()]
+    return rows
+
+
+def compare_update(dump: Dump, tolerance: Tolerance, lr: float) -> list[Row]:
+    """AdamW from the dump's own gradients: the gradients are judged elsewhere, and at the first step the direction is
+    nearly their sign, which has no relative accuracy to compare where a gradient is close to zero."""
+    train = dump.config["train"]
+    optimizer = train["optimizer"]
+    clip = train["grad_clip"]
+    norm = math.sqrt(sum(g.norm().item() ** 2 for g in dump.gradients.values()))
+    scale = min(1.0, clip / norm) if clip > 0 else 1.0
+    rows = []
+    for name, w in dump.parameters.items():
+        zeros = torch.zeros_like(w)
+        expected, _, _ = reference.adamw_update(
+            w, dump.gradients[name] * scale, zeros, zeros, step=1, lr=lr, beta1=optimizer["beta1"],
+            beta2=optimizer["beta2"], eps=optimizer["eps"], weight_decay=optimizer["weight_decay"])
+        rows.append(Row(f"parameters_after/{name}", relative(dump.parameters_after[name], expected), tolerance.parameter))
+    return rows
+
+
+def compare(path: str, lr: float | None = None, gradients_only: bool = False, precision: str | None = None) -> list[Row]:
+    dump = Dump(path)
+    config = model_config(dump.config, dump.parameters)
+    faults = check_names(dump, config)
+    if faults:
+        return [Row(fault, math.inf, 0.0) for fault in faults]
+    tolerance = TOLERANCES[precision or dump.config["train"]["precision"]]
+    rows = compare_gradients(dump, config, tolerance)
+    if not gradients_only:
+        rows += compare_update(dump, tolerance, dump.config["train"]["optimizer"]["lr"] if lr is None else lr)
+    return rows
+
+
+def report(rows: list[Row], num_rows: int = 10) -> str:
+    rank = sorted(rows, key=lambda row: (row.ok, -row.error / row.limit if row.limit > 0 else -math.inf))
+    failed = sum(not row.ok for row in rows)
+    shown = rank[:max(num_rows, failed)]
+    width = max(len(row.name) for row in shown)
+    lines = [f"{row.name:{width}s}  {row.error:9.2e}  limit {row.limit:7.1e}  {'ok' if row.ok else 'FAILED'}" for row in shown]
+    if len(rank) > len(shown):
+        lines.append(f"({len(rank) - len(shown)} more, all closer to the reference)")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dump")
+    parser.add_argument("--lr", type=float, help="learning rate of the dumped step")
+    parser.add_argument("--gradients-only", action="store_true", help="for steps after the first")
+    parser.add_argument("--precision", choices=TOLERANCES, help="tolerances of; default: the run's precision")
+    parser.add_argument("--rows", type=int, default=10, help="rows of the table that pass")
+    arguments = parser.parse_args()
+    rows = compare(arguments.dump, arguments.lr, arguments.gradients_only, arguments.precision)
+    print(report(rows, arguments.rows))
+    return 0 if all(row.ok for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
