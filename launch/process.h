@@ -10,27 +10,21 @@ namespace lamina {
 
 // The ranks of this job. Valid only inside the body that run_in_world() calls.
 struct World {
-  comm::Communicator& comm;   // all ranks
+  comm::Communicator& comm;  // all ranks
   int rank = 0;
   int size = 1;
-  int local_rank = 0;         // among the ranks of this machine
+  int local_rank = 0;  // among the ranks of this machine
   int local_size = 1;
-  int num_threads = 1;        // of this rank, already applied to the kernels' thread pools
+  int num_threads = 1;  // run.num_threads, or this rank's share of the cores; already applied
 };
 
-// Rank and size as the launcher's environment (mpirun, srun) tells them, before MPI is up. {0, 1} without a launcher.
+// Rank and size as the environment of mpirun or srun tells them, before MPI is up.
 struct LauncherRanks {
   int rank = 0;
   int size = 1;
-  int local_rank = 0;
-  int local_size = 1;
-  bool launched = false;   // started by mpirun, mpiexec or srun
+  bool launched = false;  // by mpirun, mpiexec or srun
 };
 LauncherRanks launcher_ranks();
-
-// run.num_threads, or the cores this process may use shared among the ranks that share them.
-int resolve_num_threads(int requested, int local_size);
-void apply_num_threads(int num_threads);
 
 // Starts MPI when a launcher started this process (a single rank otherwise), configures the log and the threads, and calls
 // `body`. An exception on one of several ranks is logged with its rank and aborts the whole job, before anything is
