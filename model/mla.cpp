@@ -10,7 +10,9 @@ namespace lamina::model {
 namespace {
 
 // Columns [begin, end) of a row-major matrix.
-TensorView columns(const TensorView& x, int64_t begin, int64_t end) { return x.slice(1, begin, end); }
+TensorView columns(const TensorView& x, int64_t begin, int64_t end) {
+  return x.slice(1, begin, end);
+}
 
 // [tokens, heads * width] (any row stride) seen as [batch, T, heads, width].
 TensorView per_head(const TensorView& x, const BatchShape& batch, int64_t heads, int64_t width) {
@@ -82,8 +84,8 @@ void Mla::key_value(ops::OpContext& ctx, int64_t tokens, Saved& saved, Arena& ar
   ops::pack_shared_keys(ctx, {k_nope, columns(saved.projections, width - d_shared_, width), saved.k});
 }
 
-void Mla::intermediates(ops::OpContext& ctx, const BatchShape& batch, TensorView x, Saved& saved, ActivationArenas arenas,
-                        bool have_expensive) const {
+void Mla::intermediates(ops::OpContext& ctx, const BatchShape& batch, TensorView x, Saved& saved,
+                        ActivationArenas arenas, bool have_expensive) const {
   const int64_t tokens = batch.num_tokens(), d_qk = d_nope_ + d_shared_;
   const DType dtype = in_.value.dtype, acc = accumulation_dtype(dtype);
   const int64_t q_columns = q_rank_ > 0 ? q_rank_ : heads_ * d_qk;
@@ -119,8 +121,8 @@ void Mla::intermediates(ops::OpContext& ctx, const BatchShape& batch, TensorView
   saved.o = arenas.expensive.take(dtype, {tokens, heads_ * d_v_});
   saved.lse = arenas.expensive.take(acc, {batch.num_sequences, heads_, batch.seq_len});
   const TensorView v = head_part(saved.kv, heads_, d_nope_ + d_v_, d_nope_, d_nope_ + d_v_);
-  ops::attention_forward(ctx, {per_head(saved.q, batch, heads_, d_qk), per_sequence(saved.k, batch), per_sequence(v, batch),
-                               scale_, per_head(saved.o, batch, heads_, d_v_), saved.lse});
+  ops::attention_forward(ctx, {per_head(saved.q, batch, heads_, d_qk), per_sequence(saved.k, batch),
+                               per_sequence(v, batch), scale_, per_head(saved.o, batch, heads_, d_v_), saved.lse});
 }
 
 void Mla::forward(ops::OpContext& ctx, const BatchShape& batch, TensorView x, TensorView y, Saved& saved,
@@ -142,7 +144,8 @@ void Mla::backward(ops::OpContext& ctx, const BatchShape& batch, const Saved& sa
   const DType dtype = in_.value.dtype;
   const TensorView d_in = ctx.scratch.take(dtype, {tokens, in_.value.size(0)});
   const TensorView d_kv_out = ctx.scratch.take(dtype, {tokens, heads_ * d_kv});
-  const TensorView dq = q_rank_ > 0 ? ctx.scratch.take(dtype, {tokens, heads_ * d_qk}) : columns(d_in, 0, heads_ * d_qk);
+  const TensorView dq =
+      q_rank_ > 0 ? ctx.scratch.take(dtype, {tokens, heads_ * d_qk}) : columns(d_in, 0, heads_ * d_qk);
   const TensorView dk_nope = head_part(d_kv_out, heads_, d_kv, 0, d_nope_);
   const TensorView dv = head_part(d_kv_out, heads_, d_kv, d_nope_, d_kv);
   {
@@ -152,10 +155,10 @@ void Mla::backward(ops::OpContext& ctx, const BatchShape& batch, const Saved& sa
     ops::linear_weight_gradient(ctx, dy, saved.o, o_.gradient);
     const TensorView dk = d_shared_ == 0 ? dk_nope : ctx.scratch.take(dtype, {tokens, heads_, d_qk});
     const TensorView v = head_part(saved.kv, heads_, d_kv, d_nope_, d_kv);
-    ops::attention_backward(ctx, {per_head(saved.q, batch, heads_, d_qk), per_sequence(saved.k, batch), per_sequence(v, batch),
-                                  scale_, per_head(saved.o, batch, heads_, d_v_), saved.lse,
-                                  per_head(d_o, batch, heads_, d_v_), per_head(dq, batch, heads_, d_qk),
-                                  per_sequence(dk, batch), per_sequence(dv, batch)});
+    ops::attention_backward(
+        ctx, {per_head(saved.q, batch, heads_, d_qk), per_sequence(saved.k, batch), per_sequence(v, batch), scale_,
+              per_head(saved.o, batch, heads_, d_v_), saved.lse, per_head(d_o, batch, heads_, d_v_),
+              per_head(dq, batch, heads_, d_qk), per_sequence(dk, batch), per_sequence(dv, batch)});
     if (d_shared_ > 0)
       ops::unpack_shared_keys(ctx, {dk, dk_nope, columns(d_in, d_in.size(1) - d_shared_, d_in.size(1))});
   }
@@ -165,9 +168,9 @@ void Mla::backward(ops::OpContext& ctx, const BatchShape& batch, const Saved& sa
     const TensorView d_kv_norm = ctx.scratch.take(dtype, {tokens, kv_rank_});
     ops::linear_input_gradient(ctx, d_kv_out, kv_b_.value, d_kv_norm, ops::GradMode::overwrite);
     ops::linear_weight_gradient(ctx, d_kv_out, saved.kv_norm, kv_b_.gradient);
-    ops::rms_norm_backward(ctx, {columns(saved.projections, q_columns, q_columns + kv_rank_), kv_norm_.value, saved.kv_rstd,
-                                 d_kv_norm, columns(d_in, q_columns, q_columns + kv_rank_), ops::GradMode::overwrite,
-                                 kv_norm_.gradient});
+    ops::rms_norm_backward(
+        ctx, {columns(saved.projections, q_columns, q_columns + kv_rank_), kv_norm_.value, saved.kv_rstd, d_kv_norm,
+              columns(d_in, q_columns, q_columns + kv_rank_), ops::GradMode::overwrite, kv_norm_.gradient});
   }
   if (q_rank_ > 0) {
     const ArenaScope q_scope(ctx.scratch);

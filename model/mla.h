@@ -14,16 +14,16 @@ class Mla {
  public:
   // All views [tokens, ...] in the compute dtype unless said otherwise.
   struct Saved {
-    TensorView projections;   // [tokens, q | c | k_shared] or [tokens, q_a | c | k_shared]
-    TensorView q_norm;        // [tokens, q_lora_rank], with q_lora_rank
-    TensorView q_rstd;        // [tokens] acc
-    TensorView q;             // [tokens, heads * d_qk]; a slice of projections without q_lora_rank
-    TensorView kv_norm;       // [tokens, kv_lora_rank]
-    TensorView kv_rstd;       // [tokens] acc
-    TensorView kv;            // [tokens, heads * (nope + v)]
-    TensorView k;             // [tokens, heads, d_qk]
-    TensorView o;             // [tokens, heads * v]
-    TensorView lse;           // [sequences, heads, seq_len] acc
+    TensorView projections;  // [tokens, q | c | k_shared] or [tokens, q_a | c | k_shared]
+    TensorView q_norm;       // [tokens, q_lora_rank], with q_lora_rank
+    TensorView q_rstd;       // [tokens] acc
+    TensorView q;            // [tokens, heads * d_qk]; a slice of projections without q_lora_rank
+    TensorView kv_norm;      // [tokens, kv_lora_rank]
+    TensorView kv_rstd;      // [tokens] acc
+    TensorView kv;           // [tokens, heads * (nope + v)]
+    TensorView k;            // [tokens, heads, d_qk]
+    TensorView o;            // [tokens, heads * v]
+    TensorView lse;          // [sequences, heads, seq_len] acc
   };
 
   Mla(const ModelConfig& config, Parameters& parameters, int64_t layer);
@@ -31,20 +31,24 @@ class Mla {
   void forward(ops::OpContext& ctx, const BatchShape& batch, TensorView x, TensorView y, Saved& saved,
                ActivationArenas arenas) const;
   // Makes again what `mode` did not keep, in `temporary`.
-  void recompute(ops::OpContext& ctx, const BatchShape& batch, TensorView x, Saved& saved, Recompute mode, Arena& temporary) const;
+  void recompute(ops::OpContext& ctx, const BatchShape& batch, TensorView x, Saved& saved, Recompute mode,
+                 Arena& temporary) const;
   // dx is overwritten; parameter gradients accumulate.
-  void backward(ops::OpContext& ctx, const BatchShape& batch, const Saved& saved, TensorView x, TensorView dy, TensorView dx) const;
+  void backward(ops::OpContext& ctx, const BatchShape& batch, const Saved& saved, TensorView x, TensorView dy,
+                TensorView dx) const;
 
-  const std::vector<int>& parameters() const { return used_; }   // indices into Parameters
+  const std::vector<int>& parameters() const { return used_; }  // indices into Parameters
 
  private:
-  struct Weight { TensorView value, gradient; };
+  struct Weight {
+    TensorView value, gradient;
+  };
   void intermediates(ops::OpContext& ctx, const BatchShape& batch, TensorView x, Saved& saved, ActivationArenas arenas,
                      bool have_expensive) const;
   void key_value(ops::OpContext& ctx, int64_t tokens, Saved& saved, Arena& arena) const;
   Weight weight(Parameters& parameters, const std::string& name);
 
-  int64_t heads_, d_nope_, d_shared_, d_v_, kv_rank_, q_rank_;   // q_rank_ 0: one query projection
+  int64_t heads_, d_nope_, d_shared_, d_v_, kv_rank_, q_rank_;  // q_rank_ 0: one query projection
   double eps_, kv_eps_, scale_;
   Weight in_, q_b_, q_norm_, kv_norm_, kv_b_, o_;
   std::vector<int> used_;

@@ -7,7 +7,8 @@ namespace lamina::model {
 
 Mlp::Mlp(const ModelConfig&, Parameters& parameters, int64_t layer) {
   const std::string prefix = fmt::format("model.layers.{}.mlp.", layer);
-  const std::string gate = prefix + "gate_proj.weight", up = prefix + "up_proj.weight", down = prefix + "down_proj.weight";
+  const std::string gate = prefix + "gate_proj.weight", up = prefix + "up_proj.weight",
+                    down = prefix + "down_proj.weight";
   gate_up_ = parameters.fused_value(gate, up);
   d_gate_up_ = parameters.fused_gradient(gate, up);
   down_ = parameters.value(down);
@@ -29,11 +30,13 @@ void Mlp::forward(ops::OpContext& ctx, const BatchShape&, TensorView x, TensorVi
   ops::linear(ctx, activation, down_, y);
 }
 
-void Mlp::recompute(ops::OpContext& ctx, const BatchShape&, TensorView x, Saved& saved, Recompute mode, Arena& temporary) const {
+void Mlp::recompute(ops::OpContext& ctx, const BatchShape&, TensorView x, Saved& saved, Recompute mode,
+                    Arena& temporary) const {
   if (mode == Recompute::full) project(ctx, x, saved, temporary);
 }
 
-void Mlp::backward(ops::OpContext& ctx, const BatchShape&, const Saved& saved, TensorView x, TensorView dy, TensorView dx) const {
+void Mlp::backward(ops::OpContext& ctx, const BatchShape&, const Saved& saved, TensorView x, TensorView dy,
+                   TensorView dx) const {
   const ArenaScope scope(ctx.scratch);
   const Shape wide{x.size(0), down_.size(1)};
   const TensorView activation = ctx.scratch.take(gate_up_.dtype, wide);

@@ -8,15 +8,17 @@ namespace lamina::model {
 class Mlp {
  public:
   struct Saved {
-    TensorView gate_up;   // [tokens, 2 * intermediate_size]; the activation is made again inside SwiGLU's backward
+    TensorView gate_up;  // [tokens, 2 * intermediate_size]; the activation is made again inside SwiGLU's backward
   };
 
   Mlp(const ModelConfig& config, Parameters& parameters, int64_t layer);
 
   void forward(ops::OpContext& ctx, const BatchShape& batch, TensorView x, TensorView y, Saved& saved,
                ActivationArenas arenas) const;
-  void recompute(ops::OpContext& ctx, const BatchShape& batch, TensorView x, Saved& saved, Recompute mode, Arena& temporary) const;
-  void backward(ops::OpContext& ctx, const BatchShape& batch, const Saved& saved, TensorView x, TensorView dy, TensorView dx) const;
+  void recompute(ops::OpContext& ctx, const BatchShape& batch, TensorView x, Saved& saved, Recompute mode,
+                 Arena& temporary) const;
+  void backward(ops::OpContext& ctx, const BatchShape& batch, const Saved& saved, TensorView x, TensorView dy,
+                TensorView dx) const;
 
   const std::vector<int>& parameters() const { return used_; }
 

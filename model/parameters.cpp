@@ -78,7 +78,9 @@ int64_t num_parameters(const ModelConfig& config) {
   return sum;
 }
 
-TensorView ParameterGroup::all_values() const { return {values.data(), dtype, {shards.num_padded}, values.device()}; }
+TensorView ParameterGroup::all_values() const {
+  return {values.data(), dtype, {shards.num_padded}, values.device()};
+}
 TensorView ParameterGroup::all_gradients() const {
   return {gradients.data(), accumulation_dtype(dtype), {shards.num_padded}, gradients.device()};
 }
@@ -117,8 +119,12 @@ TensorView Parameters::view(int index, bool gradient) const {
   return flat.slice(0, offset, offset + spec.shape.num_elements()).reshaped(spec.shape);
 }
 
-TensorView Parameters::value(int index) const { return view(index, false); }
-TensorView Parameters::gradient(int index) const { return view(index, true); }
+TensorView Parameters::value(int index) const {
+  return view(index, false);
+}
+TensorView Parameters::gradient(int index) const {
+  return view(index, true);
+}
 
 TensorView Parameters::fused(const std::string& first, const std::string& last, bool gradient) const {
   const TensorView head = view(index_of(first), gradient), tail = view(index_of(last), gradient);
@@ -127,35 +133,39 @@ TensorView Parameters::fused(const std::string& first, const std::string& last, 
   return {head.data, head.dtype, {head.size(0) + tail.size(0), head.size(1)}, head.device};
 }
 
-TensorView Parameters::fused_value(const std::string& first, const std::string& last) const { return fused(first, last, false); }
-TensorView Parameters::fused_gradient(const std::string& first, const std::string& last) const { return fused(first, last, true); }
+TensorView Parameters::fused_value(const std::string& first, const std::string& last) const {
+  return fused(first, last, false);
+}
+TensorView Parameters::fused_gradient(const std::string& first, const std::string& last) const {
+  return fused(first, last, true);
+}
 
-double initial_value(const ParameterSpec& spec, uint64_t seed, double initializer_range, int64_t element) {
-  switch (spec.init) {
-    case Init::ones: return 1.0;
-    case Init::zeros: return 0.0;
-    case Init::normal: return initializer_range * CounterRng(seed, spec.name).normal(static_cast<uint64_t>(element));
-  }
-  return 0.0;
+void initialise_range(const ParameterSpec& spec, uint64_t seed, double initializer_range, int64_t first,
+                      TensorView out) {
+  const CounterRng rng(seed, spec.name);
+  cpu::parallel_for(out.num_elements(), 1 << 14, [&](int64_t begin, int64_t end) {
+    for (int64_t e = begin; e < end; ++e) {
+      double x = spec.init == Init::ones ? 1.0 : 0.0;
+      if (spec.init == Init::normal) x = initializer_range * rng.normal(static_cast<uint64_t>(first + e));
+      // Through float on the way to bf16, as an fp32 master would round.
+      switch (out.dtype) {
+        case DType::f64:
+          static_cast<double*>(out.data)[e] = x;
+          break;
+        case DType::bf16:
+          static_cast<bf16*>(out.data)[e] = bf16(static_cast<float>(x));
+          break;
+        default:
+          static_cast<float*>(out.data)[e] = static_cast<float>(x);
+      }
+    }
+  });
 }
 
 void Parameters::initialise(uint64_t seed, double initializer_range) {
   for (size_t i = 0; i < specs_.size(); ++i) {
-    const ParameterSpec& spec = specs_[i];
     const TensorView out = value(static_cast<int>(i));
-    const CounterRng rng(seed, spec.name);
-    cpu::parallel_for(out.num_elements(), 1 << 14, [&](int64_t begin, int64_t end) {
-      for (int64_t e = begin; e < end; ++e) {
-        const double x = spec.init == Init::normal ? initializer_range * rng.normal(static_cast<uint64_t>(e))
-                                                   : (spec.init == Init::ones ? 1.0 : 0.0);
-        // Through float on the way to bf16, as a checkpoint's master would round.
-        switch (out.dtype) {
-          case DType::f64: static_cast<double*>(out.data)[e] = x; break;
-          case DType::bf16: static_cast<bf16*>(out.data)[e] = bf16(static_cast<float>(x)); break;
-          default: static_cast<float*>(out.data)[e] = static_cast<float>(x);
-        }
-      }
-    });
+    initialise_range(specs_[i], seed, initializer_range, 0, out.reshaped({out.num_elements()}));
   }
 }
 

@@ -27,8 +27,8 @@ struct ParameterSpec {
   std::string name;
   Shape shape;
   Init init = Init::normal;
-  bool is_matrix = true;               // group
-  bool joined_with_previous = false;   // fused with the matrix before it
+  bool is_matrix = true;              // group
+  bool joined_with_previous = false;  // fused with the matrix before it
 };
 
 // Every tensor, in the order in which they lie in memory (depth order).
@@ -37,14 +37,14 @@ int64_t num_parameters(const ModelConfig& config);
 
 // One flat buffer of parameters and its gradients.
 struct ParameterGroup {
-  DType dtype;                              // of the parameters
-  std::vector<zero::FlatParameter> flat;    // as the shard map wants them
-  std::vector<int> spec_of;                 // index into Parameters::specs() of each
+  DType dtype;                            // of the parameters
+  std::vector<zero::FlatParameter> flat;  // as the shard map wants them
+  std::vector<int> spec_of;               // index into Parameters::specs() of each
   zero::ShardMap shards;
   Buffer values;
   Buffer gradients;
-  TensorView all_values() const;            // [num_padded]
-  TensorView all_gradients() const;         // [num_padded], accumulation dtype
+  TensorView all_values() const;     // [num_padded]
+  TensorView all_gradients() const;  // [num_padded], accumulation dtype
 };
 
 class Parameters {
@@ -52,10 +52,10 @@ class Parameters {
   Parameters(const ModelConfig& config, DType compute, int dp_size, Device device, MemoryLedger* ledger);
 
   const std::vector<ParameterSpec>& specs() const { return specs_; }
-  int index_of(const std::string& name) const;         // LAMINA_CHECKs that it exists
+  int index_of(const std::string& name) const;  // LAMINA_CHECKs that it exists
   bool has(const std::string& name) const { return index_.contains(name); }
-  TensorView value(int index) const;                    // logical shape
-  TensorView gradient(int index) const;                 // logical shape, accumulation dtype
+  TensorView value(int index) const;     // logical shape
+  TensorView gradient(int index) const;  // logical shape, accumulation dtype
   TensorView value(const std::string& name) const { return value(index_of(name)); }
   TensorView gradient(const std::string& name) const { return gradient(index_of(name)); }
   // Rows of `first` and of the matrices joined to it, as one matrix [sum of out, in].
@@ -81,7 +81,8 @@ class Parameters {
   ParameterGroup matrices_, vectors_;
 };
 
-// Element `element` of a tensor at the start of training.
-double initial_value(const ParameterSpec& spec, uint64_t seed, double initializer_range, int64_t element);
+// Elements [begin, begin + out.num_elements()) of a tensor at the start of training, rounded once to out's dtype.
+void initialise_range(const ParameterSpec& spec, uint64_t seed, double initializer_range, int64_t begin,
+                      TensorView out);
 
 }  // namespace lamina::model

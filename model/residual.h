@@ -25,22 +25,22 @@ namespace lamina::model {
 
 // Parameters of one site.
 struct Site {
-  TensorView norm_weight, d_norm_weight;   // the PreNorm (site L: model.norm)
+  TensorView norm_weight, d_norm_weight;  // the PreNorm (site L: model.norm)
   double norm_eps = 1e-5;
-  ops::AttnResQuery query;                 // AttnRes only
+  ops::AttnResQuery query;  // AttnRes only
   ops::AttnResQueryGradient d_query;
-  std::vector<int> norm_parameters;        // indices into Parameters
+  std::vector<int> norm_parameters;  // indices into Parameters
   std::vector<int> query_parameters;
 };
 
 // Which sublayers form a block: block b holds sublayers [begin[b], begin[b + 1]).
 struct BlockLayout {
-  std::vector<int> begin;   // num_blocks + 1 entries; the last is L
+  std::vector<int> begin;  // num_blocks + 1 entries; the last is L
   int num_blocks() const { return static_cast<int>(begin.size()) - 1; }
   int block_of(int sublayer) const;
   bool opens_block(int sublayer) const { return begin[static_cast<size_t>(block_of(sublayer))] == sublayer; }
 };
-BlockLayout make_block_layout(const ModelConfig& config);   // full_attnres: one sublayer per block
+BlockLayout make_block_layout(const ModelConfig& config);  // full_attnres: one sublayer per block
 
 class ResidualPass {
  public:
@@ -48,18 +48,18 @@ class ResidualPass {
 
   // `keep` holds what backward needs and outlives the pass; reset by the caller between micro-batches.
   virtual void begin(const BatchShape& batch, Arena& keep) = 0;
-  virtual TensorView embedding_buffer() = 0;                                // [tokens, hidden]
-  virtual TensorView read(ops::OpContext& ctx, int site) = 0;               // normalised input [tokens, hidden]
-  virtual TensorView output_buffer(int site) = 0;                           // [tokens, hidden]
+  virtual TensorView embedding_buffer() = 0;                   // [tokens, hidden]
+  virtual TensorView read(ops::OpContext& ctx, int site) = 0;  // normalised input [tokens, hidden]
+  virtual TensorView output_buffer(int site) = 0;              // [tokens, hidden]
 
   // The normalised input again, saved or made again in ctx.scratch.
   virtual TensorView reread(ops::OpContext& ctx, int site) = 0;
-  virtual TensorView output_gradient(ops::OpContext& ctx, int site) = 0;    // compute dtype
+  virtual TensorView output_gradient(ops::OpContext& ctx, int site) = 0;  // compute dtype
   virtual void read_backward(ops::OpContext& ctx, int site, TensorView dx) = 0;
-  virtual TensorView embedding_gradient() = 0;                              // [tokens, hidden] acc
+  virtual TensorView embedding_gradient() = 0;  // [tokens, hidden] acc
 
   // Observations for the log, valid after read(site) until the next read.
-  virtual TensorView hidden(int site) const = 0;                            // h before the PreNorm
+  virtual TensorView hidden(int site) const = 0;  // h before the PreNorm
   // Mean softmax weight per source over the tokens of this micro-batch; empty for the standard scheme.
   virtual std::vector<double> depth_weights(ops::OpContext& ctx, int site) const = 0;
 };

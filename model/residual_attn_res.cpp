@@ -13,7 +13,8 @@ int BlockLayout::block_of(int sublayer) const {
 
 BlockLayout make_block_layout(const ModelConfig& config) {
   const auto num_sublayers = static_cast<int>(2 * config.num_hidden_layers);
-  const int per_block = config.residual == Residual::full_attnres ? 1 : static_cast<int>(2 * config.attn_res_block_size);
+  const int per_block =
+      config.residual == Residual::full_attnres ? 1 : static_cast<int>(2 * config.attn_res_block_size);
   BlockLayout layout;
   for (int begin = 0; begin < num_sublayers; begin += per_block) layout.begin.push_back(begin);
   layout.begin.push_back(num_sublayers);
@@ -48,7 +49,9 @@ AttnResPass::AttnResPass(const ResidualOptions& options, const std::vector<Site>
   for (BlockState& block : block_state_) block.mean.resize(block.queries.size());
 }
 
-int AttnResPass::block_of_site(int site) const { return blocks_.block_of(std::min(site, num_sublayers_ - 1)); }
+int AttnResPass::block_of_site(int site) const {
+  return blocks_.block_of(std::min(site, num_sublayers_ - 1));
+}
 
 void AttnResPass::begin(const BatchShape& batch, Arena& keep) {
   keep_ = &keep;
@@ -101,7 +104,8 @@ void AttnResPass::phase1(ops::OpContext& ctx, int block, bool save_statistics) {
                                      state.mean, state.rstd, state.logit, state.lse});
 }
 
-void AttnResPass::merge(ops::OpContext& ctx, int site, TensorView delta, TensorView h, TensorView x, bool save_statistics) {
+void AttnResPass::merge(ops::OpContext& ctx, int site, TensorView delta, TensorView h, TensorView x,
+                        bool save_statistics) {
   const auto s = static_cast<size_t>(site);
   SiteState& state = sites_state_[s];
   const BlockState& block = block_state_[static_cast<size_t>(block_of_site(site))];
@@ -143,7 +147,7 @@ void AttnResPass::read_identity(ops::OpContext& ctx) {
 void AttnResPass::close_block(ops::OpContext& ctx, int last) {
   const auto s = static_cast<size_t>(last);
   TensorView& summary = summary_[static_cast<size_t>(blocks_.block_of(last)) + 1];
-  if (blocks_.opens_block(last)) {   // a block of one sublayer: the sum is that sublayer's output
+  if (blocks_.opens_block(last)) {  // a block of one sublayer: the sum is that sublayer's output
     summary = sites_state_[s + 1].partial;
     return;
   }
@@ -155,7 +159,7 @@ TensorView AttnResPass::read(ops::OpContext& ctx, int site) {
   const auto s = static_cast<size_t>(site);
   SiteState& state = sites_state_[s];
   const int block = block_of_site(site);
-  const bool keep_input = keep_inputs_ && site < num_sublayers_;   // the head takes its input at once
+  const bool keep_input = keep_inputs_ && site < num_sublayers_;  // the head takes its input at once
   state.x = keep_input ? keep_->take(dtype_, {tokens_, hidden_size_}) : x_;
   TensorView delta;
   if (blocks_.opens_block(site)) {
@@ -202,7 +206,7 @@ void AttnResPass::read_backward(ops::OpContext& ctx, int site, TensorView dx) {
   const int block = block_of_site(site);
   if (site == num_sublayers_) {
     d_open_ = d_partial_;
-  } else if (open_block_ != block) {   // nothing of this block was made again: only room for dh is needed
+  } else if (open_block_ != block) {  // nothing of this block was made again: only room for dh is needed
     block_arena_.reset();
     open_block_ = block;
   }
@@ -260,8 +264,8 @@ void AttnResPass::phase1_backward(ops::OpContext& ctx, int block) {
     dh_list_.push_back(sites_state_[s].dh);
     dot_list_.push_back(sites_state_[s].dh_dot_h);
   }
-  ops::attn_res_phase1_backward(ctx, {std::span(summary_).first(num_sources), query_list_, state.rstd, state.logit, lse_list_,
-                                      dh_list_, dot_list_, std::span(d_summary_).first(num_sources),
+  ops::attn_res_phase1_backward(ctx, {std::span(summary_).first(num_sources), query_list_, state.rstd, state.logit,
+                                      lse_list_, dh_list_, dot_list_, std::span(d_summary_).first(num_sources),
                                       std::span(d_summary_mode_).first(num_sources), d_query_list_});
   for (size_t b = 0; b < num_sources; ++b) d_summary_mode_[b] = ops::GradMode::accumulate;
 }

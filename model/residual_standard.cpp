@@ -46,7 +46,9 @@ TensorView StandardPass::read(ops::OpContext& ctx, int site) {
   return input_[s];
 }
 
-TensorView StandardPass::output_buffer(int) { return output_; }
+TensorView StandardPass::output_buffer(int) {
+  return output_;
+}
 
 TensorView StandardPass::reread(ops::OpContext& ctx, int site) {
   const auto s = static_cast<size_t>(site);

@@ -59,7 +59,8 @@ void Stage::build_sites(const ModelConfig& config, Parameters& parameters) {
     site.norm_weight = parameters.value(index);
     site.d_norm_weight = parameters.gradient(index);
     if (attn_res) {
-      const int g = use(res + "_norm.weight", site.query_parameters), w = use(res + "_proj.weight", site.query_parameters);
+      const int g = use(res + "_norm.weight", site.query_parameters),
+                w = use(res + "_proj.weight", site.query_parameters);
       const Shape flat{config.hidden_size};
       site.query = {parameters.value(g), parameters.value(w).reshaped(flat)};
       site.d_query = {parameters.gradient(g), parameters.gradient(w).reshaped(flat)};
@@ -95,7 +96,8 @@ void Stage::run_sublayer(ops::OpContext& ctx, const BatchShape& shape, int subla
     layers_[layer].mlp.forward(ctx, shape, x, y, saved_[layer].mlp, arenas);
 }
 
-TensorView Stage::run_sublayers(ops::OpContext& ctx, const BatchShape& shape, TensorView tokens, std::vector<LayerSums>* sums) {
+TensorView Stage::run_sublayers(ops::OpContext& ctx, const BatchShape& shape, TensorView tokens,
+                                std::vector<LayerSums>* sums) {
   keep_.reset();
   pass_->begin(shape, keep_);
   ops::embedding_forward(ctx, {tokens, embedding_, pass_->embedding_buffer()});
@@ -163,7 +165,8 @@ void Stage::backward(ops::OpContext& ctx, const Batch& batch, const std::functio
       (*sums)[static_cast<size_t>(sublayer)].gradient_square += square_sum(ctx, pass_->output_gradient(ctx, sublayer));
     sublayer_backward(ctx, batch.shape, sublayer);
     const std::vector<int>& used = sublayer_parameters_[static_cast<size_t>(sublayer)];
-    report({used.begin(), used.end() - static_cast<int64_t>(sites_[static_cast<size_t>(sublayer)].query_parameters.size())});
+    report({used.begin(),
+            used.end() - static_cast<int64_t>(sites_[static_cast<size_t>(sublayer)].query_parameters.size())});
   }
   // Depth queries are served per block, at the block's start; they are reported together at the end.
   for (const Site& site : sites_) report(site.query_parameters);

@@ -52,15 +52,22 @@ class Stage {
   TensorView head_weight() const { return head_; }
 
   int num_sites() const { return static_cast<int>(sites_.size()); }
-  const std::vector<int>& sublayer_parameters(int sublayer) const;   // indices, PreNorm and depth query included
+  const std::vector<int>& sublayer_parameters(int sublayer) const;  // indices, PreNorm and depth query included
   // How often backward reports each parameter per micro-batch.
   std::vector<int> uses_per_parameter() const;
 
  private:
-  struct Layer { Mla mixer; Mlp mlp; };
-  struct LayerSaved { Mla::Saved mixer; Mlp::Saved mlp; };
+  struct Layer {
+    Mla mixer;
+    Mlp mlp;
+  };
+  struct LayerSaved {
+    Mla::Saved mixer;
+    Mlp::Saved mlp;
+  };
 
-  TensorView run_sublayers(ops::OpContext& ctx, const BatchShape& shape, TensorView tokens, std::vector<LayerSums>* sums);
+  TensorView run_sublayers(ops::OpContext& ctx, const BatchShape& shape, TensorView tokens,
+                           std::vector<LayerSums>* sums);
   void run_sublayer(ops::OpContext& ctx, const BatchShape& shape, int sublayer, TensorView x, TensorView y);
   void sublayer_backward(ops::OpContext& ctx, const BatchShape& shape, int sublayer);
   void build_sites(const ModelConfig& config, Parameters& parameters);

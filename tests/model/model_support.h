@@ -1,0 +1,144 @@
+// A small model with every parameter away from special points, and its loss and gradients.
+#pragma once
+
+#include <cmath>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/base/rng.h"
+#include "model/stage.h"
+
+namespace lamina::model {
+
+inline ModelConfig small_config(Residual residual, int64_t layers, int64_t block_size = 2) {
+  ModelConfig c;
+  c.vocab_size = 37;
+  c.hidden_size = 24;
+  c.num_hidden_layers = layers;
+  c.residual = residual;
+  c.attn_res_block_size = block_size;
+  c.num_attention_heads = 3;
+  c.kv_lora_rank = 10;
+  c.qk_nope_head_dim = 6;
+  c.qk_rope_head_dim = 4;
+  c.v_head_dim = 5;
+  c.intermediate_size = 20;
+  return c;
+}
+
+inline double get(const TensorView& x, int64_t i) {
+  switch (x.dtype) {
+    case DType::f64:
+      return static_cast<double*>(x.data)[i];
+    case DType::bf16:
+      return static_cast<double>(static_cast<bf16*>(x.data)[i]);
+    default:
+      return static_cast<double>(static_cast<float*>(x.data)[i]);
+  }
+}
+
+inline void set(const TensorView& x, int64_t i, double value) {
+  switch (x.dtype) {
+    case DType::f64:
+      static_cast<double*>(x.data)[i] = value;
+      break;
+    case DType::bf16:
+      static_cast<bf16*>(x.data)[i] = bf16(static_cast<float>(value));
+      break;
+    default:
+      static_cast<float*>(x.data)[i] = static_cast<float>(value);
+  }
+}
+
+class SmallModel {
+ public:
+  SmallModel(const ModelConfig& config, DType dtype, Recompute recompute = Recompute::none, int64_t sequences = 2,
+             int64_t seq_len = 7)
+      : config_(config),
+        scratch_({}, &ledger, "scratch"),
+        ctx{stream_, scratch_, refusals_, ops::Backend::fastest},
+        parameters(config_, dtype, 1, {}, &ledger),
+        stage({config_, dtype, recompute, {}, &ledger}, parameters),
+        shape_{sequences, seq_len},
+        tokens_(static_cast<size_t>(shape_.num_tokens())),
+        targets_(tokens_.size()),
+        losses_(tokens_.size() * 8) {
+    const CounterRng rng(5, "tokens");
+    for (size_t i = 0; i < tokens_.size(); ++i) {
+      tokens_[i] = static_cast<int32_t>(rng.below(2 * i, static_cast<uint64_t>(config.vocab_size)));
+      targets_[i] = static_cast<int32_t>(rng.below(2 * i + 1, static_cast<uint64_t>(config.vocab_size)));
+    }
+    for (size_t p = 0; p < parameters.specs().size(); ++p) randomise(static_cast<int>(p));
+  }
+
+  Stage::Batch batch() {
+    const int64_t n = shape_.num_tokens();
+    const DType acc = accumulation_dtype(parameters.matrices().dtype);
+    return {shape_, TensorView(tokens_.data(), DType::i32, {n}), TensorView(targets_.data(), DType::i32, {n}),
+            TensorView(losses_.data(), acc, {n}), 1.0 / static_cast<double>(n)};
+  }
+
+  double loss(bool train = false, std::vector<LayerSums>* sums = nullptr) {
+    const Stage::Batch b = batch();
+    stage.forward(ctx, b, train, sums);
+    double sum = 0;
+    for (int64_t i = 0; i < b.token_loss.num_elements(); ++i) sum += get(b.token_loss, i);
+    return sum * b.grad_scale;
+  }
+
+  double loss_and_gradients(std::vector<LayerSums>* sums = nullptr, const std::function<void(int)>& ready = {}) {
+    const double value = loss(true, sums);
+    stage.backward(ctx, batch(), ready, sums);
+    return value;
+  }
+
+  std::vector<double> gradient(int parameter) const {
+    const TensorView g = parameters.gradient(parameter);
+    std::vector<double> out(static_cast<size_t>(g.num_elements()));
+    for (size_t i = 0; i < out.size(); ++i) out[i] = get(g, static_cast<int64_t>(i));
+    return out;
+  }
+
+  MemoryLedger ledger;
+
+ private:
+  void randomise(int parameter) {
+    const ParameterSpec& spec = parameters.specs()[static_cast<size_t>(parameter)];
+    const TensorView value = parameters.value(parameter);
+    const CounterRng rng(11, spec.name);
+    const double fan_in = static_cast<double>(spec.shape[-1]);
+    for (int64_t i = 0; i < value.num_elements(); ++i) {
+      const double x = rng.normal(static_cast<uint64_t>(i));
+      set(value, i,
+          spec.init == Init::ones ? 1.0 + 0.1 * x
+                                  : (spec.name == "model.embed_tokens.weight" ? 0.5 * x : x / std::sqrt(fan_in)));
+    }
+  }
+
+  ModelConfig config_;
+  Stream stream_;
+  Arena scratch_;
+  ops::RefusalLog refusals_;
+
+ public:
+  ops::OpContext ctx;
+  Parameters parameters;
+  Stage stage;
+
+ private:
+  BatchShape shape_;
+  std::vector<int32_t> tokens_, targets_;
+  std::vector<char> losses_;
+};
+
+inline double relative_error(const std::vector<double>& a, const std::vector<double>& b) {
+  double difference = 0, norm = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    difference += (a[i] - b[i]) * (a[i] - b[i]);
+    norm += b[i] * b[i];
+  }
+  return norm == 0 ? std::sqrt(difference) : std::sqrt(difference / norm);
+}
+
+}  // namespace lamina::model
