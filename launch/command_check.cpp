@@ -1,0 +1,117 @@
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "configs/schema/decode.h"
+#include "core/base/error.h"
+#include "core/io/file.h"
+#include "data/sampler.h"
+#include "launch/commands.h"
+#include "launch/process.h"
+#include "model/parameters.h"
+#include "trainer/run_folder.h"
+
+namespace lamina {
+namespace {
+
+namespace fs = std::filesystem;
+
+struct CheckOptions {
+  std::string config;
+  std::vector<std::string> overrides;
+  int ranks = 0;  // 0: as many as the launcher started, or one
+};
+
+// `folder` can be written, or made: without touching the disk.
+void check_can_write(const std::string& key, const fs::path& folder) {
+  fs::path existing = fs::absolute(folder).lexically_normal();
+  while (!fs::exists(existing) && existing.has_relative_path()) existing = existing.parent_path();
+  if (!fs::is_directory(existing))
+    throw Error("{}: {} is not a folder, expected one that can be written", key, existing.string());
+  if (access(existing.c_str(), W_OK | X_OK) != 0)
+    throw Error("{}: can't write to {}: {}", key, existing.string(), std::strerror(errno));
+}
+
+// How the run folder stands; refuses one that holds another experiment.
+std::string check_run_folder(const Config& config) {
+  check_can_write("run.output_dir", config.run.output_dir);
+  if (config.debug.dump_step > 0) check_can_write("debug.dump_path", fs::path(config.debug.dump_path).parent_path());
+  const RunFolder folder{config.run.output_dir};
+  if (!fs::exists(folder.config())) return "new";
+  const std::string stored = io::read_file(folder.config());
+  std::string text = "exists, the run goes on";
+  for (const std::string& difference : check_same_experiment(stored, folder.config().string(), config))
+    text += "\n               with " + difference;
+  return text;
+}
+
+std::string residual_text(const ModelConfig& model) {
+  switch (model.residual) {
+    case Residual::standard:
+      return "standard residual";
+    case Residual::full_attnres:
+      return "full Attention Residuals";
+    case Residual::block_attnres:
+      return fmt::format("Attention Residuals over blocks of {} layer{}", model.attn_res_block_size,
+                         model.attn_res_block_size == 1 ? "" : "s");
+  }
+  return "?";
+}
+
+const char* plural(int64_t count) {
+  return count == 1 ? "" : "s";
+}
+
+void check(const CheckOptions& options) {
+  Config config = load_config(options.config, options.overrides);
+  const int ranks = options.ranks > 0 ? options.ranks : launcher_ranks().size;
+  const TrainConfig& train = config.train;
+  const int data_size = resolve_data_parallel(config, ranks);
+  const data::Sampler sampler(config.data, config.run.seed, train.global_batch_size, config.model.vocab_size);
+  config.model.vocab_size = sampler.model_vocab_size();
+  const std::string folder = check_run_folder(config);
+
+  const int64_t num_microbatches = train.global_batch_size / (train.micro_batch_size * data_size);
+  const int64_t tokens_per_step = train.global_batch_size * config.data.seq_len;
+  fmt::print("configuration  {}: right for {} rank{}\n", options.config, ranks, plural(ranks));
+  fmt::print("model          {} parameters, {} layer{}, vocabulary {}, {}\n", model::num_parameters(config.model),
+             config.model.num_hidden_layers, plural(config.model.num_hidden_layers), config.model.vocab_size,
+             residual_text(config.model));
+  fmt::print("batch          {} sequences = {} per micro-batch x {} rank{} x {} micro-batch{}\n",
+             train.global_batch_size, train.micro_batch_size, data_size, plural(data_size), num_microbatches,
+             num_microbatches == 1 ? "" : "es");
+  fmt::print("tokens         {} per step x {} steps = {}\n", tokens_per_step, train.num_steps,
+             tokens_per_step * train.num_steps);
+  const std::vector<double> epochs = sampler.epochs(train.num_steps);
+  for (size_t i = 0; i < epochs.size(); ++i)
+    fmt::print("{:<14} {:.2f} epochs of {}\n", i == 0 ? "data" : "", epochs[i], config.data.train[i].path);
+  if (const ValidationConfig& validation = config.data.validation; validation.path.empty()) {
+    fmt::print("validation     none\n");
+  } else {
+    fmt::print("validation     {} sequences of {}, {}\n", validation.num_sequences, validation.path,
+               validation.interval == 0 ? "at the end" : fmt::format("every {} steps", validation.interval));
+  }
+  fmt::print("run folder     {} ({})\n", config.run.output_dir, folder);
+}
+
+}  // namespace
+
+void register_check(CLI::App& app) {
+  auto options = std::make_shared<CheckOptions>();
+  CLI::App* command =
+      app.add_subcommand("check", "Tell everything that can be wrong with a configuration, without running");
+  command->footer("Example:\n  lamina check configs/tiny.yaml --ranks 4 train.global_batch_size=64");
+  command->add_option("config", options->config, "Experiment file (docs/configuration.md)")->required();
+  command->add_option("overrides", options->overrides, "key.path=value, each replaces one key");
+  command->add_option("--ranks", options->ranks, "Ranks that the run will have; 1 when not given")
+      ->check(CLI::Range(1, 1 << 20).description("N"));
+  command->callback([options] { check(*options); });
+}
+
+}  // namespace lamina
