@@ -54,6 +54,8 @@ class Hdf5File {
   void read(const std::string& dataset, ElementType type, int64_t begin, int64_t count, void* out) const;
   // Byte offset of a contiguous dataset's data in the file, or -1 when it is chunked or virtual.
   int64_t contiguous_offset(const std::string& dataset) const;
+  // Byte offsets of the chunks of an appendable dataset, in order: with them a reader needs no library and no lock.
+  std::vector<int64_t> chunk_offsets(const std::string& dataset) const;
 
   // Attributes of "/" or of any group or dataset. Writing replaces.
   void write_attribute(const std::string& object, const std::string& name, const std::string& value);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <set>
+#include <string_view>
 #include <utility>
 
 #include "core/base/error.h"
@@ -329,6 +330,30 @@ int64_t Hdf5File::contiguous_offset(const std::string& dataset) const {
   const haddr_t offset = H5Dget_offset(id);
   H5Eclear2(H5E_DEFAULT);
   return offset == HADDR_UNDEF ? -1 : static_cast<int64_t>(offset);
+}
+
+std::vector<int64_t> Hdf5File::chunk_offsets(const std::string& dataset) const {
+  const Hdf5Lock lock;
+  const std::string_view what = "can't read the chunk index";
+  const Hdf5Id id = open_dataset(handle_, path_, dataset);
+  const Hdf5Id properties(H5Dget_create_plist(id), H5Pclose, path_, dataset, what);
+  hsize_t chunk_elements = 0;
+  if (H5Pget_layout(properties) != H5D_CHUNKED || H5Pget_chunk(properties, 1, &chunk_elements) != 1 ||
+      H5Pget_nfilters(properties) != 0)
+    throw Error("{}: {}: expected a one-dimensional dataset in chunks, without filters", path_.string(), dataset);
+  const Hdf5Id space(H5Dget_space(id), H5Sclose, path_, dataset, what);
+  const auto count = static_cast<hsize_t>(product(shape_of(space)));
+  std::vector<int64_t> offsets;
+  for (hsize_t begin = 0; begin < count; begin += chunk_elements) {
+    unsigned filters = 0;
+    haddr_t offset = HADDR_UNDEF;
+    hsize_t size = 0;
+    if (H5Dget_chunk_info_by_coord(id, &begin, &filters, &offset, &size) < 0) fail_hdf5(path_, dataset, what);
+    if (offset == HADDR_UNDEF)
+      throw Error("{}: {}: the chunk of element {} was never written", path_.string(), dataset, begin);
+    offsets.push_back(static_cast<int64_t>(offset));
+  }
+  return offsets;
 }
 
 }  // namespace lamina::io

@@ -124,6 +124,7 @@ TEST_F(Hdf5Test, EmptyDatasets) {
   EXPECT_EQ(f.info("/none").num_elements(), 0);
   f.read("/none", ElementType::f32, 0, 0, nullptr);
   EXPECT_EQ(f.contiguous_offset("/none"), -1);
+  EXPECT_THAT(error_of([&] { (void)f.chunk_offsets("/none"); }), AllOf(HasSubstr("/none"), HasSubstr("chunks")));
 }
 
 TEST_F(Hdf5Test, AppendsInPiecesOfAnySize) {
@@ -150,6 +151,15 @@ TEST_F(Hdf5Test, AppendsInPiecesOfAnySize) {
   in.read("/group/tokens", ElementType::u16, 0, static_cast<int64_t>(all.size()), back.data());
   EXPECT_EQ(back, all);
   EXPECT_EQ(in.contiguous_offset("/group/tokens"), -1);
+  const std::vector<int64_t> offsets = in.chunk_offsets("/group/tokens");
+  ASSERT_EQ(offsets.size(), (all.size() + 15) / 16);
+  std::ifstream raw(file("append.h5"), std::ios::binary);
+  for (size_t i = 0; i < all.size(); ++i) {
+    raw.seekg(offsets[i / 16] + static_cast<int64_t>(i % 16 * sizeof(uint16_t)));
+    uint16_t value = 0;
+    raw.read(reinterpret_cast<char*>(&value), sizeof(value));
+    ASSERT_EQ(value, all[i]) << i;
+  }
 }
 
 TEST_F(Hdf5Test, AttributesOfGroupsAndDatasets) {
