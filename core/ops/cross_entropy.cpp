@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "core/ops/cpu/softmax_cross_entropy.h"
 #include "core/ops/matmul.h"
 #include "core/ops/ref/softmax_cross_entropy.h"
 #include "core/ops/softmax_cross_entropy.h"
@@ -44,6 +45,7 @@ int64_t piece_size(int64_t num_tokens, int64_t vocab, DType acc) {
 }
 
 constexpr Implementation<SoftmaxCrossEntropy> implementations[] = {
+    {"cpu", cpu::refuses, cpu::softmax_cross_entropy},
     {"ref", nullptr, ref::softmax_cross_entropy},
 };
 

@@ -1,0 +1,6 @@
+// A kernel file defines HWY_TARGET_INCLUDE as its own path, then includes this: the file is compiled once per instruction
+// set (AVX-512, AVX2, a portable baseline), and the best one that the processor has is chosen at run time.
+#pragma once
+
+#define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4)
+#include <hwy/foreach_target.h>
