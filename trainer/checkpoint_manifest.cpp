@@ -166,7 +166,7 @@ void write_tensors(io::Hdf5File& file, std::span<const ShardFile> shards) {
       parts.push_back({piece.begin, piece.end, shard.name, piece.dataset(), 0, piece.end - piece.begin});
     }
     std::vector<int64_t> shape(layout.tensor.shape.begin(), layout.tensor.shape.end());
-    if (shape.empty()) shape = {1};  // a virtual dataset has at least one axis
+    if (shape.empty()) shape.push_back(1);  // a virtual dataset has at least one axis
     file.write_virtual("/" + name, element_type(layout.tensor.dtype), shape, parts);
   }
 }

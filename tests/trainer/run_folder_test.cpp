@@ -1,0 +1,129 @@
+#include "trainer/run_folder.h"
+
+#include <gmock/gmock.h>
+
+#include "configs/schema/decode.h"
+#include "core/io/file.h"
+#include "tests/trainer/checkpoint_support.h"
+
+namespace lamina {
+namespace {
+
+using namespace testing_checkpoint;
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+Config small_config(const fs::path& output_dir) {
+  return parse_config(fmt::format(R"(
+run: {{name: test, seed: 3, output_dir: "{}"}}
+model: {{vocab_size: 256, hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2, kv_lora_rank: 8, qk_nope_head_dim: 8,
+  qk_rope_head_dim: 4, v_head_dim: 8, intermediate_size: 48}}
+data: {{seq_len: 16, train: [{{path: data/a, weight: 1.0}}, {{path: data/b, weight: 2.0}}]}}
+train: {{num_steps: 10, global_batch_size: 4, micro_batch_size: 2, optimizer: {{name: adamw, lr: 1.0e-3}},
+  lr_schedule: {{name: constant}}}}
+)",
+                                  output_dir.string()),
+                      "test.yaml");
+}
+
+RunFolder prepare(const Config& config) {
+  const auto self = comm::make_self_communicator();
+  return prepare_run_folder(config, *self);
+}
+
+TEST(RunFolder, IsMadeWithItsConfiguration) {
+  const TemporaryFolder folder;
+  const Config config = small_config(folder.path() / "runs" / "x");
+  const RunFolder run = prepare(config);
+  EXPECT_EQ(run.root, folder.path() / "runs" / "x");
+  EXPECT_EQ(io::read_file(run.config()), to_yaml(config));
+  EXPECT_TRUE(fs::is_directory(run.checkpoints()));
+  EXPECT_THAT(names_in(run.root), ElementsAre("checkpoints", "config.yaml"));
+  EXPECT_EQ(prepare(config).root, run.root);  // again
+}
+
+TEST(RunFolder, AllRanksLearnOfAFailure) {
+  const TemporaryFolder folder;
+  io::write_file_atomically(folder.path() / "file", "in the way");
+  const Config config = small_config(folder.path() / "file" / "x");
+  comm::run_threads(3, [&](comm::Communicator& comm) {
+    EXPECT_THAT(message_of([&] { prepare_run_folder(config, comm); }),
+                HasSubstr((folder.path() / "file" / "x").string()));
+  });
+}
+
+TEST(RunFolder, TakesRunTimeChangesAndStoresThem) {
+  const TemporaryFolder folder;
+  Config config = small_config(folder.path());
+  const RunFolder run = prepare(config);
+  io::write_file_atomically(run.metrics(), "{\"step\": 1}\n");
+  config.train.num_steps = 20;
+  config.train.micro_batch_size = 4;
+  config.parallel.data = 1;
+  config.train.optimizer.lr = 2e-3;
+  config.data.train[1].path = "elsewhere/b";
+  EXPECT_THAT(check_same_experiment(io::read_file(run.config()), "config.yaml", config),
+              testing::UnorderedElementsAre("data.train[1].path: elsewhere/b (was data/b)", "parallel.data: 1 (was 0)",
+                                            "train.micro_batch_size: 4 (was 2)", "train.num_steps: 20 (was 10)",
+                                            "train.optimizer.lr: 0.002 (was 0.001)"));
+  prepare(config);
+  EXPECT_EQ(io::read_file(run.config()), to_yaml(config));
+}
+
+TEST(RunFolder, RefusesAnotherExperimentAndNamesTheKey) {
+  const TemporaryFolder folder;
+  const Config config = small_config(folder.path());
+  const RunFolder run = prepare(config);
+  io::write_file_atomically(run.metrics(), "{\"step\": 1}\n");
+  const auto refusal = [&](auto change) {
+    Config other = config;
+    change(other);
+    return message_of([&] { prepare(other); });
+  };
+  EXPECT_EQ(
+      refusal([](Config& c) { c.model.hidden_size = 64; }),
+      run.config().string() +
+          ": model.hidden_size: 64 found, expected 32 as this run began; choose another run.output_dir for another "
+          "experiment");
+  EXPECT_THAT(refusal([](Config& c) { c.data.seq_len = 8; }), HasSubstr("data.seq_len: 8 found, expected 16"));
+  EXPECT_THAT(refusal([](Config& c) { c.run.seed = 4; }), HasSubstr("run.seed: 4 found, expected 3"));
+  EXPECT_THAT(refusal([](Config& c) { c.train.global_batch_size = 8; }), HasSubstr("train.global_batch_size"));
+  EXPECT_THAT(refusal([](Config& c) { c.train.precision = Precision::fp32; }), HasSubstr("train.precision"));
+  EXPECT_THAT(refusal([](Config& c) { c.model.residual = Residual::standard; }), HasSubstr("model."));
+  EXPECT_THAT(refusal([](Config& c) { c.model.q_lora_rank = 4; }),
+              HasSubstr("model.q_lora_rank: 4 found, expected (absent)"));
+  EXPECT_THAT(refusal([](Config& c) { c.data.train[1].weight = 3; }), HasSubstr("data.train[1].weight"));
+  EXPECT_THAT(refusal([](Config& c) { c.data.train.pop_back(); }), HasSubstr("data.train[1].weight: (absent) found"));
+  EXPECT_EQ(io::read_file(run.config()), to_yaml(config));  // a refusal changes nothing
+}
+
+TEST(RunFolder, WithoutResultsAnotherExperimentMayBegin) {
+  const TemporaryFolder folder;
+  Config config = small_config(folder.path());
+  prepare(config);
+  config.model.hidden_size = 64;
+  EXPECT_NO_THROW(prepare(config));
+  save(folder.path() / "checkpoints", 1, 1);  // a result
+  config.model.hidden_size = 32;
+  EXPECT_THROW(prepare(config), Error);
+}
+
+TEST(RunFolder, TruncatesTheRowsAfterTheResumedStep) {
+  const TemporaryFolder folder;
+  const RunFolder run{folder.path()};
+  EXPECT_NO_THROW(truncate_metrics(run, 3));  // no files yet
+  io::write_file_atomically(run.metrics(),
+                            "{\"step\": 1, \"loss\": 2.5}\n{\"step\": 2}\n{\"step\": 3}\n{\"step\": 4}\n{\"st");
+  io::write_file_atomically(run.layers(),
+                            "{\"step\": 2, \"sublayer\": 0}\n{\"step\": 2, \"sublayer\": 1}\n{\"step\": 4}\n");
+  truncate_metrics(run, 2);
+  EXPECT_EQ(io::read_file(run.metrics()), "{\"step\": 1, \"loss\": 2.5}\n{\"step\": 2}\n");
+  EXPECT_EQ(io::read_file(run.layers()), "{\"step\": 2, \"sublayer\": 0}\n{\"step\": 2, \"sublayer\": 1}\n");
+  truncate_metrics(run, 2);
+  EXPECT_EQ(io::read_file(run.metrics()), "{\"step\": 1, \"loss\": 2.5}\n{\"step\": 2}\n");
+  truncate_metrics(run, 0);
+  EXPECT_EQ(io::read_file(run.metrics()), "");
+}
+
+}  // namespace
+}  // namespace lamina
