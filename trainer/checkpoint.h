@@ -90,4 +90,7 @@ void load_checkpoint(const std::filesystem::path& checkpoint, std::span<const Te
 // Every byte of every file. Empty: the checkpoint is whole.
 std::vector<CheckpointProblem> verify_checkpoint(const std::filesystem::path& checkpoint);
 
+// The quick half of verify_checkpoint: COMMITTED and checkpoint.h5, then presence and size of every shard.
+std::vector<CheckpointProblem> check_file_sizes(const std::filesystem::path& checkpoint);
+
 }  // namespace lamina

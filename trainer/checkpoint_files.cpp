@@ -114,12 +114,22 @@ uint64_t hash_rest(const RawFile& file, const ShardFile& shard) {
   return hash.digest();
 }
 
-std::vector<CheckpointProblem> verify_shard(const fs::path& checkpoint, const ShardFile& shard) {
-  std::vector<CheckpointProblem> problems;
+std::vector<CheckpointProblem> check_shard_size(const fs::path& checkpoint, const ShardFile& shard) {
   try {
     const RawFile file(checkpoint / shard.name);
     if (file.num_bytes() != shard.num_bytes)
       throw Error("{} bytes found, expected {}", file.num_bytes(), shard.num_bytes);
+    return {};
+  } catch (const Error& error) {
+    return {{shard.name, error.what()}};
+  }
+}
+
+std::vector<CheckpointProblem> verify_shard(const fs::path& checkpoint, const ShardFile& shard) {
+  std::vector<CheckpointProblem> problems = check_shard_size(checkpoint, shard);
+  if (!problems.empty()) return problems;
+  try {
+    const RawFile file(checkpoint / shard.name);
     if (hash_rest(file, shard) != shard.rest_hash)
       problems.push_back({shard.name, "the checksum of its HDF5 records doesn't match"});
     for (const StoredPiece& piece : shard.pieces) {

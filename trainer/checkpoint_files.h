@@ -35,6 +35,7 @@ uint64_t hash_rest(const RawFile& file, const ShardFile& shard);
 
 // Everything that is wrong with one shard on disk; empty when it is whole.
 std::vector<CheckpointProblem> verify_shard(const std::filesystem::path& checkpoint, const ShardFile& shard);
+std::vector<CheckpointProblem> check_shard_size(const std::filesystem::path& checkpoint, const ShardFile& shard);
 
 // Writes the rank's shard: every piece a dataset, those of more than `max_elements` cut (a mapping of the HDF5 library
 // ends at 2^32 elements, and a load reads whole datasets to verify them). The file is on the disk when this returns.

@@ -12,13 +12,16 @@ namespace {
 
 namespace fs = std::filesystem;
 
+using ShardCheck = std::vector<CheckpointProblem> (*)(const fs::path& checkpoint, const ShardFile& shard);
+
 // Every `num_parts`-th shard from `part`, and the index, which all need.
-std::vector<CheckpointProblem> verify_part(const fs::path& checkpoint, size_t part, size_t num_parts) {
+std::vector<CheckpointProblem> check_part(const fs::path& checkpoint, size_t part, size_t num_parts,
+                                          ShardCheck check_shard) {
   std::vector<CheckpointProblem> problems;
   try {
     const Manifest manifest = read_manifest(checkpoint);
     for (size_t i = part; i < manifest.shards.size(); i += num_parts)
-      for (CheckpointProblem& problem : verify_shard(checkpoint, manifest.shards[i]))
+      for (CheckpointProblem& problem : check_shard(checkpoint, manifest.shards[i]))
         problems.push_back(std::move(problem));
   } catch (const CheckpointDamaged& damaged) {
     problems.push_back(damaged.problem());
@@ -105,7 +108,7 @@ std::optional<fs::path> find_checkpoint(const fs::path& checkpoints_dir, comm::C
   return first_whole(checkpoints_dir, candidates, [&](const fs::path& checkpoint) {
     const auto part = static_cast<size_t>(comm.rank()), num_parts = static_cast<size_t>(comm.size());
     std::string reason;
-    for (const std::string& found : gather_text(comm, summary(verify_part(checkpoint, part, num_parts))))
+    for (const std::string& found : gather_text(comm, summary(check_part(checkpoint, part, num_parts, verify_shard))))
       if (reason.empty()) reason = found;
     if (!reason.empty()) log_refused(checkpoint, reason);
     return broadcast_text(comm, reason);
