@@ -133,8 +133,8 @@ void Operation::finish() {
 
 bool Operation::test() {
   if (done_) return true;
+  comm_.throw_if_aborted();   // first: its reason is the cause of a failure of our own
   comm_.state_->throw_if_failed();
-  comm_.throw_if_aborted();
   comm_.state_->progress();
   return done_;
 }
@@ -193,8 +193,8 @@ void P2PCommunicator::check_view(const TensorView& view, const char* operation) 
 }
 
 Request P2PCommunicator::issue(std::unique_ptr<Operation> operation) {
-  state_->throw_if_failed();
   throw_if_aborted();
+  state_->throw_if_failed();
   if (operation->user_tag_ < 0) operation->sequence_ = num_issued_++;
   operation->active_ = true;
   state_->add(operation.get());
