@@ -1,5 +1,6 @@
 #include "core/ops/attention.h"
 
+#include "core/ops/cpu/attention.h"
 #include "core/ops/ref/attention.h"
 
 namespace lamina::ops {
@@ -52,9 +53,11 @@ void check_shared_keys(const TensorView& nope, const TensorView& shared, const T
 }
 
 constexpr Implementation<AttentionForward> forward_implementations[] = {
+    {"cpu", cpu::refuses, cpu::attention_forward},
     {"ref", nullptr, ref::attention_forward},
 };
 constexpr Implementation<AttentionBackward> backward_implementations[] = {
+    {"cpu", cpu::refuses, cpu::attention_backward},
     {"ref", nullptr, ref::attention_backward},
 };
 constexpr Implementation<PackSharedKeys> pack_implementations[] = {

@@ -1,0 +1,206 @@
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "core/device/cpu/parallel_for.h"
+#include "core/ops/cpu/attention.h"
+#include "core/ops/cpu/attention_tiles.h"
+
+#define HWY_TARGET_INCLUDE "core/ops/cpu/attention_forward.cpp"
+#include "core/ops/cpu/simd.h"
+#include "core/ops/cpu/simd_math-inl.h"
+#include "core/ops/cpu/tile_gemm-inl.h"
+
+#ifndef LAMINA_CORE_OPS_CPU_ATTENTION_FORWARD
+#define LAMINA_CORE_OPS_CPU_ATTENTION_FORWARD
+namespace lamina::ops::cpu {
+namespace {
+
+// One head, packed: read by every thread that works on it.
+struct PackedKeys {
+  float* k_transposed;  // panels of k^T
+  float* v;             // panels of v
+};
+
+// One thread's tile.
+struct ForwardTile {
+  float* rows;     // [tile, max(qk4, v_padded)]: queries; or rows on their way to a panel
+  float* scores;   // [tile, tile]
+  float* o;        // [tile, v_padded]
+  float* largest;  // [tile]
+  float* total;    // [tile]
+};
+
+}  // namespace
+}  // namespace lamina::ops::cpu
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace lamina::ops::cpu::HWY_NAMESPACE {
+namespace {
+
+HeadShape shape_of(const AttentionForward& args) {
+  return {static_cast<size_t>(args.q.size(1)), static_cast<size_t>(args.q.size(3)),
+          static_cast<size_t>(args.v.size(3))};
+}
+
+template <class T>
+void pack(const AttentionForward& args, const Share& share, const PackedKeys& packed, const ForwardTile& work) {
+  const HeadShape shape = shape_of(args);
+  for (size_t index = 0; index < shape.num_tiles(); ++index) {
+    if (!share.owns(index)) continue;
+    const size_t first = index * tile, count = shape.rows_of_tile(index), qk4 = shape.qk4(), v4 = shape.v4();
+    for (size_t r = 0; r < count; ++r) {
+      convert_row(row_of<T>(args.k, share.batch, share.head, first + r), shape.d_qk, qk4, 1.0f, work.rows + r * qk4);
+    }
+    std::fill(work.rows + count * qk4, work.rows + tile * qk4, 0.0f);
+    rows_to_transposed_panels(work.rows, qk4, tile, qk4, packed.k_transposed + first * qk4);
+    for (size_t r = 0; r < count; ++r) {
+      convert_row(row_of<T>(args.v, share.batch, share.head, first + r), shape.d_v, v4, 1.0f, work.rows + r * v4);
+    }
+    rows_to_panels(work.rows, v4, count, shape.d_v, packed.v + first * panel_width,
+                   shape.padded_tokens() * panel_width);
+  }
+}
+
+// Scores of one row to probabilities relative to the row's running maximum; zeros after `count`. Returns the factor by which
+// what was summed before must shrink.
+float online_softmax(float* scores, size_t count, float& largest, float& total) {
+  const FloatTag d;
+  const auto minus_infinity = hn::Set(d, -std::numeric_limits<float>::infinity());
+  auto most = minus_infinity;
+  for (size_t i = 0; i < count; i += num_lanes) {
+    auto s = hn::Load(d, scores + i);
+    if (i + num_lanes > count) {
+      s = hn::IfThenElse(hn::FirstN(d, count - i), s, minus_infinity);
+      hn::Store(s, d, scores + i);
+    }
+    most = hn::Max(most, s);
+  }
+  const float before = largest;
+  largest = std::max(before, hn::GetLane(hn::MaxOfLanes(d, most)));
+  const auto shift = hn::Set(d, largest);
+  auto sum = hn::Zero(d);
+  size_t i = 0;
+  for (; i < count; i += num_lanes) {
+    const auto p = fast_exp(d, hn::Sub(hn::Load(d, scores + i), shift));
+    hn::Store(p, d, scores + i);
+    sum = hn::Add(sum, p);
+  }
+  for (; i < tile; i += num_lanes) hn::Store(hn::Zero(d), d, scores + i);
+  const float factor = before == largest ? 1.0f : std::exp(before - largest);
+  total = total * factor + hn::GetLane(hn::SumOfLanes(d, sum));
+  return factor;
+}
+
+void scale_row(float* row, size_t count, float factor) {
+  const FloatTag d;
+  for (size_t i = 0; i < count; i += num_lanes)
+    hn::Store(hn::Mul(hn::Set(d, factor), hn::Load(d, row + i)), d, row + i);
+}
+
+template <class T>
+void forward_tile(const AttentionForward& args, const Share& share, const PackedKeys& packed, const ForwardTile& work,
+                  size_t index) {
+  const HeadShape shape = shape_of(args);
+  const size_t first = index * tile, count = shape.rows_of_tile(index), rows = round_up(count, block_rows);
+  const size_t qk4 = shape.qk4(), v_padded = shape.v_padded();
+  for (size_t r = 0; r < count; ++r) {
+    convert_row(row_of<T>(args.q, share.batch, share.head, first + r), shape.d_qk, qk4, static_cast<float>(args.scale),
+                work.rows + r * qk4);
+  }
+  std::fill(work.rows + count * qk4, work.rows + rows * qk4, 0.0f);
+  std::fill(work.o, work.o + rows * v_padded, 0.0f);
+  std::fill(work.largest, work.largest + tile, -std::numeric_limits<float>::infinity());
+  std::fill(work.total, work.total + tile, 0.0f);
+  for (size_t keys = 0; keys <= index; ++keys) {
+    const Mask mask = keys == index ? Mask::columns_after_row : Mask::none;
+    const size_t num_keys = shape.rows_of_tile(keys);
+    multiply_masked_output({work.rows, qk4}, packed.k_transposed + keys * tile * qk4, qk4 * panel_width, shape.d_qk,
+                           rows, num_keys, mask, work.scores, tile);
+    for (size_t r = 0; r < count; ++r) {
+      const size_t visible = mask == Mask::none ? num_keys : r + 1;
+      const float factor = online_softmax(work.scores + r * tile, visible, work.largest[r], work.total[r]);
+      if (factor != 1.0f && keys > 0) scale_row(work.o + r * v_padded, v_padded, factor);
+    }
+    multiply_masked_left<Left::plain>({work.scores, tile}, packed.v + keys * tile * panel_width,
+                                      shape.padded_tokens() * panel_width, num_keys, rows, shape.d_v, mask, work.o,
+                                      v_padded);
+  }
+  float* lse = args.lse.as<float>() + (share.batch * args.q.size(2) + share.head) * args.q.size(1) + first;
+  for (size_t r = 0; r < count; ++r) {
+    write_row(work.o + r * v_padded, shape.d_v, 1.0f / work.total[r],
+              row_of<T>(args.o, share.batch, share.head, first + r));
+    lse[r] = work.largest[r] + std::log(work.total[r]);
+  }
+}
+
+void forward_pack(const AttentionForward& args, const Share& share, const PackedKeys& packed, const ForwardTile& work) {
+  if (args.q.dtype == DType::bf16)
+    pack<bf16>(args, share, packed, work);
+  else
+    pack<float>(args, share, packed, work);
+}
+
+void forward_tiles(const AttentionForward& args, const Share& share, const PackedKeys& packed,
+                   const ForwardTile& work) {
+  for (size_t index = 0; index < shape_of(args).num_tiles(); ++index) {
+    if (!share.owns(index)) continue;
+    if (args.q.dtype == DType::bf16)
+      forward_tile<bf16>(args, share, packed, work, index);
+    else
+      forward_tile<float>(args, share, packed, work, index);
+  }
+}
+
+}  // namespace
+}  // namespace lamina::ops::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace lamina::ops::cpu {
+
+HWY_EXPORT(forward_pack);
+HWY_EXPORT(forward_tiles);
+
+const char* refuses(const AttentionForward& args) {
+  return args.q.dtype == DType::f64 ? "vector kernels are for float32 and bf16" : nullptr;
+}
+
+void attention_forward(OpContext& ctx, const AttentionForward& args) {
+  if (args.q.num_elements() == 0 && args.o.num_elements() == 0) return;
+  const HeadShape shape{static_cast<size_t>(args.q.size(1)), static_cast<size_t>(args.q.size(3)),
+                        static_cast<size_t>(args.v.size(3))};
+  const int64_t pairs = args.q.size(0) * args.q.size(2);
+  const int threads = lamina::cpu::threads_for(pairs * static_cast<int64_t>(shape.num_tiles()), 1);
+  std::vector<PackedKeys> packed;
+  std::vector<ForwardTile> work;
+  for (int thread = 0; thread < threads; ++thread) {
+    packed.push_back({take_floats(ctx, shape.padded_tokens() * shape.qk4()),
+                      take_floats(ctx, shape.padded_tokens() * shape.v_padded())});
+    work.push_back({take_floats(ctx, tile * std::max(shape.qk4(), shape.v4())), take_floats(ctx, tile * tile),
+                    take_floats(ctx, tile * shape.v_padded()), take_floats(ctx, tile), take_floats(ctx, tile)});
+  }
+  for_heads(
+      args.q.size(0), args.q.size(2), threads,
+      [&](int thread, int64_t batch, int64_t head) {
+        const auto slot = static_cast<size_t>(thread);
+        HWY_DYNAMIC_DISPATCH(forward_pack)(args, {batch, head, 0, 1}, packed[slot], work[slot]);
+        HWY_DYNAMIC_DISPATCH(forward_tiles)(args, {batch, head, 0, 1}, packed[slot], work[slot]);
+      },
+      [&](int64_t batch, int64_t head) {
+        const auto parts = static_cast<size_t>(threads);
+        lamina::cpu::parallel_parts(threads, threads, [&](int thread, int64_t, int64_t) {
+          const auto part = static_cast<size_t>(thread);
+          HWY_DYNAMIC_DISPATCH(forward_pack)(args, {batch, head, part, parts}, packed[0], work[part]);
+        });
+        lamina::cpu::parallel_parts(threads, threads, [&](int thread, int64_t, int64_t) {
+          const auto part = static_cast<size_t>(thread);
+          HWY_DYNAMIC_DISPATCH(forward_tiles)(args, {batch, head, part, parts}, packed[0], work[part]);
+        });
+      });
+}
+
+}  // namespace lamina::ops::cpu
+#endif

@@ -1,0 +1,63 @@
+// Shared by the forward and the backward kernel of attention: how a head is cut into tiles and tiles into parts.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "core/device/cpu/parallel_for.h"
+#include "core/ops/op.h"
+
+namespace lamina::ops::cpu {
+
+// Queries and keys per tile: a tile of scores is half of a 32 KiB L1, and the tile's operands fit L2.
+inline constexpr size_t tile = 64;
+inline constexpr size_t widest_panel = 32;  // what outputs are padded to, whatever the instruction set
+
+inline size_t round_up(size_t count, size_t multiple) {
+  return (count + multiple - 1) / multiple * multiple;
+}
+
+struct HeadShape {
+  size_t num_tokens, d_qk, d_v;
+  size_t padded_tokens() const { return round_up(num_tokens, tile); }
+  size_t num_tiles() const { return padded_tokens() / tile; }
+  size_t rows_of_tile(size_t index) const { return std::min(tile, num_tokens - index * tile); }
+  size_t qk4() const { return round_up(d_qk, 4); }
+  size_t v4() const { return round_up(d_v, 4); }
+  size_t qk_padded() const { return round_up(d_qk, widest_panel); }
+  size_t v_padded() const { return round_up(d_v, widest_panel); }
+};
+
+// One head of one sequence, and the share of its tiles that this call does.
+struct Share {
+  int64_t batch, head;
+  size_t part, num_parts;
+
+  // Back and forth over the parts, because under a causal mask a tile's work grows or falls linearly with its index.
+  bool owns(size_t index) const {
+    const size_t at = index % (2 * num_parts);
+    return (at < num_parts ? at : 2 * num_parts - 1 - at) == part;
+  }
+};
+
+// Heads first: `whole(thread, batch, head)` for as many as divide evenly among the threads, then the remaining heads one after the
+// other, each shared by all threads: `shared(batch, head)`.
+template <class Whole, class Shared>
+void for_heads(int64_t batch, int64_t heads, int threads, Whole&& whole, Shared&& shared) {
+  const int64_t pairs = batch * heads, even = pairs / threads * threads;
+  lamina::cpu::parallel_parts(even, threads, [&](int thread, int64_t begin, int64_t end) {
+    for (int64_t pair = begin; pair < end; ++pair) whole(thread, pair / heads, pair % heads);
+  });
+  for (int64_t pair = even; pair < pairs; ++pair) shared(pair / heads, pair % heads);
+}
+
+inline float* take_floats(OpContext& ctx, size_t count) {
+  return ctx.scratch.take(DType::f32, {static_cast<int64_t>(count)}).as<float>();
+}
+
+template <class T>
+T* row_of(const TensorView& view, int64_t batch, int64_t head, size_t token) {
+  return view.as<T>() + batch * view.stride(0) + head * view.stride(2) + static_cast<int64_t>(token) * view.stride(1);
+}
+
+}  // namespace lamina::ops::cpu
