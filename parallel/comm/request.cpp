@@ -2,7 +2,7 @@
 #include <utility>
 
 #include "core/base/log.h"
-#include "parallel/comm/communicator.h"
+#include "parallel/comm/p2p.h"
 
 namespace lamina::comm {
 
@@ -18,6 +18,8 @@ void settle(std::unique_ptr<Request::State> state) noexcept {
     } else {
       state->wait();
     }
+  } catch (const AbortedError&) {
+    // Whoever caused it has said so.
   } catch (const std::exception& failure) {
     // The communicator remembers the failure: its next call throws.
     log::error("a pending operation was given up: {}", failure.what());
