@@ -73,8 +73,8 @@ void check(const CheckOptions& options) {
   const int ranks = options.ranks > 0 ? options.ranks : launcher_ranks().size;
   const TrainConfig& train = config.train;
   const int data_size = resolve_data_parallel(config, ranks);
-  const data::Sampler sampler(config.data, config.run.seed, train.global_batch_size, config.model.vocab_size);
-  config.model.vocab_size = sampler.model_vocab_size();
+  if (config.model.vocab_size == 0) config.model.vocab_size = data_vocab_size(config.data);
+  const Sampler sampler(config.data, config.run.seed, train.global_batch_size, config.model.vocab_size);
   const std::string folder = check_run_folder(config);
 
   const int64_t num_microbatches = train.global_batch_size / (train.micro_batch_size * data_size);

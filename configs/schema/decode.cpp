@@ -1,5 +1,6 @@
 #include "configs/schema/decode.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <charconv>
 #include <cmath>
@@ -237,7 +238,9 @@ class Reader {
 }  // namespace
 }  // namespace schema
 
-Config parse_config(const std::string& yaml, const std::string& name, std::span<const std::string> overrides) {
+namespace {
+
+Config decode(const std::string& yaml, const std::string& name, std::span<const std::string> overrides) {
   schema::Value root = schema::parse_yaml(yaml, name);
   for (const std::string& text : overrides) schema::apply_override(root, text);
   Config config;
@@ -246,6 +249,20 @@ Config parse_config(const std::string& yaml, const std::string& name, std::span<
   schema::validate(config, given);
   schema::derive_defaults(config);
   return config;
+}
+
+}  // namespace
+
+Config parse_config(const std::string& yaml, const std::string& name, std::span<const std::string> overrides) {
+  try {
+    return decode(yaml, name, overrides);
+  } catch (const Error& failure) {
+    // What was found may span lines (a missing quote or colon does that); the message may not.
+    std::string message = failure.what();
+    std::replace_if(
+        message.begin(), message.end(), [](char c) { return static_cast<unsigned char>(c) < 0x20; }, ' ');
+    throw Error(message);
+  }
 }
 
 Config load_config(const std::string& path, std::span<const std::string> overrides) {

@@ -175,6 +175,11 @@ const Edit edits[] = {
     {"name: tiny", "[1, 2]: tiny", "a.yaml:2: found a key that is not a name"},
     {"run:\n  name: tiny", "run: &self {name: *self}",
      "a.yaml:1: found more than 32 levels, expected sections and keys"},
+    {"  residual: block_attnres\n  attn_res_block_size: 2", "  residual: block\n    attn_res",
+     "a.yaml:6: model.residual: found 'block attn_res', expected one of standard, full_attnres, block_attnres; did you "
+     "mean block_attnres?"},
+    {"    lr: 1e-3\n", "    ? |\n      a\n      b\n    : 1\n",
+     "a.yaml:24: train.optimizer.a b : unknown key, expected one of name, lr, weight_decay, beta1, beta2, eps"},
     // Keys that do not go together
     {"residual: block_attnres", "residual: standard",
      "a.yaml:7: model.attn_res_block_size has no effect with model.residual: standard; remove it "
