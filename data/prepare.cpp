@@ -1,0 +1,254 @@
+#include "data/prepare.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <csignal>
+#include <exception>
+#include <filesystem>
+#include <memory>
+#include <system_error>
+#include <thread>
+#include <utility>
+
+#include "core/base/error.h"
+#include "core/base/hash.h"
+#include "core/io/file.h"
+#include "data/progress.h"
+#include "data/token_file.h"
+#include "data/tokenizer.h"
+
+namespace lamina {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+constexpr size_t piece_bytes = size_t{1} << 20;
+constexpr size_t batch_bytes = size_t{8} << 20;
+
+// While this lives, an interrupt only sets a flag, so that the work can stop where cleaning up is possible.
+class InterruptFlag {
+ public:
+  InterruptFlag() {
+    interrupted_ = 0;
+    struct sigaction action {};
+    action.sa_handler = [](int signal) { interrupted_ = signal; };
+    for (size_t i = 0; i < signals_.size(); ++i) ::sigaction(signals_[i], &action, &previous_[i]);
+  }
+  ~InterruptFlag() {
+    for (size_t i = 0; i < signals_.size(); ++i) ::sigaction(signals_[i], &previous_[i], nullptr);
+  }
+  InterruptFlag(const InterruptFlag&) = delete;
+  InterruptFlag& operator=(const InterruptFlag&) = delete;
+
+  void check() const {
+    if (interrupted_ != 0) throw Error("interrupted; nothing was written");
+  }
+
+ private:
+  static constexpr std::array<int, 3> signals_{SIGINT, SIGTERM, SIGHUP};
+  static inline volatile std::sig_atomic_t interrupted_ = 0;
+  std::array<struct sigaction, 3> previous_{};
+};
+
+// The folder being written; removed with the parents it created unless it was put in place.
+class OutputFolder {
+ public:
+  OutputFolder(const fs::path& output, bool overwrite) {
+    output_ = fs::absolute(output).lexically_normal();
+    if (!output_.has_filename()) output_ = output_.parent_path();  // a slash at the end
+    if (fs::exists(fs::symlink_status(output_))) {
+      if (!overwrite) throw Error("{}: already exists, expected a new name (or --overwrite)", output_.string());
+      // Only what this program wrote may be deleted.
+      if (!fs::exists(output_ / "tokens.h5"))
+        throw Error("{}: exists and isn't a token folder, so it is not overwritten", output_.string());
+    }
+    temporary_ = output_;
+    temporary_ += fmt::format(".tmp-{}", ::getpid());
+    for (fs::path parent = output_.parent_path(); !parent.empty() && !fs::exists(parent); parent = parent.parent_path())
+      new_parents_.push_back(parent);
+    std::error_code error;
+    fs::remove_all(temporary_, error);  // of a killed process with the same number
+    fs::create_directories(temporary_, error);
+    if (error) {
+      remove();
+      throw Error("{}: can't create the folder: {}", temporary_.string(), io::describe_errno(error.value()));
+    }
+  }
+  ~OutputFolder() {
+    if (!in_place_) remove();
+  }
+  OutputFolder(const OutputFolder&) = delete;
+  OutputFolder& operator=(const OutputFolder&) = delete;
+
+  const fs::path& temporary() const { return temporary_; }
+
+  void put_in_place() {
+    io::fsync_tree(temporary_);
+    if (!fs::exists(output_)) {
+      io::rename_durably(temporary_, output_);
+      in_place_ = true;
+      return;
+    }
+    fs::path replaced = output_;
+    replaced += fmt::format(".replaced-{}", ::getpid());
+    io::rename_durably(output_, replaced);
+    try {
+      io::rename_durably(temporary_, output_);
+    } catch (...) {
+      io::rename_durably(replaced, output_);
+      throw;
+    }
+    in_place_ = true;
+    std::error_code ignored;  // the new folder stands; what stays of the old one only takes space
+    fs::remove_all(replaced, ignored);
+  }
+
+ private:
+  void remove() {
+    std::error_code ignored;
+    fs::remove_all(temporary_, ignored);
+    for (const fs::path& parent : new_parents_) fs::remove(parent, ignored);  // only when empty
+  }
+
+  fs::path output_, temporary_;
+  std::vector<fs::path> new_parents_;
+  bool in_place_ = false;
+};
+
+// Collects text in pieces that can be tokenized on their own, a batch of them in parallel, and writes the tokens in order.
+class BatchEncoder {
+ public:
+  BatchEncoder(const Tokenizer& tokenizer, TokenFileWriter& writer, int num_threads)
+      : tokenizer_(tokenizer), writer_(writer), num_threads_(num_threads) {}
+
+  void text(std::string_view text) {
+    hash_.update(text.data(), text.size());
+    num_bytes_ += static_cast<int64_t>(text.size());
+    while (!text.empty()) {
+      const size_t count = std::min(text.size(), piece_bytes - open_.size());
+      open_.append(text.substr(0, count));
+      text.remove_prefix(count);
+      if (open_.size() == piece_bytes) {
+        const size_t cut = tokenizer_.safe_cut(open_);
+        std::string rest = open_.substr(cut);
+        open_.resize(cut);
+        close_piece(false);
+        open_ = std::move(rest);
+      }
+    }
+  }
+
+  void end_document() {
+    const char mark = '\xff';  // never part of UTF-8: the hash tells where documents end
+    hash_.update(&mark, 1);
+    close_piece(true);
+  }
+
+  void flush() {
+    std::atomic<size_t> next = 0;
+    std::vector<std::exception_ptr> failures(pieces_.size());
+    const auto work = [&] {
+      for (size_t i; (i = next.fetch_add(1)) < pieces_.size();) {
+        try {
+          tokenizer_.encode(pieces_[i].text, pieces_[i].tokens);
+        } catch (...) {
+          failures[i] = std::current_exception();
+        }
+      }
+    };
+    std::vector<std::thread> threads;
+    for (int t = 1; t < std::min(num_threads_, static_cast<int>(pieces_.size())); ++t) threads.emplace_back(work);
+    work();
+    for (std::thread& thread : threads) thread.join();
+    for (size_t i = 0; i < pieces_.size(); ++i) {
+      if (failures[i]) std::rethrow_exception(failures[i]);
+      writer_.append(pieces_[i].tokens);
+      if (pieces_[i].ends_document) writer_.end_document();
+    }
+    pieces_.clear();
+    batch_bytes_ = 0;
+  }
+
+  int64_t num_bytes() const { return num_bytes_; }
+  std::string text_hash() const { return hash_to_hex(hash_.digest()); }
+
+ private:
+  struct Piece {
+    std::string text;
+    bool ends_document;
+    std::vector<int32_t> tokens;
+  };
+
+  void close_piece(bool ends_document) {
+    batch_bytes_ += open_.size() + sizeof(Piece);
+    pieces_.push_back({std::exchange(open_, {}), ends_document, {}});
+    if (batch_bytes_ >= batch_bytes) flush();
+  }
+
+  const Tokenizer& tokenizer_;
+  TokenFileWriter& writer_;
+  int num_threads_;
+  std::string open_;
+  std::vector<Piece> pieces_;
+  size_t batch_bytes_ = 0;
+  int64_t num_bytes_ = 0;
+  StreamingHash hash_;
+};
+
+std::string join_names(const std::vector<std::string>& inputs) {
+  std::string names;
+  for (const std::string& input : inputs) {
+    if (!names.empty()) names += '\n';
+    names += fs::path(input).filename().string();
+  }
+  return names;
+}
+
+}  // namespace
+
+PrepareReport prepare(const PrepareOptions& options) {
+  if (options.output.empty()) throw Error("no output folder");
+  const std::unique_ptr<Tokenizer> tokenizer = make_tokenizer(options.tokenizer);
+  const int64_t total_bytes = check_inputs(options.inputs);
+  const InterruptFlag interrupt;
+  OutputFolder output(options.output, options.overwrite);
+  PrepareReport report;
+  {
+    Progress progress("prepare", total_bytes, options.show_progress);
+    TokenFileWriter writer(output.temporary() / "tokens.h5", *tokenizer);
+    const int num_threads =
+        options.num_threads > 0 ? options.num_threads : static_cast<int>(std::thread::hardware_concurrency());
+    BatchEncoder encoder(*tokenizer, writer, tokenizer->name() == "bytes" ? 1 : num_threads);
+    int64_t done_bytes = 0;
+    int64_t file_bytes = 0;
+    const DocumentSink sink{.text = [&](std::string_view text) { encoder.text(text); },
+                            .end_document = [&] { encoder.end_document(); },
+                            .progress =
+                                [&](int64_t bytes) {
+                                  interrupt.check();
+                                  file_bytes = bytes;
+                                  progress.update(done_bytes + bytes);
+                                }};
+    for (const std::string& input : options.inputs) {
+      read_documents(input, options.format, sink);
+      done_bytes += std::exchange(file_bytes, 0);
+    }
+    encoder.flush();
+    if (writer.num_tokens() == 0)
+      throw Error("{}{}: found no text", options.inputs.front(),
+                  options.inputs.size() > 1 ? fmt::format(" and {} more", options.inputs.size() - 1) : "");
+    report = {writer.num_tokens(), writer.num_documents(), encoder.num_bytes(), tokenizer->vocab_size(),
+              progress.seconds()};
+    writer.finish(encoder.num_bytes(), encoder.text_hash(), join_names(options.inputs));
+    interrupt.check();
+    output.put_in_place();
+    report.seconds = progress.seconds();
+  }
+  return report;
+}
+
+}  // namespace lamina

@@ -1,0 +1,34 @@
+// Text files to a token folder, in one pass and in constant memory.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "data/text_input.h"
+
+namespace lamina {
+
+struct PrepareOptions {
+  std::string tokenizer = "bytes";  // or sentencepiece:FILE
+  std::string output;               // the folder to write
+  std::vector<std::string> inputs;
+  TextFormat format;
+  bool overwrite = false;     // replace a token folder that stands at `output`
+  int num_threads = 0;        // for SentencePiece; 0: all cores. The result doesn't depend on it.
+  bool show_progress = true;  // on stderr
+};
+
+struct PrepareReport {
+  int64_t num_tokens = 0;  // with one end-of-document token per document
+  int64_t num_documents = 0;
+  int64_t num_bytes = 0;  // of text
+  int64_t vocab_size = 0;
+  double seconds = 0;
+};
+
+// Writes to <output>.tmp-<pid> and renames when all is on the disk. On failure, and on SIGINT, SIGTERM or SIGHUP,
+// nothing stays behind. Throws Error.
+PrepareReport prepare(const PrepareOptions& options);
+
+}  // namespace lamina

@@ -1,0 +1,41 @@
+// Text to token ids and back. Immutable after construction; every method may be called from several threads.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace lamina {
+
+class Tokenizer {
+ public:
+  virtual ~Tokenizer() = default;
+
+  virtual void encode(std::string_view text, std::vector<int32_t>& tokens) const = 0;  // appends
+  virtual std::string decode(std::span<const int32_t> tokens) const = 0;  // control tokens stand for nothing
+  virtual int64_t vocab_size() const = 0;
+  virtual int32_t end_of_document() const = 0;
+
+  // Bytes of text that a token stands for; 0 for control tokens. Loss per byte needs it.
+  virtual int64_t num_bytes(int32_t token) const = 0;
+
+  // Two tokenizers are the same when their hashes are: of the model's bytes, or of the name "bytes".
+  virtual const std::string& hash() const = 0;
+  virtual const std::string& name() const = 0;   // "bytes" or "sentencepiece"
+  virtual const std::string& model() const = 0;  // what a token file keeps of it; empty for bytes
+
+  // Where a long document may be cut without changing its tokens: the largest such length in [1, text.size()].
+  virtual size_t safe_cut(std::string_view text) const = 0;
+};
+
+// "bytes" or "sentencepiece:FILE". Throws Error for any other text and for a file that isn't a SentencePiece model.
+std::unique_ptr<Tokenizer> make_tokenizer(const std::string& spec);
+
+// From what a token file keeps: name and model; `origin` stands for the file in messages.
+std::unique_ptr<Tokenizer> make_stored_tokenizer(const std::string& name, const std::string& model,
+                                                 const std::string& origin);
+
+}  // namespace lamina

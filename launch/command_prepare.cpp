@@ -1,0 +1,76 @@
+#include <fmt/format.h>
+
+#include <memory>
+
+#include "data/prepare.h"
+#include "launch/commands.h"
+
+namespace lamina {
+
+namespace {
+
+// "\n" and the like, as one types them in a shell; a backslash stands for itself when it is doubled.
+std::string unescape(const std::string& text) {
+  std::string result;
+  for (size_t i = 0; i < text.size(); ++i) {
+    if (text[i] != '\\' || i + 1 == text.size()) {
+      result.push_back(text[i]);
+      continue;
+    }
+    switch (text[++i]) {
+      case 'n':
+        result.push_back('\n');
+        break;
+      case 't':
+        result.push_back('\t');
+        break;
+      case 'r':
+        result.push_back('\r');
+        break;
+      case '\\':
+        result.push_back('\\');
+        break;
+      default:
+        result.push_back('\\');
+        result.push_back(text[i]);
+    }
+  }
+  return result;
+}
+
+}  // namespace
+
+void register_prepare(CLI::App& app) {
+  auto options = std::make_shared<PrepareOptions>();
+  CLI::App* command = app.add_subcommand("prepare", "Turn text files into a token folder");
+  command->footer(
+      "Examples:\n"
+      "  lamina prepare --tokenizer bytes --output data/english book1.txt book2.txt.gz\n"
+      "  lamina prepare --tokenizer sentencepiece:bpe.model --output data/web crawl-*.jsonl.zst\n"
+      "  lamina prepare --output data/stories --document-separator '\\n\\n\\n' stories.txt");
+  command
+      ->add_option("inputs", options->inputs,
+                   "Text, .gz, .zst, .jsonl, .jsonl.gz or .jsonl.zst files; each plain file or .jsonl record is a "
+                   "document")
+      ->required();
+  command->add_option("--tokenizer", options->tokenizer, "bytes or sentencepiece:FILE")->capture_default_str();
+  command->add_option("--output", options->output, "The folder to write")->required();
+  command->add_option("--text-key", options->format.text_key, "Key of the text in .jsonl records")
+      ->capture_default_str();
+  command->add_option("--document-separator", options->format.document_separator,
+                      "Cut plain text into documents at this text (\\n, \\t, \\r and \\\\ are understood)");
+  command->add_option("--threads", options->num_threads, "Threads for SentencePiece; 0: all cores")
+      ->check(CLI::Range(0, 4096))
+      ->capture_default_str();
+  command->add_flag("--overwrite", options->overwrite, "Replace an existing token folder");
+  command->callback([options] {
+    options->format.document_separator = unescape(options->format.document_separator);
+    const PrepareReport report = prepare(*options);
+    fmt::print("{}: {} tokens in {} documents, {} bytes of text ({:.3f} bytes per token), vocabulary {}, {:.1f} s\n",
+               options->output, report.num_tokens, report.num_documents, report.num_bytes,
+               static_cast<double>(report.num_bytes) / static_cast<double>(report.num_tokens), report.vocab_size,
+               report.seconds);
+  });
+}
+
+}  // namespace lamina
