@@ -88,7 +88,11 @@ std::vector<fs::path> list_committed_checkpoints(const fs::path& checkpoints_dir
 }
 
 std::vector<CheckpointProblem> verify_checkpoint(const fs::path& checkpoint) {
-  return verify_part(checkpoint, 0, 1);
+  return check_part(checkpoint, 0, 1, verify_shard);
+}
+
+std::vector<CheckpointProblem> check_file_sizes(const fs::path& checkpoint) {
+  return check_part(checkpoint, 0, 1, check_shard_size);
 }
 
 std::optional<fs::path> find_checkpoint(const fs::path& checkpoints_dir) {
