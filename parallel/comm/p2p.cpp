@@ -133,7 +133,7 @@ void Operation::finish() {
 
 bool Operation::test() {
   if (done_) return true;
-  comm_.throw_if_aborted();   // first: its reason is the cause of a failure of our own
+  comm_.throw_if_aborted();  // first: its reason is the cause of a failure of our own
   comm_.state_->throw_if_failed();
   comm_.state_->progress();
   return done_;
