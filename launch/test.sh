@@ -94,7 +94,8 @@ check_sanitizers() {
   fi
   section "thread sanitizer"
   if build_preset cpu-tsan; then
-    TSAN_OPTIONS="suppressions=$root/tests/support/tsan.supp:second_deadlock_stack=1" \
+    # Loops on several threads are left out: the sanitizer doesn't see the barriers of libgomp that order them.
+    GTEST_FILTER='-ParallelFor*' TSAN_OPTIONS="suppressions=$root/tests/support/tsan.supp:second_deadlock_stack=1" \
       run_ctest build-tsan -R '^tests_(core_base|core_device|core_io|parallel_|data|trainer)'
   else
     count "build with the thread sanitizer" 1
