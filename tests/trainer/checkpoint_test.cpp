@@ -168,6 +168,20 @@ TEST(Checkpoint, TruncatedEmptyAndMissingFilesAreRefused) {
   EXPECT_TRUE(verify_checkpoint(damaged).empty());
 }
 
+TEST(Checkpoint, TheQuickCheckSeesSizesAndTheIndex) {
+  const TemporaryFolder folder;
+  save(folder.path(), 1, 2);
+  const fs::path checkpoint = folder.path() / "step-00000001";
+  EXPECT_TRUE(check_file_sizes(checkpoint).empty());
+  flip_bit(checkpoint / "checkpoint.h5", 9000);
+  ASSERT_EQ(check_file_sizes(checkpoint).size(), 1u);
+  EXPECT_EQ(check_file_sizes(checkpoint)[0].file, "checkpoint.h5");
+  flip_bit(checkpoint / "checkpoint.h5", 9000);
+  fs::resize_file(checkpoint / "shard-00001.h5", 50);
+  ASSERT_EQ(check_file_sizes(checkpoint).size(), 1u);
+  EXPECT_THAT(check_file_sizes(checkpoint)[0].reason, HasSubstr("50 bytes found, expected"));
+}
+
 TEST(FindCheckpoint, NothingIsNothingButOnlyRefusedOnesAreAnError) {
   const TemporaryFolder folder;
   EXPECT_EQ(find_checkpoint(folder.path() / "missing"), std::nullopt);
