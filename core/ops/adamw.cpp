@@ -1,12 +1,14 @@
 #include "core/ops/adamw.h"
 
+#include "core/ops/cpu/adamw.h"
 #include "core/ops/ref/adamw.h"
 #include "core/ops/validate.h"
 
 namespace lamina::ops {
 
 void adamw(OpContext& ctx, const AdamW& args) {
-  static constexpr Implementation<AdamW> list[] = {{"ref", nullptr, ref::adamw}};
+  static constexpr Implementation<AdamW> list[] = {{"cpu", cpu::adamw_refuses, cpu::adamw},
+                                                   {"ref", nullptr, ref::adamw}};
   const DType acc = args.master.dtype;
   LAMINA_CHECK(acc == DType::f32 || acc == DType::f64, "master is {}, expected fp32 or fp64", args.master.to_string());
   LAMINA_CHECK(args.master.rank() == 1, "master is {}", args.master.to_string());

@@ -1,5 +1,6 @@
 #include "core/ops/attn_res.h"
 
+#include "core/ops/cpu/attn_res.h"
 #include "core/ops/ref/attn_res.h"
 #include "core/ops/validate.h"
 
@@ -26,7 +27,9 @@ void expect_sources(std::span<const TensorView> sources) {
 }  // namespace
 
 void attn_res_phase1_forward(OpContext& ctx, const AttnResPhase1Forward& args) {
-  static constexpr Implementation<AttnResPhase1Forward> list[] = {{"ref", nullptr, ref::attn_res_phase1_forward}};
+  static constexpr Implementation<AttnResPhase1Forward> list[] = {
+      {"cpu", cpu::attn_res_phase1_forward_refuses, cpu::attn_res_phase1_forward},
+      {"ref", nullptr, ref::attn_res_phase1_forward}};
   expect_sources(args.sources);
   const DType dtype = args.sources[0].dtype, acc = accumulation_dtype(dtype);
   const int64_t tokens = args.sources[0].size(0), dim = args.sources[0].size(1);
@@ -42,7 +45,9 @@ void attn_res_phase1_forward(OpContext& ctx, const AttnResPhase1Forward& args) {
 }
 
 void attn_res_merge_forward(OpContext& ctx, const AttnResMergeForward& args) {
-  static constexpr Implementation<AttnResMergeForward> list[] = {{"ref", nullptr, ref::attn_res_merge_forward}};
+  static constexpr Implementation<AttnResMergeForward> list[] = {
+      {"cpu", cpu::attn_res_merge_forward_refuses, cpu::attn_res_merge_forward},
+      {"ref", nullptr, ref::attn_res_merge_forward}};
   const DType dtype = args.mean.dtype, acc = accumulation_dtype(dtype);
   const Shape shape = args.mean.shape;
   LAMINA_CHECK(shape.rank() == 2, "mean is {}", args.mean.to_string());
@@ -70,7 +75,9 @@ void attn_res_merge_forward(OpContext& ctx, const AttnResMergeForward& args) {
 }
 
 void attn_res_merge_backward(OpContext& ctx, const AttnResMergeBackward& args) {
-  static constexpr Implementation<AttnResMergeBackward> list[] = {{"ref", nullptr, ref::attn_res_merge_backward}};
+  static constexpr Implementation<AttnResMergeBackward> list[] = {
+      {"cpu", cpu::attn_res_merge_backward_refuses, cpu::attn_res_merge_backward},
+      {"ref", nullptr, ref::attn_res_merge_backward}};
   const DType dtype = args.h.dtype, acc = accumulation_dtype(dtype);
   const Shape shape = args.h.shape;
   LAMINA_CHECK(shape.rank() == 2, "h is {}", args.h.to_string());
@@ -95,7 +102,9 @@ void attn_res_merge_backward(OpContext& ctx, const AttnResMergeBackward& args) {
 }
 
 void attn_res_phase1_backward(OpContext& ctx, const AttnResPhase1Backward& args) {
-  static constexpr Implementation<AttnResPhase1Backward> list[] = {{"ref", nullptr, ref::attn_res_phase1_backward}};
+  static constexpr Implementation<AttnResPhase1Backward> list[] = {
+      {"cpu", cpu::attn_res_phase1_backward_refuses, cpu::attn_res_phase1_backward},
+      {"ref", nullptr, ref::attn_res_phase1_backward}};
   expect_sources(args.sources);
   const DType dtype = args.sources[0].dtype, acc = accumulation_dtype(dtype);
   const int64_t tokens = args.sources[0].size(0), dim = args.sources[0].size(1);

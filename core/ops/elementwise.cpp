@@ -1,5 +1,6 @@
 #include "core/ops/elementwise.h"
 
+#include "core/ops/cpu/elementwise.h"
 #include "core/ops/ref/elementwise.h"
 #include "core/ops/validate.h"
 
@@ -16,7 +17,7 @@ void expect_flat(const TensorView& v, std::string_view what, int64_t count) {
 }  // namespace
 
 void add(OpContext& ctx, const Add& args) {
-  static constexpr Implementation<Add> list[] = {{"ref", nullptr, ref::add}};
+  static constexpr Implementation<Add> list[] = {{"cpu", cpu::add_refuses, cpu::add}, {"ref", nullptr, ref::add}};
   const int64_t count = args.y.num_elements();
   expect_flat(args.a, "a", count);
   expect_flat(args.b, "b", count);
@@ -25,7 +26,7 @@ void add(OpContext& ctx, const Add& args) {
 }
 
 void cast(OpContext& ctx, const Cast& args) {
-  static constexpr Implementation<Cast> list[] = {{"ref", nullptr, ref::cast}};
+  static constexpr Implementation<Cast> list[] = {{"cpu", cpu::cast_refuses, cpu::cast}, {"ref", nullptr, ref::cast}};
   const int64_t count = args.y.num_elements();
   expect_flat(args.x, "x", count);
   expect_flat(args.y, "y", count);
@@ -33,14 +34,15 @@ void cast(OpContext& ctx, const Cast& args) {
 }
 
 void sum_squares(OpContext& ctx, const SumSquares& args) {
-  static constexpr Implementation<SumSquares> list[] = {{"ref", nullptr, ref::sum_squares}};
+  static constexpr Implementation<SumSquares> list[] = {{"cpu", cpu::sum_squares_refuses, cpu::sum_squares},
+                                                        {"ref", nullptr, ref::sum_squares}};
   expect_flat(args.x, "x", args.x.num_elements());
   LAMINA_CHECK(args.result != nullptr, "result is missing");
   dispatch<SumSquares>(ctx, "sum_squares", list, args);
 }
 
 void fill(OpContext& ctx, const Fill& args) {
-  static constexpr Implementation<Fill> list[] = {{"ref", nullptr, ref::fill}};
+  static constexpr Implementation<Fill> list[] = {{"cpu", cpu::fill_refuses, cpu::fill}, {"ref", nullptr, ref::fill}};
   expect_flat(args.x, "x", args.x.num_elements());
   dispatch<Fill>(ctx, "fill", list, args);
 }

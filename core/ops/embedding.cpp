@@ -1,5 +1,6 @@
 #include "core/ops/embedding.h"
 
+#include "core/ops/cpu/embedding.h"
 #include "core/ops/ref/embedding.h"
 #include "core/ops/validate.h"
 
@@ -18,7 +19,8 @@ void expect_tokens(const TensorView& tokens, int64_t vocab) {
 }  // namespace
 
 void embedding_forward(OpContext& ctx, const EmbeddingForward& args) {
-  static constexpr Implementation<EmbeddingForward> list[] = {{"ref", nullptr, ref::embedding_forward}};
+  static constexpr Implementation<EmbeddingForward> list[] = {
+      {"cpu", cpu::embedding_forward_refuses, cpu::embedding_forward}, {"ref", nullptr, ref::embedding_forward}};
   LAMINA_CHECK(args.table.rank() == 2, "table is {}", args.table.to_string());
   expect_compute_dtype(args.table, "table");
   expect_shape(args.table, "table", args.table.shape);
@@ -28,7 +30,8 @@ void embedding_forward(OpContext& ctx, const EmbeddingForward& args) {
 }
 
 void embedding_backward(OpContext& ctx, const EmbeddingBackward& args) {
-  static constexpr Implementation<EmbeddingBackward> list[] = {{"ref", nullptr, ref::embedding_backward}};
+  static constexpr Implementation<EmbeddingBackward> list[] = {
+      {"cpu", cpu::embedding_backward_refuses, cpu::embedding_backward}, {"ref", nullptr, ref::embedding_backward}};
   LAMINA_CHECK(args.dtable.rank() == 2, "dtable is {}", args.dtable.to_string());
   expect_compute_dtype(args.dy, "dy");
   expect(args.dtable, "dtable", accumulation_dtype(args.dy.dtype), args.dtable.shape);

@@ -1,12 +1,14 @@
 #include "core/ops/swiglu.h"
 
+#include "core/ops/cpu/swiglu.h"
 #include "core/ops/ref/swiglu.h"
 #include "core/ops/validate.h"
 
 namespace lamina::ops {
 
 void swiglu_forward(OpContext& ctx, const SwigluForward& args) {
-  static constexpr Implementation<SwigluForward> list[] = {{"ref", nullptr, ref::swiglu_forward}};
+  static constexpr Implementation<SwigluForward> list[] = {{"cpu", cpu::swiglu_forward_refuses, cpu::swiglu_forward},
+                                                           {"ref", nullptr, ref::swiglu_forward}};
   LAMINA_CHECK(args.y.rank() == 2, "y is {}", args.y.to_string());
   expect_compute_dtype(args.y, "y");
   expect_shape(args.y, "y", args.y.shape);
@@ -15,7 +17,8 @@ void swiglu_forward(OpContext& ctx, const SwigluForward& args) {
 }
 
 void swiglu_backward(OpContext& ctx, const SwigluBackward& args) {
-  static constexpr Implementation<SwigluBackward> list[] = {{"ref", nullptr, ref::swiglu_backward}};
+  static constexpr Implementation<SwigluBackward> list[] = {{"cpu", cpu::swiglu_backward_refuses, cpu::swiglu_backward},
+                                                            {"ref", nullptr, ref::swiglu_backward}};
   LAMINA_CHECK(args.dy.rank() == 2, "dy is {}", args.dy.to_string());
   expect_compute_dtype(args.dy, "dy");
   expect_shape(args.dy, "dy", args.dy.shape);

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -87,17 +88,33 @@ inline void fill_normal(const TensorView& view, uint64_t stream, double scale = 
   for (int64_t n = 0; n < view.num_elements(); ++n) set(view, n, scale * rng.normal(static_cast<uint64_t>(n)));
 }
 
-// A contiguous tensor and its bytes. Copies are refused: the view would point into the other's bytes.
+// A contiguous tensor and its bytes, between two guards that nothing may write. Copies are refused: the view would point
+// into the other's bytes.
 class Tensor {
  public:
-  Tensor(DType dtype, const Shape& shape) : bytes_(shape.num_elements() * size_of(dtype), Device{}, nullptr, "test") {
-    view_ = TensorView(bytes_.data(), dtype, shape);
+  Tensor(DType dtype, const Shape& shape)
+      : bytes_(shape.num_elements() * size_of(dtype) + 2 * guard, Device{}, nullptr, "test") {
+    view_ = TensorView(byte(guard), dtype, shape);
+    std::fill_n(byte(0), guard, mark);
+    std::fill_n(byte(bytes_.num_bytes() - guard), guard, mark);
+  }
+  Tensor(Tensor&&) noexcept = default;
+  Tensor& operator=(Tensor&&) = delete;
+  ~Tensor() {
+    if (bytes_.data() == nullptr) return;
+    EXPECT_EQ(std::count(byte(0), byte(guard), mark), guard) << "written before " << view_.to_string();
+    EXPECT_EQ(std::count(byte(bytes_.num_bytes() - guard), byte(bytes_.num_bytes()), mark), guard)
+        << "written after " << view_.to_string();
   }
   operator const TensorView&() const { return view_; }
   const TensorView& view() const { return view_; }
   const TensorView* operator->() const { return &view_; }
 
  private:
+  static constexpr int64_t guard = 64;
+  static constexpr char mark = 0x5a;
+  char* byte(int64_t offset) const { return static_cast<char*>(bytes_.data()) + offset; }
+
   Buffer bytes_;
   TensorView view_;
 };

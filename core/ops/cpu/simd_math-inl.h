@@ -60,7 +60,10 @@ HWY_INLINE void store(hn::Vec<D> v, D, bf16* to) {
   const hn::Rebind<int32_t, D> di;
   const auto u = hn::BitCast(d32, v);
   const auto odd = hn::And(hn::ShiftRight<16>(u), hn::Set(d32, 1u));
-  const auto rounded = hn::ShiftRight<16>(hn::Add(u, hn::Add(odd, hn::Set(d32, 0x7fffu))));
+  auto rounded = hn::ShiftRight<16>(hn::Add(u, hn::Add(odd, hn::Set(d32, 0x7fffu))));
+  // NaN stays NaN: the rounding could carry out of it.
+  const auto is_nan = hn::RebindMask(d32, hn::IsNaN(v));
+  rounded = hn::IfThenElse(is_nan, hn::Or(hn::ShiftRight<16>(u), hn::Set(d32, 0x40u)), rounded);
   hn::StoreU(hn::DemoteTo(d16, hn::BitCast(di, rounded)), d16, reinterpret_cast<uint16_t*>(to));
 }
 

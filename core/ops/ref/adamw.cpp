@@ -16,9 +16,11 @@ void adamw(OpContext&, const AdamW& args) {
     const A* grad = args.grad.as<A>();
     for (int64_t i = 0; i < args.master.size(0); ++i) {
       const A g = s.grad_scale * grad[i];
-      first[i] = s.beta1 * first[i] + s.one_minus_beta1 * g;
-      second[i] = s.beta2 * second[i] + s.one_minus_beta2 * (g * g);
-      master[i] = s.decay * master[i] - s.step_size * first[i] / (std::sqrt(second[i] * s.inverse_correction2) + s.eps);
+      // Fused explicitly: what a compiler may or may not do by itself would change the bits.
+      first[i] = std::fma(s.one_minus_beta1, g, s.beta1 * first[i]);
+      second[i] = std::fma(s.one_minus_beta2, g * g, s.beta2 * second[i]);
+      const A root = std::sqrt(second[i] * s.inverse_correction2) + s.eps;
+      master[i] = std::fma(s.decay, master[i], -(s.step_size * first[i] / root));
     }
     if (args.param) {
       visit_float(args.param.dtype, [&]<class T>(T) {

@@ -1,0 +1,16 @@
+#pragma once
+
+#include "core/ops/attn_res.h"
+
+namespace lamina::ops::cpu {
+
+const char* attn_res_phase1_forward_refuses(const AttnResPhase1Forward& args);
+void attn_res_phase1_forward(OpContext& ctx, const AttnResPhase1Forward& args);
+const char* attn_res_merge_forward_refuses(const AttnResMergeForward& args);
+void attn_res_merge_forward(OpContext& ctx, const AttnResMergeForward& args);
+const char* attn_res_merge_backward_refuses(const AttnResMergeBackward& args);
+void attn_res_merge_backward(OpContext& ctx, const AttnResMergeBackward& args);
+const char* attn_res_phase1_backward_refuses(const AttnResPhase1Backward& args);
+void attn_res_phase1_backward(OpContext& ctx, const AttnResPhase1Backward& args);
+
+}  // namespace lamina::ops::cpu

@@ -1,0 +1,12 @@
+#pragma once
+
+#include "core/ops/embedding.h"
+
+namespace lamina::ops::cpu {
+
+const char* embedding_forward_refuses(const EmbeddingForward& args);
+void embedding_forward(OpContext& ctx, const EmbeddingForward& args);
+const char* embedding_backward_refuses(const EmbeddingBackward& args);
+void embedding_backward(OpContext& ctx, const EmbeddingBackward& args);
+
+}  // namespace lamina::ops::cpu
