@@ -1,0 +1,70 @@
+#include <cstdio>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "configs/schema/decode.h"
+#include "core/io/file.h"
+#include "data/sampler.h"
+#include "launch/commands.h"
+#include "launch/process.h"
+#include "trainer/evaluate.h"
+#include "trainer/restore.h"
+
+namespace lamina {
+namespace {
+
+struct EvalOptions {
+  std::string config, checkpoint, text;
+  std::vector<std::string> overrides;
+};
+
+// The text that the validation targets stand for, so that other compressors can be measured on the same bytes.
+void write_text(const Sampler& sampler, const std::string& path) {
+  const std::unique_ptr<Tokenizer> tokenizer = sampler.make_tokenizer();
+  std::vector<int32_t> tokens(static_cast<size_t>(sampler.seq_len())), all;
+  std::vector<int32_t> targets(tokens.size());
+  for (int64_t i = 0; i < sampler.num_validation_sequences(); ++i) {
+    sampler.load_validation(i, i + 1, tokens, targets);
+    all.insert(all.end(), targets.begin(), targets.end());
+  }
+  io::write_file_atomically(path, tokenizer->decode(all));
+}
+
+// The model is the checkpoint's; the data, the batch and the precision are the configuration's.
+Evaluation evaluate_checkpoint(const Config& asked, const EvalOptions& options, comm::Communicator& comm) {
+  Restored restored = restore_parameters(options.checkpoint, comm, [&](Config& config) {
+    config.data = asked.data;
+    config.train.micro_batch_size = asked.train.micro_batch_size;
+    config.train.precision = asked.train.precision;
+  });
+  const Sampler sampler(asked.data, asked.run.seed, asked.train.global_batch_size, restored.config.model.vocab_size);
+  if (sampler.num_validation_sequences() == 0)
+    throw Error("data.validation.path: found nothing, expected the folder of the text to evaluate on");
+  if (!options.text.empty() && comm.rank() == 0) write_text(sampler, options.text);
+  return evaluate(*restored.engine, sampler, restored.config, comm);
+}
+
+}  // namespace
+
+void register_eval(CLI::App& app) {
+  auto options = std::make_shared<EvalOptions>();
+  CLI::App* command = app.add_subcommand("eval", "Validation loss, perplexity and bits per byte of a checkpoint");
+  command->footer("Example:\n  mpirun -n 2 lamina eval configs/tiny.yaml --checkpoint runs/tiny");
+  command->add_option("config", options->config, "Experiment file: data and batch sizes are taken from it")->required();
+  command->add_option("--checkpoint", options->checkpoint, "A checkpoint, or a run folder (its newest)")->required();
+  command->add_option("--write-text", options->text, "Also write the evaluated text to this file");
+  command->add_option("overrides", options->overrides, "key.path=value, each replaces one key");
+  command->callback([options] {
+    const Config config = load_config(options->config, options->overrides);
+    run_in_world(config.run, [&](World& world) {
+      const Evaluation result = evaluate_checkpoint(config, *options, world.comm);
+      if (world.rank == 0)
+        std::printf("loss %.6f\nperplexity %.4f\nbits_per_byte %.6f\ntokens %lld\nbytes %lld\n", result.loss,
+                    result.perplexity, result.bits_per_byte, static_cast<long long>(result.num_tokens),
+                    static_cast<long long>(result.num_bytes));
+    });
+  });
+}
+
+}  // namespace lamina

@@ -1,0 +1,34 @@
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "configs/schema/decode.h"
+#include "launch/commands.h"
+#include "launch/process.h"
+#include "trainer/train.h"
+
+namespace lamina {
+
+void register_train(CLI::App& app) {
+  struct Options {
+    std::string config;
+    std::vector<std::string> overrides;
+  };
+  auto options = std::make_shared<Options>();
+  CLI::App* command =
+      app.add_subcommand("train", "Train a model; resumes by itself when the run folder has a checkpoint");
+  command->footer(
+      "Examples:\n"
+      "  lamina train configs/tiny.yaml\n"
+      "  mpirun -n 2 lamina train configs/tiny.yaml train.num_steps=100 run.output_dir=runs/try\n"
+      "The run folder receives config.yaml, log.txt, metrics.jsonl, layers.jsonl and checkpoints/.");
+  command->add_option("config", options->config, "Experiment file (docs/configuration.md)")->required();
+  command->add_option("overrides", options->overrides, "key.path=value, each replaces one key");
+  command->callback([options] {
+    const Config config = load_config(options->config, options->overrides);
+    resolve_data_parallel(config, launcher_ranks().size);
+    run_in_world(config.run, [&](World& world) { train(config, world.comm); });
+  });
+}
+
+}  // namespace lamina

@@ -1,0 +1,33 @@
+#include "trainer/evaluate.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numbers>
+
+namespace lamina {
+
+Evaluation evaluate(Engine& engine, const Sampler& sampler, const Config& config, comm::Communicator& comm) {
+  const int64_t total = sampler.num_validation_sequences(), seq_len = config.data.seq_len;
+  LAMINA_CHECK(total > 0);
+  const int64_t begin = total * comm.rank() / comm.size(), end = total * (comm.rank() + 1) / comm.size();
+  const int64_t micro = config.train.micro_batch_size;
+  std::vector<int32_t> tokens(static_cast<size_t>(micro * seq_len)), targets(tokens.size());
+  double totals[2] = {0, static_cast<double>(sampler.num_validation_bytes(begin, end))};
+  for (int64_t at = begin; at < end; at += micro) {
+    const int64_t count = std::min(micro, end - at);
+    const auto size = static_cast<size_t>(count * seq_len);
+    sampler.load_validation(at, at + count, std::span(tokens).first(size), std::span(targets).first(size));
+    totals[0] += engine.loss(std::span(tokens).first(size), std::span(targets).first(size));
+  }
+  Stream stream;
+  comm.all_reduce(TensorView(totals, DType::f64, {2}), comm::ReduceOp::sum, stream).wait();
+  Evaluation result;
+  result.num_tokens = total * seq_len;
+  result.num_bytes = std::llround(totals[1]);
+  result.loss = totals[0] / static_cast<double>(result.num_tokens);
+  result.perplexity = std::exp(result.loss);
+  result.bits_per_byte = totals[0] / std::numbers::ln2 / totals[1];
+  return result;
+}
+
+}  // namespace lamina

@@ -1,0 +1,20 @@
+// Loss on the reserved validation sequences.
+#pragma once
+
+#include "data/sampler.h"
+#include "trainer/engine.h"
+
+namespace lamina {
+
+struct Evaluation {
+  int64_t num_tokens = 0;
+  int64_t num_bytes = 0;  // of text
+  double loss = 0;        // mean per token, nats
+  double perplexity = 0;
+  double bits_per_byte = 0;  // over the bytes of text that the targets stand for
+};
+
+// Expects validation sequences. Collective: each rank takes its share of the sequences.
+Evaluation evaluate(Engine& engine, const Sampler& sampler, const Config& config, comm::Communicator& comm);
+
+}  // namespace lamina

@@ -1,0 +1,71 @@
+#include "trainer/layer_stats.h"
+
+#include <cmath>
+
+#include "core/ops/elementwise.h"
+
+namespace lamina {
+namespace {
+
+// Squares of weights and gradients per parameter, this rank's slices.
+std::vector<double> owned_squares(Engine& engine) {
+  std::vector<double> squares(2 * engine.parameters().specs().size(), 0.0);
+  for (const OwnedSlice& slice : engine.optimizer().owned()) {
+    double weight = 0, gradient = 0;
+    ops::sum_squares(engine.context(), {slice.master, &weight});
+    ops::sum_squares(engine.context(), {slice.gradient, &gradient});
+    squares[2 * static_cast<size_t>(slice.parameter)] += weight;
+    squares[2 * static_cast<size_t>(slice.parameter) + 1] += gradient;
+  }
+  return squares;
+}
+
+void sum_over_ranks(std::vector<double>& values, comm::Communicator& comm) {
+  Stream stream;
+  const TensorView view(values.data(), DType::f64, {static_cast<int64_t>(values.size())});
+  comm.all_reduce(view, comm::ReduceOp::sum, stream).wait();
+}
+
+}  // namespace
+
+std::vector<JsonRow> layer_stats_rows(Engine& engine, comm::Communicator& comm, int64_t step, int64_t hidden_size,
+                                      const std::vector<model::LayerSums>& sums, const LayerStatsTotals& totals) {
+  std::vector<double> flat = owned_squares(engine);
+  const size_t num_squares = flat.size();
+  for (const model::LayerSums& sum : sums) {
+    flat.insert(flat.end(), {sum.hidden_square, sum.output_square, sum.gradient_square});
+    flat.insert(flat.end(), sum.depth_weights.begin(), sum.depth_weights.end());
+  }
+  sum_over_ranks(flat, comm);
+
+  const double elements = static_cast<double>(totals.num_tokens) * static_cast<double>(hidden_size);
+  const auto rms = [&](double square) { return std::sqrt(square / elements); };
+  std::vector<JsonRow> rows;
+  size_t at = num_squares;
+  for (size_t site = 0; site < sums.size(); ++site) {
+    const bool is_output = site + 1 == sums.size();
+    JsonRow row;
+    row.add("step", step).add("layer", static_cast<int64_t>(site / 2));
+    row.add("sublayer", is_output ? "output" : (site % 2 == 0 ? "mixer" : "mlp"));
+    row.add("hidden_rms", rms(flat[at]));
+    if (!is_output) {
+      double weight = 0, gradient = 0;
+      for (int parameter : engine.stage().sublayer_parameters(static_cast<int>(site))) {
+        weight += flat[2 * static_cast<size_t>(parameter)];
+        gradient += flat[2 * static_cast<size_t>(parameter) + 1];
+      }
+      row.add("output_rms", rms(flat[at + 1])).add("grad_rms", rms(flat[at + 2]));
+      row.add("weight_norm", std::sqrt(weight)).add("grad_norm", std::sqrt(gradient));
+    }
+    at += 3;
+    std::vector<double> weights(flat.begin() + static_cast<int64_t>(at),
+                                flat.begin() + static_cast<int64_t>(at + sums[site].depth_weights.size()));
+    for (double& weight : weights) weight /= static_cast<double>(totals.num_micro_batches);
+    if (!weights.empty()) row.add("depth_weights", std::span<const double>(weights));
+    at += weights.size();
+    rows.push_back(std::move(row));
+  }
+  return rows;
+}
+
+}  // namespace lamina

@@ -1,0 +1,38 @@
+#include "trainer/restore.h"
+
+#include "configs/schema/decode.h"
+#include "trainer/checkpoint_comm.h"
+
+namespace lamina {
+namespace {
+
+std::filesystem::path resolve(const std::filesystem::path& path, comm::Communicator& comm) {
+  if (!std::filesystem::exists(path))
+    throw Error("{}: no such folder, expected a checkpoint or a run folder", path.string());
+  if (!std::filesystem::is_directory(path / "checkpoints")) return path;
+  const auto newest = find_checkpoint(path / "checkpoints", comm);
+  if (!newest) throw Error("{}: holds no checkpoint yet", (path / "checkpoints").string());
+  return *newest;
+}
+
+}  // namespace
+
+Restored restore_parameters(const std::filesystem::path& path, comm::Communicator& comm,
+                            const std::function<void(Config&)>& adjust) {
+  const std::filesystem::path checkpoint = resolve(path, comm);
+  Restored restored;
+  run_and_agree(comm, [&] {
+    restored.info = read_checkpoint_info(checkpoint);
+    restored.config = parse_config(restored.info.config_yaml, checkpoint.string());
+    if (adjust) adjust(restored.config);
+    restored.engine = std::make_unique<Engine>(restored.config, comm, nullptr);
+    std::vector<TensorPiece> wanted;
+    for (TensorPiece& piece : restored.engine->optimizer().state())
+      if (piece.name.starts_with("parameters/")) wanted.push_back(std::move(piece));
+    load_checkpoint(checkpoint, wanted);
+  });
+  restored.engine->publish();
+  return restored;
+}
+
+}  // namespace lamina

@@ -1,0 +1,23 @@
+// A model from a checkpoint, for evaluation and sampling.
+#pragma once
+
+#include <filesystem>
+#include <functional>
+#include <memory>
+
+#include "trainer/checkpoint.h"
+#include "trainer/engine.h"
+
+namespace lamina {
+
+struct Restored {
+  Config config;  // the checkpoint's, after `adjust`
+  CheckpointInfo info;
+  std::unique_ptr<Engine> engine;
+};
+
+// `path` is a checkpoint, or a run folder whose newest good checkpoint is taken. Collective. Optimizer state is not read.
+Restored restore_parameters(const std::filesystem::path& path, comm::Communicator& comm,
+                            const std::function<void(Config&)>& adjust = {});
+
+}  // namespace lamina

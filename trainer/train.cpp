@@ -1,0 +1,334 @@
+#include "trainer/train.h"
+
+#include <chrono>
+#include <cmath>
+#include <optional>
+
+#include "configs/schema/decode.h"
+#include "core/base/log.h"
+#include "core/ops/elementwise.h"
+#include "data/sampler.h"
+#include "model/cost_model.h"
+#include "trainer/checkpoint.h"
+#include "trainer/checkpoint_comm.h"
+#include "trainer/engine.h"
+#include "trainer/evaluate.h"
+#include "trainer/layer_stats.h"
+#include "trainer/lr_schedule.h"
+#include "trainer/metrics.h"
+#include "trainer/run_folder.h"
+#include "trainer/step_dump.h"
+#include "trainer/version.h"
+
+namespace lamina {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+std::string duration_text(double seconds) {
+  const auto whole = static_cast<int64_t>(std::llround(seconds));
+  if (whole < 60) return fmt::format("{}s", whole);
+  if (whole < 3600) return fmt::format("{}m{:02}s", whole / 60, whole % 60);
+  return fmt::format("{}h{:02}m", whole / 3600, whole / 60 % 60);
+}
+
+std::string count_text(double count) {
+  if (count >= 1e9) return fmt::format("{:.2f}B", count / 1e9);
+  if (count >= 1e6) return fmt::format("{:.2f}M", count / 1e6);
+  if (count >= 1e4) return fmt::format("{:.1f}k", count / 1e3);
+  return fmt::format("{:.0f}", count);
+}
+
+class Trainer {
+ public:
+  Trainer(const Config& config, comm::Communicator& comm, const Sampler& sampler, const RunFolder& folder)
+      : config_(config),
+        comm_(comm),
+        sampler_(sampler),
+        folder_(folder),
+        engine_(config, comm, &ledger_),
+        local_sequences_(config.train.global_batch_size / comm.size()),
+        tokens_(static_cast<size_t>(local_sequences_ * config.data.seq_len)),
+        targets_(tokens_.size()),
+        flops_per_token_(model::training_flops_per_token(config.model, config.data.seq_len).total()) {}
+  void run();
+
+ private:
+  void describe() const;
+  void resume();
+  void step();
+  void check_finite(double loss, double grad_norm);
+  int64_t sum_bytes_sent(int64_t mine);
+  void dump_values(StepDump& dump, const std::string& group, bool gradients);
+  void dump_gradients(StepDump& dump, double loss, std::span<double> token_losses);
+  std::optional<StepDump> begin_dump();
+  void write_layer_stats(const std::vector<model::LayerSums>& sums);
+  void console_line(const StepMetrics& metrics, const std::optional<Evaluation>& evaluation) const;
+  std::optional<Evaluation> validate_if_due();
+  void save_checkpoint_if_due();
+  double sum_over_ranks(std::span<double> values);
+  int64_t tokens_per_step() const { return config_.train.global_batch_size * config_.data.seq_len; }
+
+  const Config& config_;
+  comm::Communicator& comm_;
+  const Sampler& sampler_;
+  const RunFolder& folder_;
+  MemoryLedger ledger_;
+  Engine engine_;
+  MetricsWriter metrics_, layers_;
+  int64_t step_ = 0;        // completed
+  int64_t first_step_ = 0;  // completed when this process began
+  int64_t local_sequences_;
+  std::vector<int32_t> tokens_, targets_;
+  Clock::time_point start_;
+  double flops_per_token_;
+};
+
+void Trainer::describe() const {
+  log::info("{}: {} parameters, {} layers, {} x {} tokens per step, {} steps ({} tokens), {} rank{}, {}",
+            config_.run.name, count_text(static_cast<double>(model::num_parameters(config_.model))),
+            config_.model.num_hidden_layers, config_.train.global_batch_size, config_.data.seq_len,
+            config_.train.num_steps, count_text(static_cast<double>(tokens_per_step() * config_.train.num_steps)),
+            comm_.size(), comm_.size() == 1 ? "" : "s", name_of(compute_dtype(config_.train.precision)));
+  log::info("run folder {}", folder_.root.string());
+}
+
+void Trainer::resume() {
+  const auto checkpoint = find_checkpoint(folder_.checkpoints(), comm_);
+  if (!checkpoint) {
+    engine_.initialise();
+  } else {
+    run_and_agree(comm_, [&] {
+      const CheckpointInfo info = read_checkpoint_info(*checkpoint);
+      if (info.sampler_fingerprint != sampler_.fingerprint())
+        throw Error("{}: was trained on other data: expected {}, found {}", checkpoint->string(),
+                    info.sampler_fingerprint, sampler_.fingerprint());
+      load_checkpoint(*checkpoint, engine_.optimizer().state());
+      step_ = info.step;
+    });
+    engine_.publish();
+    log::info("resumed from {} at step {}", checkpoint->string(), step_);
+  }
+  first_step_ = step_;
+  run_and_agree(comm_, [&] {
+    if (comm_.rank() != 0) return;
+    truncate_metrics(folder_, step_);
+    metrics_ = MetricsWriter(folder_.metrics());
+    layers_ = MetricsWriter(folder_.layers());
+  });
+}
+
+// Sums in place; returns the first value.
+double Trainer::sum_over_ranks(std::span<double> values) {
+  Stream stream;
+  const TensorView view(values.data(), DType::f64, {static_cast<int64_t>(values.size())});
+  comm_.all_reduce(view, comm::ReduceOp::sum, stream).wait();
+  return values.front();
+}
+
+int64_t Trainer::sum_bytes_sent(int64_t mine) {
+  double bytes = static_cast<double>(mine);
+  sum_over_ranks({&bytes, 1});
+  comm_.take_bytes_sent();  // bookkeeping is not the step's traffic
+  return std::llround(bytes);
+}
+
+// Every rank learns of a non-finite value, and the message says in which tensor it was first seen.
+void Trainer::check_finite(double loss, double grad_norm) {
+  if (std::isfinite(loss) && std::isfinite(grad_norm)) return;
+  const std::string mine = engine_.first_non_finite_gradient();
+  const auto all =
+      gather_text(comm_, mine.empty() ? "" : fmt::format("{} in the shard of rank {}", mine, comm_.rank()));
+  std::string where = "every gradient is finite";
+  for (const std::string& found : all) {
+    if (found.empty()) continue;
+    where = "first non-finite gradient " + found;
+    break;
+  }
+  throw Error(
+      "step {}: loss {}, gradient norm {}, expected finite numbers; {}. Nothing was updated; a lower "
+      "train.optimizer.lr or a longer warm-up usually helps",
+      step_ + 1, loss, grad_norm, broadcast_text(comm_, where));
+}
+
+// Adds group/<name> from this rank's slices: the parameters as the forward pass uses them, or their gradients.
+void Trainer::dump_values(StepDump& dump, const std::string& group, bool gradients) {
+  std::vector<TensorPiece> pieces;
+  std::vector<Buffer> widened;  // bf16 values as fp32
+  for (const OwnedSlice& slice : engine_.optimizer().owned()) {
+    const auto& spec = engine_.parameters().specs()[static_cast<size_t>(slice.parameter)];
+    TensorView data = gradients ? slice.gradient : slice.value;
+    if (data.dtype == DType::bf16) {
+      widened.emplace_back(data.num_elements() * size_of(DType::f32), Device{}, &ledger_, "dump");
+      const TensorView wide(widened.back().data(), DType::f32, {data.num_elements()});
+      ops::cast(engine_.context(), {data, wide});
+      data = wide;
+    }
+    pieces.push_back({group + "/" + spec.name, spec.shape, slice.begin, slice.end, data});
+  }
+  dump.add(pieces);
+}
+
+std::optional<StepDump> Trainer::begin_dump() {
+  if (config_.debug.dump_step != step_ + 1) return std::nullopt;
+  const std::string path = config_.debug.dump_path.empty()
+                               ? (folder_.root / fmt::format("dump-step-{}.h5", step_ + 1)).string()
+                               : config_.debug.dump_path;
+  StepDump dump(path, to_yaml(config_), step_ + 1, comm_);
+  const int64_t count = static_cast<int64_t>(tokens_.size()), begin = comm_.rank() * count;
+  const Shape shape{config_.train.global_batch_size, config_.data.seq_len};
+  const std::vector<TensorPiece> sequences = {
+      {"tokens", shape, begin, begin + count, {tokens_.data(), DType::i32, {count}}},
+      {"targets", shape, begin, begin + count, {targets_.data(), DType::i32, {count}}}};
+  dump.add(sequences);
+  dump_values(dump, "parameters", false);
+  return dump;
+}
+
+void Trainer::write_layer_stats(const std::vector<model::LayerSums>& sums) {
+  const LayerStatsTotals totals{tokens_per_step(), config_.train.global_batch_size / config_.train.micro_batch_size};
+  for (const JsonRow& row : layer_stats_rows(engine_, comm_, step_ + 1, config_.model.hidden_size, sums, totals))
+    layers_.write(row);
+}
+
+void Trainer::step() {
+  const auto started = Clock::now();
+  comm_.take_bytes_sent();
+  const int64_t first = comm_.rank() * local_sequences_;
+  sampler_.load(step_, first, first + local_sequences_, tokens_, targets_);
+  std::optional<StepDump> dump = begin_dump();
+  if (dump) comm_.take_bytes_sent();
+
+  const int64_t interval = config_.logging.layer_stats_interval;
+  const bool stats = interval > 0 && ((step_ + 1) % interval == 0 || step_ == 0);
+  std::vector<model::LayerSums> sums(stats ? static_cast<size_t>(engine_.stage().num_sites()) : 0);
+  std::vector<double> token_losses(dump ? tokens_.size() : 0);
+  const double loss_sum = engine_.accumulate_gradients(tokens_, targets_, 1.0 / static_cast<double>(tokens_per_step()),
+                                                       stats ? &sums : nullptr, token_losses);
+  int64_t bytes = comm_.take_bytes_sent();
+  double totals[2] = {loss_sum, engine_.owned_gradient_square()};
+  sum_over_ranks(totals);
+  StepMetrics metrics;
+  metrics.step = step_ + 1;
+  metrics.loss = totals[0] / static_cast<double>(tokens_per_step());
+  metrics.grad_norm = std::sqrt(totals[1]);
+  metrics.lr = learning_rate(config_.train.optimizer.lr, config_.train.lr_schedule, config_.train.num_steps, step_ + 1);
+  check_finite(metrics.loss, metrics.grad_norm);
+  if (stats) write_layer_stats(sums);
+  if (dump) dump_gradients(*dump, metrics.loss, token_losses);
+
+  const double clip = config_.train.grad_clip;
+  const double scale = clip > 0 && metrics.grad_norm > clip ? clip / metrics.grad_norm : 1.0;
+  comm_.take_bytes_sent();
+  engine_.update(step_ + 1, metrics.lr, scale);
+  bytes += comm_.take_bytes_sent();
+  metrics.comm_bytes.data = sum_bytes_sent(bytes);
+  if (dump) {
+    dump_values(*dump, "parameters_after", false);
+    dump->finish();
+  }
+  ++step_;
+  const double seconds = seconds_since(started);
+  metrics.tokens = step_ * tokens_per_step();
+  metrics.tokens_per_second = static_cast<double>(tokens_per_step()) / seconds;
+  const std::optional<Evaluation> evaluation = validate_if_due();
+  if (evaluation) metrics.validation_loss = evaluation->loss;
+  JsonRow row = to_row(metrics);
+  row.add("gflops", flops_per_token_ * metrics.tokens_per_second / 1e9);
+  if (evaluation) row.add("validation_bits_per_byte", evaluation->bits_per_byte);
+  metrics_.write(row);
+  console_line(metrics, evaluation);
+}
+
+void Trainer::dump_gradients(StepDump& dump, double loss, std::span<double> token_losses) {
+  dump_values(dump, "gradients", true);
+  const int64_t count = static_cast<int64_t>(token_losses.size()), begin = comm_.rank() * count;
+  const Shape shape{config_.train.global_batch_size, config_.data.seq_len};
+  std::vector<float> narrow(token_losses.begin(), token_losses.end());
+  const bool wide = config_.train.precision == Precision::fp64;
+  const TensorView data =
+      wide ? TensorView(token_losses.data(), DType::f64, {count}) : TensorView(narrow.data(), DType::f32, {count});
+  const std::vector<TensorPiece> losses = {{"token_loss", shape, begin, begin + count, data}};
+  dump.add(losses);
+  dump.add_scalar("loss", loss, data.dtype);
+  dump.add_scalar("aux_loss", 0.0, data.dtype);
+}
+
+void Trainer::console_line(const StepMetrics& metrics, const std::optional<Evaluation>& evaluation) const {
+  if (evaluation)
+    log::info("step {} validation: loss {:.4f}, perplexity {:.2f}, {:.4f} bits per byte", step_, evaluation->loss,
+              evaluation->perplexity, evaluation->bits_per_byte);
+  const bool due =
+      step_ % config_.logging.interval == 0 || step_ == first_step_ + 1 || step_ == config_.train.num_steps;
+  if (!due) return;
+  const double per_step = seconds_since(start_) / static_cast<double>(step_ - first_step_);
+  const double left = per_step * static_cast<double>(config_.train.num_steps - step_);
+  log::info("step {}/{} ({:.0f} %)  loss {:.4f}  grad norm {:.3f}  lr {:.2e}  {} tokens/s  {:.1f} GFLOP/s  {} left",
+            step_, config_.train.num_steps,
+            100.0 * static_cast<double>(step_) / static_cast<double>(config_.train.num_steps), metrics.loss,
+            metrics.grad_norm, metrics.lr, count_text(metrics.tokens_per_second),
+            flops_per_token_ * metrics.tokens_per_second / 1e9, duration_text(left));
+}
+
+std::optional<Evaluation> Trainer::validate_if_due() {
+  if (sampler_.num_validation_sequences() == 0) return std::nullopt;
+  const int64_t interval = config_.data.validation.interval;
+  const bool due = step_ == config_.train.num_steps || (interval > 0 && step_ % interval == 0);
+  if (!due) return std::nullopt;
+  return evaluate(engine_, sampler_, config_, comm_);
+}
+
+void Trainer::save_checkpoint_if_due() {
+  const int64_t interval = config_.checkpoint.interval;
+  if (step_ != config_.train.num_steps && (interval == 0 || step_ % interval != 0)) return;
+  CheckpointInfo info;
+  info.step = step_;
+  info.config_yaml = to_yaml(config_);
+  info.sampler_fingerprint = sampler_.fingerprint();
+  info.sequences_consumed = step_ * config_.train.global_batch_size;
+  info.seed = config_.run.seed;
+  info.data_parallel = comm_.size();
+  info.program_version = program_version;
+  const auto started = Clock::now();
+  save_checkpoint(folder_.checkpoints(), info, engine_.optimizer().state(), comm_, config_.checkpoint.keep);
+  log::info("saved {} in {:.2f} s", (folder_.checkpoints() / checkpoint_folder_name(step_)).string(),
+            seconds_since(started));
+}
+
+void Trainer::run() {
+  describe();
+  resume();
+  if (step_ >= config_.train.num_steps) {
+    log::info("already at step {} of {}: nothing to do", step_, config_.train.num_steps);
+    return;
+  }
+  start_ = Clock::now();
+  while (step_ < config_.train.num_steps) {
+    step();
+    save_checkpoint_if_due();
+  }
+  for (size_t source = 0; source < config_.data.train.size(); ++source)
+    log::info("data: {:.2f} epochs of {}", sampler_.epochs(step_)[source], config_.data.train[source].path);
+  log::info("done: {} steps in {}; logs in {}", step_ - first_step_, duration_text(seconds_since(start_)),
+            folder_.root.string());
+  log::debug("{}", ledger_.report());
+}
+
+}  // namespace
+
+void train(Config config, comm::Communicator& comm) {
+  std::optional<Sampler> sampler;
+  run_and_agree(comm, [&] {
+    if (config.model.vocab_size == 0) config.model.vocab_size = data_vocab_size(config.data);
+    sampler.emplace(config.data, config.run.seed, config.train.global_batch_size, config.model.vocab_size);
+  });
+  const RunFolder folder = prepare_run_folder(config, comm);
+  if (comm.rank() == 0) log::add_file(folder.log());
+  Trainer(config, comm, *sampler, folder).run();
+}
+
+}  // namespace lamina
