@@ -164,18 +164,6 @@ LauncherRanks launcher_ranks() {
   return {};
 }
 
-int resolve_num_threads(int requested, int local_size) {
-  if (requested > 0) return requested;
-  LAMINA_CHECK(local_size > 0, "{}", local_size);
-  const int mine = my_cores().count();
-  const int cores = mine > 0 ? mine : static_cast<int>(std::thread::hardware_concurrency());
-  return std::max(1, cores / local_size);
-}
-
-void apply_num_threads(int num_threads) {
-  cpu::set_num_threads(num_threads);
-}
-
 void run_in_world(const RunConfig& run, const std::function<void(World&)>& body) {
   const LauncherRanks ranks = launcher_ranks();
   if (ranks.launched) {

@@ -26,10 +26,6 @@ struct LauncherRanks {
 };
 LauncherRanks launcher_ranks();
 
-// For a command without a world: `requested`, or when 0 the cores that this process may use, shared by `local_size` ranks.
-int resolve_num_threads(int requested, int local_size);
-void apply_num_threads(int num_threads);
-
 // Starts MPI when a launcher started this process (a single rank otherwise), configures the log and the threads, and calls
 // `body`. An exception on one of several ranks is logged with its rank and aborts the whole job, before anything is
 // unwound that would wait for the other ranks; with a single rank it passes through to the caller.
