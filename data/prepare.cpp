@@ -35,6 +35,7 @@ class InterruptFlag {
   InterruptFlag() {
     interrupted_ = 0;
     struct sigaction action {};
+    action.sa_flags = static_cast<int>(SA_RESETHAND);  // the second one ends the program at once
     action.sa_handler = [](int signal) { interrupted_ = signal; };
     for (size_t i = 0; i < signals_.size(); ++i) ::sigaction(signals_[i], &action, &previous_[i]);
   }

@@ -1,0 +1,276 @@
+#include "data/prepare.h"
+
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <zlib.h>
+#include <zstd.h>
+
+#include <csignal>
+#include <nlohmann/json.hpp>
+#include <thread>
+
+#include "core/io/file.h"
+#include "core/io/hdf5.h"
+#include "data/progress.h"
+#include "tests/data/support.h"
+
+namespace lamina {
+namespace {
+
+namespace fs = std::filesystem;
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using ::testing::StartsWith;
+
+class PrepareTest : public DataTest {
+ protected:
+  std::string write_gz(const std::string& name, const std::string& text) const {
+    gzFile file = ::gzopen(path(name).c_str(), "wb");
+    EXPECT_EQ(::gzwrite(file, text.data(), static_cast<unsigned>(text.size())), static_cast<int>(text.size()));
+    EXPECT_EQ(::gzclose(file), Z_OK);
+    return path(name);
+  }
+  std::string write_zst(const std::string& name, const std::string& text) const {
+    std::string out(ZSTD_compressBound(text.size()), '\0');
+    out.resize(ZSTD_compress(out.data(), out.size(), text.data(), text.size(), 3));
+    return write(name, out);
+  }
+  static std::string to_jsonl(const std::vector<std::string>& documents, const std::string& key = "text") {
+    std::string lines;
+    for (const std::string& document : documents) lines += nlohmann::json{{"id", 1}, {key, document}}.dump() + "\n";
+    return lines;
+  }
+  // Fails with a message, and leaves the folder as it was.
+  std::string failure(const PrepareOptions& o) const {
+    const size_t before = num_entries();
+    const std::string message = error_of([&] { prepare(o); });
+    EXPECT_EQ(num_entries(), before) << "something stayed behind after: " << message;
+    return message;
+  }
+};
+
+TEST_F(PrepareTest, BytesOfOneFileAndTheDescription) {
+  const std::string text = words(200'000, 1);  // several chunks, the last one short
+  const PrepareReport report = prepare(options("out", {write("a.txt", text)}));
+  EXPECT_EQ(report.num_tokens, static_cast<int64_t>(text.size()) + 1);
+  EXPECT_EQ(report.num_documents, 1);
+  EXPECT_EQ(report.num_bytes, static_cast<int64_t>(text.size()));
+  EXPECT_EQ(report.vocab_size, 257);
+  const TokenFile file = TokenFile::open(path("out"));
+  EXPECT_EQ(file.num_tokens(), report.num_tokens);
+  EXPECT_EQ(file.info().num_documents, 1);
+  EXPECT_EQ(file.info().num_bytes, report.num_bytes);
+  EXPECT_EQ(file.info().sources, "a.txt");
+  EXPECT_EQ(file.info().end_of_document, 256);
+  EXPECT_EQ(file.tokenizer_hash(), make_tokenizer("bytes")->hash());
+  const std::vector<int32_t> tokens = all_tokens(file);
+  EXPECT_EQ(tokens.back(), 256);
+  EXPECT_EQ(file.make_tokenizer()->decode(tokens), text);
+  file.verify();
+  EXPECT_EQ(io::Hdf5File::open(path("out/tokens.h5")).info("/tokens").type, io::ElementType::u16);
+  EXPECT_EQ(num_entries(), 2u);
+}
+
+TEST_F(PrepareTest, CompressedAndJsonInputsGiveTheSameTokens) {
+  const std::vector<std::string> documents{words(150'000, 2), words(10, 3), words(70'000, 4)};
+  std::vector<std::string> plain, gz, zst;
+  for (size_t i = 0; i < documents.size(); ++i) {
+    plain.push_back(write(fmt::format("{}.txt", i), documents[i]));
+    gz.push_back(write_gz(fmt::format("{}.txt.gz", i), documents[i]));
+    zst.push_back(write_zst(fmt::format("{}.txt.zst", i), documents[i]));
+  }
+  const std::string model = "sentencepiece:" + train_model();
+  for (const std::string& tokenizer : {std::string("bytes"), model}) {
+    const auto result = [&](const std::vector<std::string>& inputs, int num_threads = 2) {
+      PrepareOptions o = options("out", inputs);
+      o.tokenizer = tokenizer;
+      o.overwrite = true;
+      o.num_threads = num_threads;
+      EXPECT_EQ(prepare(o).num_documents, 3);
+      const TokenFile file = TokenFile::open(path("out"));
+      file.verify();
+      EXPECT_EQ(file.make_tokenizer()->decode(all_tokens(file)), documents[0] + documents[1] + documents[2]);
+      return std::pair(file.info().tokens_hash, file.info().text_hash);
+    };
+    const auto expected = result(plain);
+    EXPECT_EQ(result(gz), expected);
+    EXPECT_EQ(result(zst), expected);
+    EXPECT_EQ(result({write("all.jsonl", to_jsonl(documents))}), expected);
+    EXPECT_EQ(result({write_gz("all.jsonl.gz", to_jsonl(documents))}), expected);
+    EXPECT_EQ(result({write_zst("all.jsonl.zst", to_jsonl(documents))}, 1), expected);
+  }
+}
+
+TEST_F(PrepareTest, DocumentsAndTheirStarts) {
+  PrepareOptions o = options("out", {write("a.txt", "one\n\ntwo\n\n\n\nthree\n\n"), write("b.txt", "four")});
+  o.format.document_separator = "\n\n";
+  EXPECT_EQ(prepare(o).num_documents, 4);
+  const TokenFile file = TokenFile::open(path("out"));
+  std::string text;
+  for (const int32_t token : all_tokens(file)) text += token == 256 ? '|' : static_cast<char>(token);
+  EXPECT_EQ(text, "one|two|three|four|");
+  EXPECT_EQ(file.info().num_bytes, 15);
+  std::vector<uint64_t> starts(4);
+  io::Hdf5File::open(path("out/tokens.h5")).read("/document_starts", io::ElementType::u64, 0, 4, starts.data());
+  EXPECT_EQ(starts, (std::vector<uint64_t>{0, 4, 8, 14}));
+}
+
+TEST_F(PrepareTest, ASeparatorAcrossBlocksIsFound) {
+  // Blocks are 1 MiB: "<doc>" straddles the first boundary at every offset.
+  for (size_t before : {size_t{0}, size_t{1}, size_t{4}, size_t{5}}) {
+    const std::string first((size_t{1} << 20) - before, 'a');
+    PrepareOptions o = options("out", {write("a.txt", first + "<doc>" + "b<do")});
+    o.format.document_separator = "<doc>";
+    o.overwrite = true;
+    const PrepareReport report = prepare(o);
+    EXPECT_EQ(report.num_documents, 2);
+    EXPECT_EQ(report.num_tokens, static_cast<int64_t>(first.size()) + 1 + 5);
+  }
+}
+
+TEST_F(PrepareTest, AHugeDocumentIsCutWithoutChangingItsTokens) {
+  const std::string text = words(2'500'000, 6);
+  PrepareOptions o = options("out", {write("a.txt", text)});
+  o.tokenizer = "sentencepiece:" + train_model();
+  EXPECT_EQ(prepare(o).num_documents, 1);
+  std::vector<int32_t> whole;
+  const auto tokenizer = make_tokenizer(o.tokenizer);
+  tokenizer->encode(text, whole);
+  whole.push_back(tokenizer->end_of_document());
+  const TokenFile file = TokenFile::open(path("out"));
+  EXPECT_TRUE(all_tokens(file) == whole);
+  EXPECT_EQ(file.make_tokenizer()->hash(), tokenizer->hash()) << "the model is kept in the folder";
+}
+
+TEST_F(PrepareTest, ALineWithoutAnyBreakKeepsItsCharacters) {
+  std::string text;
+  while (text.size() < 2'200'000) text += "é你\U0001F600x";
+  PrepareOptions o = options("out", {write("a.txt", text)});
+  o.tokenizer = "sentencepiece:" + train_model();
+  prepare(o);
+  const TokenFile file = TokenFile::open(path("out"));
+  EXPECT_TRUE(file.make_tokenizer()->decode(all_tokens(file)) == text);
+}
+
+TEST_F(PrepareTest, MemoryDoesNotGrowWithTheInput) {
+  // 40 MB through a pipe of gzip, in a child so that the peak is its own.
+  const std::string block = words(1'000'000, 7);
+  gzFile out = ::gzopen(path("big.txt.gz").c_str(), "wb1");
+  for (int i = 0; i < 40; ++i) ::gzwrite(out, block.data(), static_cast<unsigned>(block.size()));
+  ::gzclose(out);
+  const pid_t child = ::fork();
+  if (child == 0) {
+    rusage before{}, after{};
+    ::getrusage(RUSAGE_SELF, &before);
+    prepare(options("out", {path("big.txt.gz")}));
+    ::getrusage(RUSAGE_SELF, &after);
+    ::_exit(after.ru_maxrss - before.ru_maxrss < 90 * 1024 ? 0 : 1);  // batches of 8 MiB of text are 32 MiB of ids
+  }
+  int status = -1;
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0) << "more than 90 MiB for 40 MB of text (200 MB with its ids)";
+}
+
+TEST_F(PrepareTest, WrongInputsAreNamedAndNothingStays) {
+  const std::string good = write("good.txt", "some text");
+  EXPECT_THAT(failure(options("out", {})), HasSubstr("no input"));
+  PrepareOptions nowhere = options("out", {good});
+  nowhere.output.clear();
+  EXPECT_THAT(failure(nowhere), HasSubstr("no output folder"));
+  EXPECT_THAT(failure(options("out", {good, path("missing.txt")})), HasSubstr("missing.txt: no such file"));
+  EXPECT_THAT(failure(options("out", {folder_.string()})), HasSubstr("found a folder"));
+  EXPECT_THAT(failure(options("out", {write("empty.txt", "")})), HasSubstr("empty.txt: found no text"));
+  EXPECT_THAT(failure(options("out", {write("empty.jsonl", "\n  \n"), write("e2.jsonl", "{\"text\": \"\"}")})),
+              HasSubstr("empty.jsonl and 1 more: found no text"));
+  EXPECT_THAT(failure(options("out", {write("bad.jsonl", "{\"text\": \"a\"}\n\n{\"text\": \"b\n")})),
+              AllOf(HasSubstr("bad.jsonl:3: not valid JSON")));
+  EXPECT_THAT(failure(options("out", {write("latin.jsonl", "{\"text\": \"\xe9\"}\n")})),
+              AllOf(HasSubstr("latin.jsonl:1: not valid JSON"), HasSubstr("UTF-8")));
+  EXPECT_THAT(failure(options("out", {write("key.jsonl", "{\"text\": \"a\"}\n{\"body\": \"b\"}\n")})),
+              AllOf(HasSubstr("key.jsonl:2: no key \"text\""), HasSubstr("\"body\"")));
+  EXPECT_THAT(failure(options("out", {write("type.jsonl", "{\"text\": 3}\n")})),
+              AllOf(HasSubstr("type.jsonl:1: found number under \"text\""), HasSubstr("expected a string")));
+  EXPECT_THAT(failure(options("out", {write("list.jsonl", "[1]\n")})),
+              AllOf(HasSubstr("list.jsonl:1: found array"), HasSubstr("expected an object")));
+  const std::string gz = io::read_file(write_gz("x.txt.gz", words(100'000, 1)));
+  EXPECT_THAT(failure(options("out", {good, write("cut.txt.gz", gz.substr(0, gz.size() / 2))})),
+              AllOf(HasSubstr("cut.txt.gz"), HasSubstr("truncated")));
+  const std::string zst = io::read_file(write_zst("x.txt.zst", words(100'000, 1)));
+  EXPECT_THAT(failure(options("out", {write("cut.txt.zst", zst.substr(0, zst.size() / 2))})),
+              AllOf(HasSubstr("cut.txt.zst"), HasSubstr("truncated")));
+  PrepareOptions unknown = options("out", {good});
+  unknown.tokenizer = "other";
+  EXPECT_THAT(failure(unknown), HasSubstr("other"));
+  EXPECT_THAT(failure(options("good.txt/out", {good})), HasSubstr("good.txt/out"));
+  // Parents that were created for the output go away with it.
+  EXPECT_THAT(failure(options("new/deep/out", {write("empty.txt", "")})), HasSubstr("no text"));
+}
+
+TEST_F(PrepareTest, AnExistingOutputIsReplacedOnlyOnRequestAndOnlyATokenFolder) {
+  const std::string text = write("a.txt", "first");
+  prepare(options("new/deep/out", {text}));
+  PrepareOptions again = options("new/deep/out/", {write("b.txt", "second")});
+  EXPECT_THAT(failure(again), AllOf(HasSubstr("already exists"), HasSubstr("--overwrite")));
+  again.overwrite = true;
+  PrepareOptions broken = again;
+  broken.inputs = {write("empty.txt", "")};
+  EXPECT_THAT(failure(broken), HasSubstr("no text"));
+  EXPECT_EQ(TokenFile::open(path("new/deep/out")).info().sources, "a.txt")
+      << "the old one stands until the new is whole";
+  prepare(again);
+  EXPECT_EQ(TokenFile::open(path("new/deep/out")).info().sources, "b.txt");
+  EXPECT_EQ(std::distance(fs::directory_iterator(path("new/deep")), fs::directory_iterator()), 1);
+  fs::create_directories(path("precious"));
+  PrepareOptions wrong = options("precious", {text});
+  wrong.overwrite = true;
+  EXPECT_THAT(failure(wrong), AllOf(HasSubstr("precious"), HasSubstr("isn't a token folder")));
+  EXPECT_TRUE(fs::exists(path("precious")));
+}
+
+TEST_F(PrepareTest, AFullDiskLeavesNothing) {
+  const std::string text = write("a.txt", words(1'000'000, 1));
+  auto* const previous_handler = std::signal(SIGXFSZ, SIG_IGN);
+  rlimit previous{};
+  ::getrlimit(RLIMIT_FSIZE, &previous);
+  const rlimit limit{600'000, previous.rlim_max};
+  ::setrlimit(RLIMIT_FSIZE, &limit);
+  const std::string message = failure(options("out", {text}));
+  ::setrlimit(RLIMIT_FSIZE, &previous);
+  std::signal(SIGXFSZ, previous_handler);
+  EXPECT_THAT(message, AllOf(HasSubstr("tokens.h5"), HasSubstr("File too large")));
+}
+
+TEST_F(PrepareTest, AnInterruptCleansUp) {
+  ASSERT_EQ(::mkfifo(path("pipe").c_str(), 0600), 0);
+  auto* const previous_handler = std::signal(SIGPIPE, SIG_IGN);  // the reader goes away
+  const pid_t child = ::fork();
+  if (child == 0) {
+    try {
+      prepare(options("out", {path("pipe")}));
+    } catch (const Error& error) {
+      ::_exit(std::string(error.what()).find("interrupted") != std::string::npos ? 7 : 8);
+    }
+    ::_exit(9);
+  }
+  {
+    std::ofstream pipe(path("pipe"));
+    pipe << words(3'000'000, 1) << std::flush;  // more than a pipe holds: the child is at work
+    EXPECT_EQ(::kill(child, SIGINT), 0);
+    pipe << words(3'000'000, 1) << std::flush;
+  }
+  int status = -1;
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 7) << status;
+  std::signal(SIGPIPE, previous_handler);
+  EXPECT_EQ(num_entries(), 1u);  // the pipe
+}
+
+TEST_F(PrepareTest, ProgressTellsWhatIsLeft) {
+  EXPECT_EQ(Progress::describe(10'000'000, 40'000'000, 2.0), "10.0 of 40.0 MB, 5.0 MB/s, 6 s left");
+  EXPECT_EQ(Progress::describe(10'000'000, 0, 2.0), "10.0 MB, 5.0 MB/s");
+  EXPECT_EQ(Progress::describe(0, 1'000'000, 0.0), "0.0 of 1.0 MB, 0.0 MB/s");
+}
+
+}  // namespace
+}  // namespace lamina
