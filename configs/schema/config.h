@@ -15,58 +15,58 @@ namespace lamina {
 struct RunConfig {
   std::string name = "run";
   uint64_t seed = 1;
-  std::string output_dir;       // the run folder; default runs/<name>
-  std::string device = "cpu";   // cpu
-  int num_threads = 0;          // per rank; 0: the cores of this machine divided by the ranks on it
+  std::string output_dir;      // the run folder; default runs/<name>
+  std::string device = "cpu";  // cpu
+  int num_threads = 0;         // per rank; 0: the cores of this machine divided by the ranks on it
 };
 
 enum class Residual { standard, full_attnres, block_attnres };
 
 // Keys of reference.ModelConfig; Hugging Face names where one exists.
 struct ModelConfig {
-  int64_t vocab_size = 0;               // 0: the tokenizer's
-  int64_t hidden_size = 0;              // required
-  int64_t num_hidden_layers = 0;        // required; decoder layers (attention + MLP)
+  int64_t vocab_size = 0;         // 0: the tokenizer's
+  int64_t hidden_size = 0;        // required
+  int64_t num_hidden_layers = 0;  // required; decoder layers (attention + MLP)
   double rms_norm_eps = 1e-5;
   bool tie_word_embeddings = false;
   double initializer_range = 0.02;
   Residual residual = Residual::block_attnres;
-  int64_t attn_res_block_size = 2;      // decoder layers per block; the last block may be short
-  int64_t num_attention_heads = 0;      // required
-  std::optional<int64_t> q_lora_rank;   // absent: one query projection
-  int64_t kv_lora_rank = 0;             // required
+  int64_t attn_res_block_size = 2;     // decoder layers per block; the last block may be short
+  int64_t num_attention_heads = 0;     // required
+  std::optional<int64_t> q_lora_rank;  // absent: one query projection
+  int64_t kv_lora_rank = 0;            // required
   double kv_a_layernorm_eps = 1e-6;
-  int64_t qk_nope_head_dim = 0;         // required
-  int64_t qk_rope_head_dim = 0;         // the key part shared by all heads; not rotated (NoPE); may be 0
-  int64_t v_head_dim = 0;               // required
-  int64_t intermediate_size = 0;        // required
+  int64_t qk_nope_head_dim = 0;   // required
+  int64_t qk_rope_head_dim = 0;   // the key part shared by all heads; not rotated (NoPE); may be 0
+  int64_t v_head_dim = 0;         // required
+  int64_t intermediate_size = 0;  // required
 };
 
 struct SourceConfig {
-  std::string path;       // folder written by `lamina prepare`
-  double weight = 1.0;    // share of the sequences, normalised over the sources
+  std::string path;     // folder written by `lamina prepare`
+  double weight = 1.0;  // share of the sequences, normalised over the sources
 };
 
 struct ValidationConfig {
-  std::string path;             // empty: no validation
-  int64_t num_sequences = 64;   // reserved at the end of this source, never trained on
-  int64_t interval = 100;       // steps between validations; 0: only at the end
+  std::string path;            // empty: no validation
+  int64_t num_sequences = 64;  // reserved at the end of this source, never trained on
+  int64_t interval = 100;      // steps between validations; 0: only at the end
 };
 
 struct DataConfig {
-  int64_t seq_len = 0;                 // required; tokens predicted per sequence
-  std::vector<SourceConfig> train;     // required, at least one
+  int64_t seq_len = 0;              // required; tokens predicted per sequence
+  std::vector<SourceConfig> train;  // required, at least one
   ValidationConfig validation;
 };
 
 struct ParallelConfig {
-  int data = 0;   // data-parallel ranks; 0: all ranks
+  int data = 0;  // data-parallel ranks; 0: all ranks
 };
 
 enum class OptimizerName { adamw };
 struct OptimizerConfig {
   OptimizerName name = OptimizerName::adamw;
-  double lr = 0;                // required
+  double lr = 0;  // required
   double weight_decay = 0.1;
   double beta1 = 0.9;
   double beta2 = 0.95;
@@ -77,37 +77,37 @@ enum class LrScheduleName { constant, wsd, cosine };
 struct LrScheduleConfig {
   LrScheduleName name = LrScheduleName::wsd;
   int64_t warmup_steps = 0;
-  int64_t decay_steps = 0;      // wsd: length of the linear decay that ends at the last step
-  double min_lr_ratio = 0.1;    // the floor, as a share of lr
+  int64_t decay_steps = 0;    // wsd: length of the linear decay that ends at the last step
+  double min_lr_ratio = 0.1;  // the floor, as a share of lr
 };
 
-enum class Precision { fp32, bf16, fp64 };   // fp64: the reference implementations only, for checking
+enum class Precision { fp32, bf16, fp64 };  // fp64: the reference implementations only, for checking
 enum class Recompute { none, selective, full };
 
 struct TrainConfig {
-  int64_t num_steps = 0;               // required
-  int64_t global_batch_size = 0;       // required; sequences per optimizer step
-  int64_t micro_batch_size = 0;        // required; sequences per forward; global = micro x data x num_microbatches
+  int64_t num_steps = 0;          // required
+  int64_t global_batch_size = 0;  // required; sequences per optimizer step
+  int64_t micro_batch_size = 0;   // required; sequences per forward; global = micro x data x num_microbatches
   Precision precision = Precision::bf16;
   Recompute recompute = Recompute::none;
-  double grad_clip = 1.0;              // global norm; 0: off
+  double grad_clip = 1.0;  // global norm; 0: off
   OptimizerConfig optimizer;
   LrScheduleConfig lr_schedule;
 };
 
 struct CheckpointConfig {
-  int64_t interval = 0;   // steps between checkpoints; 0: only at the end
-  int64_t keep = 3;       // newest ones kept; 0: all
+  int64_t interval = 0;  // steps between checkpoints; 0: only at the end
+  int64_t keep = 3;      // newest ones kept; 0: all
 };
 
 struct LoggingConfig {
-  int64_t interval = 10;               // steps between console lines; metrics.jsonl has every step
-  int64_t layer_stats_interval = 10;   // steps between rows of layers.jsonl; 0: off
+  int64_t interval = 10;              // steps between console lines; metrics.jsonl has every step
+  int64_t layer_stats_interval = 10;  // steps between rows of layers.jsonl; 0: off
 };
 
 struct DebugConfig {
-  int64_t dump_step = 0;    // write the step dump of this step; 0: off. Steps count from 1.
-  std::string dump_path;    // default <output_dir>/dump-step-<step>.h5
+  int64_t dump_step = 0;  // write the step dump of this step; 0: off. Steps count from 1.
+  std::string dump_path;  // default <output_dir>/dump-step-<step>.h5
 };
 
 struct Config {

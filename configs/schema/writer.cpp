@@ -8,6 +8,15 @@ namespace lamina {
 namespace schema {
 namespace {
 
+// The shortest digits that give the double back exactly, and a point before an exponent: YAML 1.1 readers, PyYAML among
+// them, take "1e-05" for text.
+std::string number_text(double number) {
+  std::string text = fmt::format("{}", number);
+  const size_t exponent = text.find('e');
+  if (exponent != std::string::npos && text.find('.') == std::string::npos) text.insert(exponent, ".0");
+  return text;
+}
+
 bool is_plain(const std::string& text) {
   const auto safe = [](char c) {
     return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_' || c == '/' ||
@@ -92,8 +101,10 @@ class Writer {
       for (const auto& [name, item] : enum_names<T>::value)
         if (item == field) return name;
       return "?";
+    } else if constexpr (std::is_floating_point_v<T>) {
+      return number_text(field);
     } else {
-      return fmt::format("{}", field);  // the shortest digits that give a double back exactly
+      return fmt::format("{}", field);
     }
   }
 

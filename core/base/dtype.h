@@ -29,43 +29,65 @@ static_assert(sizeof(bf16) == 2);
 
 constexpr int64_t size_of(DType dtype) {
   switch (dtype) {
-    case DType::bf16: return 2;
-    case DType::f32: return 4;
-    case DType::f64: return 8;
-    case DType::i32: return 4;
+    case DType::bf16:
+      return 2;
+    case DType::f32:
+      return 4;
+    case DType::f64:
+      return 8;
+    case DType::i32:
+      return 4;
   }
   return 0;
 }
 
 constexpr std::string_view name_of(DType dtype) {
   switch (dtype) {
-    case DType::bf16: return "bf16";
-    case DType::f32: return "fp32";
-    case DType::f64: return "fp64";
-    case DType::i32: return "int32";
+    case DType::bf16:
+      return "bf16";
+    case DType::f32:
+      return "fp32";
+    case DType::f64:
+      return "fp64";
+    case DType::i32:
+      return "int32";
   }
   return "?";
 }
 
 // The dtype of statistics, softmax, sums and gradients of parameters for a compute dtype.
-constexpr DType accumulation_dtype(DType dtype) { return dtype == DType::f64 ? DType::f64 : DType::f32; }
+constexpr DType accumulation_dtype(DType dtype) {
+  return dtype == DType::f64 ? DType::f64 : DType::f32;
+}
 
 template <class T>
 struct dtype_of;
 template <>
-struct dtype_of<bf16> { static constexpr DType value = DType::bf16; };
+struct dtype_of<bf16> {
+  static constexpr DType value = DType::bf16;
+};
 template <>
-struct dtype_of<float> { static constexpr DType value = DType::f32; };
+struct dtype_of<float> {
+  static constexpr DType value = DType::f32;
+};
 template <>
-struct dtype_of<double> { static constexpr DType value = DType::f64; };
+struct dtype_of<double> {
+  static constexpr DType value = DType::f64;
+};
 template <>
-struct dtype_of<int32_t> { static constexpr DType value = DType::i32; };
+struct dtype_of<int32_t> {
+  static constexpr DType value = DType::i32;
+};
 
 // The accumulation type as a C++ type: acc_t<bf16> is float, acc_t<double> is double.
 template <class T>
-struct accumulation { using type = float; };
+struct accumulation {
+  using type = float;
+};
 template <>
-struct accumulation<double> { using type = double; };
+struct accumulation<double> {
+  using type = double;
+};
 template <class T>
 using acc_t = typename accumulation<T>::type;
 

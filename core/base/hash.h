@@ -10,8 +10,10 @@
 namespace lamina {
 
 uint64_t hash64(const void* data, size_t num_bytes);
-inline uint64_t hash64(std::string_view text) { return hash64(text.data(), text.size()); }
-std::string hash_to_hex(uint64_t hash);   // 16 lower-case hexadecimal digits
+inline uint64_t hash64(std::string_view text) {
+  return hash64(text.data(), text.size());
+}
+std::string hash_to_hex(uint64_t hash);  // 16 lower-case hexadecimal digits
 
 // The same hash over a sequence of pieces: update(a), update(b), digest() equals hash64(ab).
 class StreamingHash {

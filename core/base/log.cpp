@@ -32,10 +32,14 @@ Sink& sink() {
 
 spdlog::level::level_enum to_spdlog(Level level) {
   switch (level) {
-    case Level::debug: return spdlog::level::debug;
-    case Level::info: return spdlog::level::info;
-    case Level::warning: return spdlog::level::warn;
-    case Level::error: return spdlog::level::err;
+    case Level::debug:
+      return spdlog::level::debug;
+    case Level::info:
+      return spdlog::level::info;
+    case Level::warning:
+      return spdlog::level::warn;
+    case Level::error:
+      return spdlog::level::err;
   }
   return spdlog::level::info;
 }
@@ -59,8 +63,12 @@ void add_file(const std::filesystem::path& path) {
   }
 }
 
-void write(Level level, const std::string& message) { sink().logger->log(to_spdlog(level), "{}{}", sink().prefix, message); }
+void write(Level level, const std::string& message) {
+  sink().logger->log(to_spdlog(level), "{}{}", sink().prefix, message);
+}
 
-void flush() { sink().logger->flush(); }
+void flush() {
+  sink().logger->flush();
+}
 
 }  // namespace lamina::log

@@ -50,7 +50,7 @@ double CounterRng::uniform(uint64_t index) const {
 
 double CounterRng::normal(uint64_t index) const {
   const auto r = draw(seed_, stream_, index);
-  const double u = 1.0 - to_unit(r[0], r[1]);   // (0, 1]: the logarithm stays finite
+  const double u = 1.0 - to_unit(r[0], r[1]);  // (0, 1]: the logarithm stays finite
   const double v = to_unit(r[2], r[3]);
   return std::sqrt(-2.0 * std::log(u)) * std::cos(2.0 * std::numbers::pi * v);
 }

@@ -17,9 +17,9 @@ class CounterRng {
   CounterRng(uint64_t seed, std::string_view stream_name);
 
   uint64_t bits(uint64_t index) const;
-  double uniform(uint64_t index) const;                    // [0, 1), 53 bits
-  double normal(uint64_t index) const;                     // standard normal (Box-Muller, one value per index)
-  uint64_t below(uint64_t index, uint64_t bound) const;    // [0, bound), bias below 2^-64 * bound
+  double uniform(uint64_t index) const;                  // [0, 1), 53 bits
+  double normal(uint64_t index) const;                   // standard normal (Box-Muller, one value per index)
+  uint64_t below(uint64_t index, uint64_t bound) const;  // [0, bound), bias below 2^-64 * bound
 
  private:
   uint64_t seed_;

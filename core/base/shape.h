@@ -44,7 +44,7 @@ class Shape {
     return true;
   }
 
-  std::string to_string() const;   // "[4, 512]"
+  std::string to_string() const;  // "[4, 512]"
 
  private:
   std::array<int64_t, max_rank> extents_{};

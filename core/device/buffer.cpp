@@ -22,7 +22,9 @@ Buffer::Buffer(int64_t num_bytes, Device device, MemoryLedger* ledger, std::stri
   if (ledger_ != nullptr) ledger_->add(purpose_, num_bytes_);
 }
 
-Buffer::~Buffer() { release(); }
+Buffer::~Buffer() {
+  release();
+}
 
 Buffer::Buffer(Buffer&& other) noexcept
     : data_(std::exchange(other.data_, nullptr)),

@@ -14,16 +14,16 @@ class MemoryLedger {
   struct Entry {
     int64_t current_bytes = 0;
     int64_t peak_bytes = 0;
-    int64_t num_allocations = 0;   // since the ledger was made
+    int64_t num_allocations = 0;  // since the ledger was made
   };
 
   void add(const std::string& purpose, int64_t bytes);
   void remove(const std::string& purpose, int64_t bytes);
 
   std::map<std::string, Entry> entries() const;
-  int64_t num_allocations() const;   // over all purposes
-  int64_t peak_bytes() const;        // of the sum over all purposes
-  std::string report() const;        // a table for people
+  int64_t num_allocations() const;  // over all purposes
+  int64_t peak_bytes() const;       // of the sum over all purposes
+  std::string report() const;       // a table for people
 
  private:
   mutable std::mutex mutex_;

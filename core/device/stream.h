@@ -10,7 +10,7 @@ class Stream {
   Stream() = default;
   explicit Stream(Device device) : device_(device) {}
   Device device() const { return device_; }
-  void synchronize() {}   // returns when everything issued so far has finished
+  void synchronize() {}  // returns when everything issued so far has finished
 
  private:
   Device device_;

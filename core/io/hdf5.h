@@ -22,17 +22,17 @@ struct DatasetInfo {
 
 // A run of consecutive elements (row-major order) of a logical dataset, stored as a one-dimensional dataset elsewhere.
 struct VirtualPiece {
-  int64_t begin, end;          // element range in the logical dataset
-  std::string file;            // relative to the file that holds the virtual dataset
-  std::string dataset;         // path in that file; begins at source_begin
+  int64_t begin, end;   // element range in the logical dataset
+  std::string file;     // relative to the file that holds the virtual dataset
+  std::string dataset;  // path in that file; begins at source_begin
   int64_t source_begin = 0;
-  int64_t source_size = 0;     // elements of the source dataset
+  int64_t source_size = 0;  // elements of the source dataset
 };
 
 class Hdf5File {
  public:
-  static Hdf5File create(const std::filesystem::path& path);      // truncates
-  static Hdf5File open(const std::filesystem::path& path);        // read-only
+  static Hdf5File create(const std::filesystem::path& path);  // truncates
+  static Hdf5File open(const std::filesystem::path& path);    // read-only
   static Hdf5File open_for_append(const std::filesystem::path& path);
   ~Hdf5File();
   Hdf5File(Hdf5File&&) noexcept;
@@ -40,7 +40,7 @@ class Hdf5File {
 
   const std::filesystem::path& path() const { return path_; }
   bool has(const std::string& object) const;
-  std::vector<std::string> list(const std::string& group) const;   // names of the links in a group, sorted
+  std::vector<std::string> list(const std::string& group) const;  // names of the links in a group, sorted
   DatasetInfo info(const std::string& dataset) const;
 
   // Creates groups on the way. Data is contiguous, row-major.
@@ -67,7 +67,8 @@ class Hdf5File {
   double read_double(const std::string& object, const std::string& name) const;
 
   void flush();
-  void close();   // throws Error when the library can't write what it buffered (a full disk); the destructor doesn't throw
+  void
+  close();  // throws Error when the library can't write what it buffered (a full disk); the destructor doesn't throw
 
  private:
   Hdf5File(std::filesystem::path path, int64_t handle) : path_(std::move(path)), handle_(handle) {}

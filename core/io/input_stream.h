@@ -20,7 +20,7 @@ class InputStream {
   // Up to `size` bytes, at least one; 0 at the end.
   size_t read(char* out, size_t size);
 
-  int64_t file_bytes_read() const;   // position in the file as it lies on the disk, for progress
+  int64_t file_bytes_read() const;  // position in the file as it lies on the disk, for progress
 
  private:
   struct Impl;

@@ -8,13 +8,13 @@
 namespace lamina::ops {
 
 struct AdamW {
-  TensorView master;   // [n] acc; updated
-  TensorView grad;     // [n] acc
-  TensorView m, v;     // [n] acc; updated
-  TensorView param;    // [n] compute dtype or empty: receives the rounded master
-  int64_t step = 1;    // counted from 1
+  TensorView master;  // [n] acc; updated
+  TensorView grad;    // [n] acc
+  TensorView m, v;    // [n] acc; updated
+  TensorView param;   // [n] compute dtype or empty: receives the rounded master
+  int64_t step = 1;   // counted from 1
   double lr = 0, beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0.1;
-  double grad_scale = 1.0;   // the clipping factor
+  double grad_scale = 1.0;  // the clipping factor
 };
 void adamw(OpContext& ctx, const AdamW& args);
 

@@ -16,22 +16,22 @@
 namespace lamina::ops {
 
 struct AttnResQuery {
-  TensorView norm_weight;   // g [dim], compute dtype or acc
-  TensorView query;         // w [dim], compute dtype or acc
+  TensorView norm_weight;  // g [dim], compute dtype or acc
+  TensorView query;        // w [dim], compute dtype or acc
 };
 struct AttnResQueryGradient {
-  TensorView norm_weight;   // [dim] acc; accumulates
-  TensorView query;         // [dim] acc; accumulates
+  TensorView norm_weight;  // [dim] acc; accumulates
+  TensorView query;        // [dim] acc; accumulates
 };
 
 struct AttnResPhase1Forward {
-  std::span<const TensorView> sources;      // n of [tokens, dim]
-  std::span<const AttnResQuery> queries;    // Q
+  std::span<const TensorView> sources;    // n of [tokens, dim]
+  std::span<const AttnResQuery> queries;  // Q
   double eps = 1e-5;
-  std::span<const TensorView> mean;         // Q of [tokens, dim]: sum_j softmax_j(logit) v_j over the n sources
-  TensorView rstd;                          // [n, tokens] acc
-  TensorView logit;                         // [Q, n, tokens] acc
-  TensorView lse;                           // [Q, tokens] acc: log sum_j exp(logit_j)
+  std::span<const TensorView> mean;  // Q of [tokens, dim]: sum_j softmax_j(logit) v_j over the n sources
+  TensorView rstd;                   // [n, tokens] acc
+  TensorView logit;                  // [Q, n, tokens] acc
+  TensorView lse;                    // [Q, tokens] acc: log sum_j exp(logit_j)
 };
 void attn_res_phase1_forward(OpContext& ctx, const AttnResPhase1Forward& args);
 
@@ -40,37 +40,37 @@ void attn_res_phase1_forward(OpContext& ctx, const AttnResPhase1Forward& args);
 // Without:   h = mean, lse_total = lse (the first sublayer of a block).
 // Then       y = h * rsqrt(mean(h^2) + norm_eps) * norm_weight, from h before rounding.
 struct AttnResMergeForward {
-  TensorView mean;              // [tokens, dim] of this query
-  TensorView lse;               // [tokens] acc of this query
-  TensorView partial;           // [tokens, dim] or empty
-  TensorView delta;             // [tokens, dim] or empty
-  TensorView partial_sum;       // [tokens, dim], given iff delta is; may be `partial` or `delta`
+  TensorView mean;         // [tokens, dim] of this query
+  TensorView lse;          // [tokens] acc of this query
+  TensorView partial;      // [tokens, dim] or empty
+  TensorView delta;        // [tokens, dim] or empty
+  TensorView partial_sum;  // [tokens, dim], given iff delta is; may be `partial` or `delta`
   AttnResQuery query;
   double eps = 1e-5;
-  TensorView norm_weight;       // [dim] of the PreNorm
+  TensorView norm_weight;  // [dim] of the PreNorm
   double norm_eps = 1e-5;
-  TensorView h;                 // [tokens, dim]
-  TensorView y;                 // [tokens, dim]
-  TensorView partial_rstd;      // [tokens] acc; written iff p exists
-  TensorView partial_logit;     // [tokens] acc; written iff p exists
-  TensorView lse_total;         // [tokens] acc
-  TensorView h_rstd;            // [tokens] acc
+  TensorView h;              // [tokens, dim]
+  TensorView y;              // [tokens, dim]
+  TensorView partial_rstd;   // [tokens] acc; written iff p exists
+  TensorView partial_logit;  // [tokens] acc; written iff p exists
+  TensorView lse_total;      // [tokens] acc
+  TensorView h_rstd;         // [tokens] acc
 };
 void attn_res_merge_forward(OpContext& ctx, const AttnResMergeForward& args);
 
 // Through the PreNorm and the merge: from dy to dh (kept for phase 1), <dh, h>, and the gradient of p.
 // dp = a_p dh + s rstd_p (w.g) - s logit_p rstd_p^2 p / dim   with s = a_p (<dh, p> - <dh, h>)
 struct AttnResMergeBackward {
-  TensorView h;                 // [tokens, dim]
-  TensorView h_rstd;            // [tokens] acc
-  TensorView norm_weight;       // [dim]
-  TensorView dy;                // [tokens, dim]
-  TensorView partial;           // p [tokens, dim] or empty
-  TensorView partial_rstd, partial_logit, lse_total;   // [tokens] acc
+  TensorView h;                                       // [tokens, dim]
+  TensorView h_rstd;                                  // [tokens] acc
+  TensorView norm_weight;                             // [dim]
+  TensorView dy;                                      // [tokens, dim]
+  TensorView partial;                                 // p [tokens, dim] or empty
+  TensorView partial_rstd, partial_logit, lse_total;  // [tokens] acc
   AttnResQuery query;
-  TensorView dh;                // [tokens, dim] compute dtype or acc; written
-  TensorView dh_dot_h;          // [tokens] acc; written
-  TensorView dpartial;          // [tokens, dim] compute dtype or acc; required iff p exists
+  TensorView dh;        // [tokens, dim] compute dtype or acc; written
+  TensorView dh_dot_h;  // [tokens] acc; written
+  TensorView dpartial;  // [tokens, dim] compute dtype or acc; required iff p exists
   GradMode dpartial_mode = GradMode::accumulate;
   TensorView dnorm_weight;      // [dim] acc; accumulates
   AttnResQueryGradient dquery;  // accumulates the partial sum's share
@@ -82,16 +82,16 @@ void attn_res_merge_backward(OpContext& ctx, const AttnResMergeBackward& args);
 //   dv_j += sum_q a_qj dh_q + rstd_j sum_q s_qj (w.g)_q - rstd_j^2 v_j / dim sum_q s_qj logit_qj
 //   d(w.g)_q += sum_{t,j} s_qj rstd_j v_j
 struct AttnResPhase1Backward {
-  std::span<const TensorView> sources;           // n of [tokens, dim]
-  std::span<const AttnResQuery> queries;         // Q
-  TensorView rstd;                               // [n, tokens] acc
-  TensorView logit;                              // [Q, n, tokens] acc
-  std::span<const TensorView> lse_total;         // Q of [tokens] acc
-  std::span<const TensorView> dh;                // Q of [tokens, dim] compute dtype or acc
-  std::span<const TensorView> dh_dot_h;          // Q of [tokens] acc
-  std::span<const TensorView> dsources;          // n of [tokens, dim] acc
-  std::span<const GradMode> dsource_modes;       // n
-  std::span<const AttnResQueryGradient> dqueries;   // Q; accumulate
+  std::span<const TensorView> sources;             // n of [tokens, dim]
+  std::span<const AttnResQuery> queries;           // Q
+  TensorView rstd;                                 // [n, tokens] acc
+  TensorView logit;                                // [Q, n, tokens] acc
+  std::span<const TensorView> lse_total;           // Q of [tokens] acc
+  std::span<const TensorView> dh;                  // Q of [tokens, dim] compute dtype or acc
+  std::span<const TensorView> dh_dot_h;            // Q of [tokens] acc
+  std::span<const TensorView> dsources;            // n of [tokens, dim] acc
+  std::span<const GradMode> dsource_modes;         // n
+  std::span<const AttnResQueryGradient> dqueries;  // Q; accumulate
 };
 void attn_res_phase1_backward(OpContext& ctx, const AttnResPhase1Backward& args);
 

@@ -8,13 +8,13 @@ namespace lamina::ops {
 // token_loss_t = logsumexp_v(<x_t, w_v>) - <x_t, w_target>. With dx given, the gradients of grad_scale * sum_t token_loss_t
 // are computed in the same pass over the pieces, while the logits are at hand: dx overwritten, dweight accumulated.
 struct LinearCrossEntropy {
-  TensorView x;            // [tokens, dim]
-  TensorView weight;       // [vocab, dim]
-  TensorView targets;      // [tokens] i32, each in [0, vocab); LAMINA_CHECK otherwise
-  TensorView token_loss;   // [tokens] acc
+  TensorView x;           // [tokens, dim]
+  TensorView weight;      // [vocab, dim]
+  TensorView targets;     // [tokens] i32, each in [0, vocab); LAMINA_CHECK otherwise
+  TensorView token_loss;  // [tokens] acc
   double grad_scale = 0.0;
-  TensorView dx;           // [tokens, dim] or empty (loss only)
-  TensorView dweight;      // [vocab, dim] acc or empty; given iff dx is
+  TensorView dx;       // [tokens, dim] or empty (loss only)
+  TensorView dweight;  // [vocab, dim] acc or empty; given iff dx is
 };
 void linear_cross_entropy(OpContext& ctx, const LinearCrossEntropy& args);
 

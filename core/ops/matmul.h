@@ -8,9 +8,9 @@ namespace lamina::ops {
 // Any strides with one unit stride per matrix, so a transposed view is a transposed operand. All of a, b in one dtype
 // (bf16, f32, f64); c in that dtype or in accumulation_dtype() of it. Sums in accumulation_dtype().
 struct Matmul {
-  TensorView a;   // [M, K]
-  TensorView b;   // [K, N]
-  TensorView c;   // [M, N], rows contiguous (any row stride)
+  TensorView a;  // [M, K]
+  TensorView b;  // [K, N]
+  TensorView c;  // [M, N], rows contiguous (any row stride)
   GradMode mode = GradMode::overwrite;
 };
 void matmul(OpContext& ctx, const Matmul& args);
@@ -22,7 +22,8 @@ void matmul(OpContext& ctx, const Matmul& args);
 inline void linear(OpContext& ctx, const TensorView& x, const TensorView& w, const TensorView& y) {
   matmul(ctx, {x, w.transposed(), y, GradMode::overwrite});
 }
-inline void linear_input_gradient(OpContext& ctx, const TensorView& dy, const TensorView& w, const TensorView& dx, GradMode mode) {
+inline void linear_input_gradient(OpContext& ctx, const TensorView& dy, const TensorView& w, const TensorView& dx,
+                                  GradMode mode) {
   matmul(ctx, {dy, w, dx, mode});
 }
 inline void linear_weight_gradient(OpContext& ctx, const TensorView& dy, const TensorView& x, const TensorView& dw) {

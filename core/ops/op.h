@@ -22,7 +22,7 @@ namespace lamina::ops {
 // What happens to a gradient's destination. Parameter gradients accumulate, activation gradients overwrite.
 enum class GradMode : bool { overwrite, accumulate };
 
-enum class Backend { fastest, reference };   // reference: only `ref`, for tests and for float64
+enum class Backend { fastest, reference };  // reference: only `ref`, for tests and for float64
 
 // Refusals already logged. Owned by whoever makes the context; thread-safe.
 class RefusalLog {
@@ -36,7 +36,7 @@ class RefusalLog {
 
 struct OpContext {
   Stream& stream;
-  Arena& scratch;          // freed by the op before it returns
+  Arena& scratch;  // freed by the op before it returns
   RefusalLog& refusals;
   Backend backend = Backend::fastest;
 };
@@ -44,7 +44,7 @@ struct OpContext {
 template <class Args>
 struct Implementation {
   std::string_view name;
-  const char* (*refuses)(const Args&);   // nullptr: can serve; otherwise the reason
+  const char* (*refuses)(const Args&);  // nullptr: can serve; otherwise the reason
   void (*run)(OpContext&, const Args&);
 };
 

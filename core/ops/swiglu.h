@@ -6,16 +6,16 @@
 namespace lamina::ops {
 
 struct SwigluForward {
-  TensorView gate_up;   // [tokens, 2 * width]: gate, then up
-  TensorView y;         // [tokens, width]
+  TensorView gate_up;  // [tokens, 2 * width]: gate, then up
+  TensorView y;        // [tokens, width]
 };
 void swiglu_forward(OpContext& ctx, const SwigluForward& args);
 
 struct SwigluBackward {
-  TensorView gate_up;    // [tokens, 2 * width]
-  TensorView dy;         // [tokens, width]
-  TensorView dgate_up;   // [tokens, 2 * width]; overwritten, may be gate_up
-  TensorView y;          // [tokens, width] or empty: when given, the forward's output is recomputed into it
+  TensorView gate_up;   // [tokens, 2 * width]
+  TensorView dy;        // [tokens, width]
+  TensorView dgate_up;  // [tokens, 2 * width]; overwritten, may be gate_up
+  TensorView y;         // [tokens, width] or empty: when given, the forward's output is recomputed into it
 };
 void swiglu_backward(OpContext& ctx, const SwigluBackward& args);
 

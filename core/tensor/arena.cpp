@@ -9,7 +9,9 @@ namespace {
 constexpr int64_t alignment = 64;
 constexpr int64_t smallest_slab = int64_t{1} << 20;
 
-int64_t round_up(int64_t bytes) { return (bytes + alignment - 1) / alignment * alignment; }
+int64_t round_up(int64_t bytes) {
+  return (bytes + alignment - 1) / alignment * alignment;
+}
 
 }  // namespace
 
@@ -35,7 +37,9 @@ TensorView Arena::take(DType dtype, const Shape& shape) {
   return view;
 }
 
-Arena::Mark Arena::mark() const { return {current_, current_ < slabs_.size() ? slabs_[current_].used : 0, in_use_}; }
+Arena::Mark Arena::mark() const {
+  return {current_, current_ < slabs_.size() ? slabs_[current_].used : 0, in_use_};
+}
 
 void Arena::release(const Mark& mark) {
   LAMINA_CHECK(mark.in_use <= in_use_, "arena {}: released out of order", purpose_);

@@ -16,19 +16,26 @@ class Arena {
   // `ledger` may be null; when given it must outlive the arena.
   Arena(Device device, MemoryLedger* ledger, std::string purpose);
 
-  TensorView take(DType dtype, const Shape& shape);   // uninitialised, 64-byte aligned; valid until released
+  TensorView take(DType dtype, const Shape& shape);  // uninitialised, 64-byte aligned; valid until released
 
-  struct Mark { size_t slab; int64_t used; int64_t in_use; };
+  struct Mark {
+    size_t slab;
+    int64_t used;
+    int64_t in_use;
+  };
   Mark mark() const;
-  void release(const Mark& mark);   // forgets everything taken since; last in, first out
-  void reset();                     // forgets everything
+  void release(const Mark& mark);  // forgets everything taken since; last in, first out
+  void reset();                    // forgets everything
 
   int64_t used_bytes() const { return in_use_; }
   int64_t peak_bytes() const { return peak_; }
   int64_t capacity_bytes() const;
 
  private:
-  struct Slab { Buffer buffer; int64_t used = 0; };
+  struct Slab {
+    Buffer buffer;
+    int64_t used = 0;
+  };
 
   Device device_;
   MemoryLedger* ledger_;

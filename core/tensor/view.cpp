@@ -23,12 +23,14 @@ bool TensorView::is_contiguous() const {
 }
 
 TensorView TensorView::reshaped(const Shape& new_shape) const {
-  LAMINA_CHECK(is_contiguous() && new_shape.num_elements() == num_elements(), "{} as {}", to_string(), new_shape.to_string());
+  LAMINA_CHECK(is_contiguous() && new_shape.num_elements() == num_elements(), "{} as {}", to_string(),
+               new_shape.to_string());
   return {data, dtype, new_shape, device};
 }
 
 TensorView TensorView::slice(int axis, int64_t begin, int64_t end) const {
-  LAMINA_CHECK(begin >= 0 && begin <= end && end <= size(axis), "[{}, {}) of axis {} of {}", begin, end, axis, to_string());
+  LAMINA_CHECK(begin >= 0 && begin <= end && end <= size(axis), "[{}, {}) of axis {} of {}", begin, end, axis,
+               to_string());
   TensorView out = *this;
   out.data = static_cast<char*>(data) + begin * strides[axis] * size_of(dtype);
   out.shape[axis] = end - begin;
@@ -56,8 +58,12 @@ TensorView TensorView::transposed(int axis_a, int axis_b) const {
   return out;
 }
 
-std::string TensorView::to_string() const { return fmt::format("{} {}", name_of(dtype), shape.to_string()); }
+std::string TensorView::to_string() const {
+  return fmt::format("{} {}", name_of(dtype), shape.to_string());
+}
 
-bool same_layout(const TensorView& a, const TensorView& b) { return a.dtype == b.dtype && a.shape == b.shape; }
+bool same_layout(const TensorView& a, const TensorView& b) {
+  return a.dtype == b.dtype && a.shape == b.shape;
+}
 
 }  // namespace lamina

@@ -15,7 +15,7 @@ struct TensorView {
   void* data = nullptr;
   DType dtype = DType::f32;
   Shape shape;
-  Shape strides;   // elements
+  Shape strides;  // elements
   Device device;
 
   TensorView() = default;
@@ -37,12 +37,12 @@ struct TensorView {
     return static_cast<T*>(data);
   }
 
-  TensorView reshaped(const Shape& new_shape) const;                        // contiguous views only, same count
-  TensorView slice(int axis, int64_t begin, int64_t end) const;             // same rank
-  TensorView select(int axis, int64_t index) const;                         // one rank less
-  TensorView transposed(int axis_a = -2, int axis_b = -1) const;            // swaps extents and strides; moves no data
+  TensorView reshaped(const Shape& new_shape) const;              // contiguous views only, same count
+  TensorView slice(int axis, int64_t begin, int64_t end) const;   // same rank
+  TensorView select(int axis, int64_t index) const;               // one rank less
+  TensorView transposed(int axis_a = -2, int axis_b = -1) const;  // swaps extents and strides; moves no data
 
-  std::string to_string() const;   // "bf16 [4, 512]"
+  std::string to_string() const;  // "bf16 [4, 512]"
 };
 
 // Same shape and dtype, whatever the strides.

@@ -20,7 +20,8 @@ SCHEMES = [("standard", 2), ("full_attnres", 2), ("block_attnres", 1), ("block_a
 
 
 def model(residual: str, block_size: int, layers: int = 5, tied: bool = False, q_lora_rank: int | None = None) -> dict:
-    return {"model": {"residual": residual, "attn_res_block_size": block_size, "num_hidden_layers": layers,
+    return {"model": {"residual": residual, "num_hidden_layers": layers,
+                      "attn_res_block_size": block_size if residual == "block_attnres" else None,
                       "tie_word_embeddings": tied, "q_lora_rank": q_lora_rank}}
 
 

@@ -3,7 +3,7 @@
 #include <map>
 
 #include "model/cost_model.h"
-#include "model_support.h"
+#include "tests/model/model_support.h"
 
 namespace lamina::model {
 namespace {

@@ -2,7 +2,11 @@
 
 namespace lamina::cpu {
 
-void set_num_threads(int num_threads) { omp_set_num_threads(std::max(1, num_threads)); }
-int num_threads() { return omp_get_max_threads(); }
+void set_num_threads(int num_threads) {
+  omp_set_num_threads(std::max(1, num_threads));
+}
+int num_threads() {
+  return omp_get_max_threads();
+}
 
 }  // namespace lamina::cpu

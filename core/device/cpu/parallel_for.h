@@ -21,7 +21,9 @@ inline int threads_for(int64_t count, int64_t grain) {
   return static_cast<int>(std::min<int64_t>(useful, omp_get_max_threads()));
 }
 
-struct Range { int64_t begin, end; };
+struct Range {
+  int64_t begin, end;
+};
 inline Range range_of(int64_t count, int part, int num_parts) {
   return {count * part / num_parts, count * (part + 1) / num_parts};
 }

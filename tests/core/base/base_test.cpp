@@ -14,8 +14,8 @@ namespace {
 
 TEST(Bf16, RoundsToNearestEven) {
   EXPECT_EQ(static_cast<float>(bf16(1.0f)), 1.0f);
-  EXPECT_EQ(static_cast<float>(bf16(1.0f + 0x1p-8f)), 1.0f);              // a tie: to even
-  EXPECT_EQ(static_cast<float>(bf16(1.0f + 3 * 0x1p-8f)), 1.0f + 0x1p-6f);   // a tie: to even, upwards
+  EXPECT_EQ(static_cast<float>(bf16(1.0f + 0x1p-8f)), 1.0f);                // a tie: to even
+  EXPECT_EQ(static_cast<float>(bf16(1.0f + 3 * 0x1p-8f)), 1.0f + 0x1p-6f);  // a tie: to even, upwards
   EXPECT_EQ(static_cast<float>(bf16(1.0f + 0x1p-8f + 0x1p-20f)), 1.0f + 0x1p-7f);
   EXPECT_TRUE(std::isinf(static_cast<float>(bf16(std::numeric_limits<float>::max()))));
   EXPECT_TRUE(std::isnan(static_cast<float>(bf16(std::numeric_limits<float>::quiet_NaN()))));
@@ -49,7 +49,8 @@ TEST(Shape, CountsAndCompares) {
 
 // Known answers of Philox4x32-10, from the Random123 distribution's kat_vectors.
 TEST(Rng, PhiloxKnownAnswers) {
-  EXPECT_EQ(philox4x32({0, 0, 0, 0}, {0, 0}), (std::array<uint32_t, 4>{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}));
+  EXPECT_EQ(philox4x32({0, 0, 0, 0}, {0, 0}),
+            (std::array<uint32_t, 4>{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}));
   EXPECT_EQ(philox4x32({~0u, ~0u, ~0u, ~0u}, {~0u, ~0u}),
             (std::array<uint32_t, 4>{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}));
 }
@@ -72,7 +73,7 @@ TEST(Rng, MomentsOfTheNormal) {
     square += x * x;
     fourth += x * x * x * x;
   }
-  EXPECT_NEAR(sum / n, 0.0, 5 / std::sqrt(n));                     // five standard errors
+  EXPECT_NEAR(sum / n, 0.0, 5 / std::sqrt(n));  // five standard errors
   EXPECT_NEAR(square / n, 1.0, 5 * std::sqrt(2.0 / n));
   EXPECT_NEAR(fourth / n, 3.0, 5 * std::sqrt(96.0 / n));
 }
