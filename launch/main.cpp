@@ -1,5 +1,6 @@
 #include <fmt/ranges.h>
 #include <git_commit.h>
+#include <csignal>
 
 #include <chrono>
 #include <cstdio>
@@ -113,5 +114,7 @@ int run(int argc, char** argv) {
 }  // namespace lamina
 
 int main(int argc, char** argv) {
+  // Writing past the limit on file sizes then fails with a reason, as a full disk does, instead of killing the process.
+  std::signal(SIGXFSZ, SIG_IGN);
   return lamina::run(argc, argv);
 }
