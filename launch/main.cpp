@@ -3,6 +3,7 @@
 #include <csignal>
 
 #include <chrono>
+#include <csignal>
 #include <cstdio>
 #include <new>
 #include <thread>

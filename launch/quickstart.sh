@@ -1,63 +1,109 @@
 #!/usr/bin/env bash
-# From a fresh clone to a trained model and its first words, in a few minutes on a laptop: installs what is missing,
-# builds, turns text into tokens, trains a small Block AttnRes model and samples from it.
-#   launch/quickstart.sh             trains on this repository's own sources
-#   launch/quickstart.sh FILE...     trains on your text (.txt, .jsonl, .gz, .zst)
-# NUM_STEPS=200 and RANKS=1 in the environment change the length and the number of ranks. Running it again resumes.
+# From a fresh clone to a trained model in about five minutes on two cores: installs what is missing, builds, trains a Block
+# AttnRes model on English prose on two ranks, kills it half-way with kill -9, resumes on one rank, compares with gzip -9 on the
+# same text, and lets the model speak.
+#   launch/quickstart.sh             on Debian's dictionary of English (dict-gcide: definitions and quotations, 40 MB)
+#   launch/quickstart.sh FILE...     on your text (.txt, .jsonl, .gz, .zst; a few MB at least)
+# Runs again as often as you like: tokens and a finished or interrupted run are kept. To start over: rm -rf runs/quickstart
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-case ${1:-} in
-  -h|--help) sed -n '2,6s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
-esac
+data=data/quickstart run=runs/quickstart config=configs/quickstart.yaml
+
+say() { printf '\n== %s (%d s)\n' "$*" "$SECONDS"; }
+die() { echo "quickstart: error: $*" >&2; exit 1; }
+usage() { sed -n '2,7s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+
 files=()
-for file in "$@"; do
-  [[ -r $file ]] || { echo "quickstart: error: $file: no such file, or not readable" >&2; exit 1; }
-  files+=("$(realpath "$file")")
+for argument in "$@"; do
+  case $argument in
+    -h|--help) usage; exit 0 ;;
+    -*) die "unknown option '$argument', expected files or --help" ;;
+  esac
+  [[ -r $argument ]] || die "$argument: no such file, or not readable"
+  files+=("$(realpath "$argument")")
 done
 cd "$root"
-launch/setup.sh
 
-run=runs/quickstart ranks=${RANKS:-1}
-mkdir -p "$run"
-if [[ ${#files[@]} -eq 0 ]]; then
-  git ls-files -z -- '*.md' '*.h' '*.cpp' '*.py' | xargs -0 cat >"$run/text.txt"
-  files=("$run/text.txt")
-fi
-# Tokens are made once: a run that resumes needs the same ones.
-[[ -d $run/tokens ]] || build/lamina prepare --tokenizer bytes --output "$run/tokens" "${files[@]}"
-cat >"$run/quickstart.yaml" <<YAML
-run: {name: quickstart, output_dir: $run/train}
-model:
-  hidden_size: 128
-  num_hidden_layers: 6
-  residual: block_attnres
-  attn_res_block_size: 2
-  num_attention_heads: 4
-  kv_lora_rank: 64
-  qk_nope_head_dim: 32
-  qk_rope_head_dim: 16
-  v_head_dim: 32
-  intermediate_size: 384
-data:
-  seq_len: 128
-  train: [{path: $run/tokens}]
-train:
-  num_steps: ${NUM_STEPS:-200}
-  global_batch_size: 16
-  micro_batch_size: 4
-  precision: bf16
-  optimizer: {name: adamw, lr: 3.0e-3}
-  lr_schedule: {name: wsd, warmup_steps: 20, decay_steps: 50}
-checkpoint: {interval: 100}
-logging: {interval: 10}
-YAML
-if [[ $ranks -gt 1 ]]; then
-  [[ $(id -u) -ne 0 ]] || export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1   # Open MPI asks root to insist
-  mpirun -n "$ranks" build/lamina train "$run/quickstart.yaml"
+lamina() { build/lamina "$@"; }
+# Open MPI refuses to start ranks as root, or more ranks than cores, unless told that it's meant.
+ranks() { OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 exec mpirun --oversubscribe -n "$@"; }
+
+install_and_build() {
+  say "installing what is missing, and building"
+  if [[ ${#files[@]} -eq 0 ]]; then launch/setup.sh --with procps --with dict-gcide; else launch/setup.sh --with procps; fi
+}
+
+prepare_data() {
+  mkdir -p "$data"
+  local sources
+  sources=$(printf '%s\n' "${files[@]:-dict-gcide}")
+  if [[ -f $data/sources && $(<"$data/sources") == "$sources" && -d $data/tokens ]]; then
+    say "tokens are here: $data/tokens"
+    return
+  fi
+  [[ ! -d $run ]] || die "$run was trained on other text; to start over: rm -rf $run"
+  say "text to tokens: a SentencePiece model of 4,096 pieces, then $data/tokens"
+  if [[ ${#files[@]} -eq 0 ]]; then
+    gzip -dc /usr/share/dictd/gcide.dict.dz >"$data/gcide.txt"
+    files=("$data/gcide.txt")
+  fi
+  lamina tokenizer --overwrite --vocab-size 4096 --max-sentences 200000 --output "$data/sentencepiece.model" "${files[@]}"
+  lamina prepare --overwrite --tokenizer "sentencepiece:$data/sentencepiece.model" --output "$data/tokens" "${files[@]}"
+  printf '%s\n' "$sources" >"$data/sources"
+}
+
+num_rows() { if [[ -f $run/metrics.jsonl ]]; then wc -l <"$run/metrics.jsonl"; else echo 0; fi; }
+
+train_and_kill() {  # stops with kill -9 some steps after the checkpoint in the middle
+  local middle=$1 pid
+  say "training on 2 ranks; kill -9 comes after step $((middle + 5))"
+  ranks 2 build/lamina train "$config" &
+  pid=$!
+  while kill -0 "$pid" 2>/dev/null && [[ $(num_rows) -lt $((middle + 5)) ]]; do sleep 0.2; done
+  if kill -0 "$pid" 2>/dev/null; then
+    pkill -9 -P "$pid" || true
+    kill -9 "$pid" 2>/dev/null || true
+  fi
+  wait "$pid" 2>/dev/null || true
+  [[ -f $run/checkpoints/step-$(printf '%08d' "$middle")/COMMITTED ]] ||
+    die "no checkpoint at step $middle: the reason stands above and in $run/log.txt"
+  say "killed after step $(num_rows)"
+}
+
+compare_with_gzip() {
+  say "validation against gzip -9"
+  local text=$run/validation.txt evaluation ours gzip_bits bytes
+  evaluation=$(lamina eval "$config" --checkpoint "$run" --write-text "$text")
+  ours=$(awk '$1 == "bits_per_byte" { print $2 }' <<<"$evaluation")
+  bytes=$(stat -c %s "$text")
+  gzip_bits=$(gzip -9 -c "$text" | wc -c | awk -v bytes="$bytes" '{ print 8 * $1 / bytes }')
+  awk -v ours="$ours" -v gzip="$gzip_bits" -v bytes="$bytes" 'BEGIN {
+    printf "%d bytes of text that training never saw:\n  lamina   %.3f bits per byte\n  gzip -9  %.3f bits per byte\n", bytes, ours, gzip
+    if (ours < gzip) printf "the model codes them in %.0f %% of the space that gzip needs\n", 100 * ours / gzip
+    else print "gzip is ahead: more steps (train.num_steps) or more text would help"
+  }'
+}
+
+install_and_build
+prepare_data
+steps=$(awk '$1 == "num_steps:" { print $2 }' "$config")
+middle=$((steps / 2))
+if [[ -f $run/checkpoints/step-$(printf '%08d' "$steps")/COMMITTED ]]; then
+  say "$run is trained already; to train again: rm -rf $run"
 else
-  build/lamina train "$run/quickstart.yaml"
+  [[ $(num_rows) -gt $middle ]] || train_and_kill "$middle"
+  say "resuming on 1 rank from the newest good checkpoint"
+  lamina train "$config"
 fi
-newest=$(find "$run/train/checkpoints" -maxdepth 1 -name 'step-*' ! -name '*.tmp' | sort | tail -n 1)
-echo
-echo "A sample of $newest:"
-build/lamina sample --checkpoint "$newest" --prompt "The "
+compare_with_gzip
+say "a paragraph from the model"
+lamina sample --checkpoint "$run" --prompt "A good book is " --max-tokens 120 --temperature 0.7
+say "done"
+cat <<END
+run folder    $run
+  log.txt         what you saw
+  metrics.jsonl   every step: loss, gradient norm, learning rate, tokens/s, bytes sent
+  layers.jsonl    every sublayer: hidden-state and gradient norms, depth weights of Attention Residuals
+  checkpoints/    HDF5, readable with h5py; lamina inspect $run
+next          docs/guide.md
+END

@@ -2,6 +2,7 @@
 # Installs what is missing and builds Lamina. Debian 12 or newer, Ubuntu 22.04 or newer; as root or with sudo.
 #   launch/setup.sh            the program: build/lamina
 #   launch/setup.sh --tests    also the test packages, the tests and the benchmarks
+#   launch/setup.sh --with P   also package P (as often as needed)
 # Safe to run again: when nothing changed it installs nothing and builds nothing.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -16,15 +17,17 @@ test_packages=(libgtest-dev libgmock-dev libbenchmark-dev python3 python3-h5py p
 say() { echo "setup: $*"; }
 die() { echo "setup: error: $*" >&2; exit 1; }
 
-usage() { sed -n '2,5s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+usage() { sed -n '2,6s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 
 with_tests=0
-for argument in "$@"; do
-  case $argument in
+while [[ $# -gt 0 ]]; do
+  case $1 in
     --tests) with_tests=1; packages+=("${test_packages[@]}") ;;
+    --with) [[ $# -gt 1 ]] || die "--with needs the name of a package"; packages+=("$2"); shift ;;
     -h|--help) usage; exit 0 ;;
-    *) die "unknown option '$argument', expected --tests or --help" ;;
+    *) die "unknown option '$1', expected --tests, --with or --help" ;;
   esac
+  shift
 done
 
 as_root() {

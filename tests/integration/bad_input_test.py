@@ -189,7 +189,7 @@ def disk_full(table: Table) -> None:
             if ranks == 1:   # nothing in the way of trying again
                 again = lamina.run(["train", str(lamina.folder / "bad.yaml")])
                 table.report("the same run with room on the disk", [] if again.returncode == 0 else ["failed"], again.stderr)
-            changes = {**changes, "debug": {"dump_step": 1}}
+    changes["debug"] = {"dump_step": 1}
     with tempfile.TemporaryDirectory() as folder:
         lamina = table.fresh(folder)
         done = lamina.run(["train", str(lamina.write_config("bad", changes))], preexec_fn=limit)
