@@ -2,7 +2,7 @@
 # From a fresh clone to a trained model in about five minutes on two cores: installs what is missing, builds, trains a Block
 # AttnRes model on English prose on two ranks, kills it half-way with kill -9, resumes on one rank, compares with gzip -9 on the
 # same text, and lets the model speak.
-#   launch/quickstart.sh             on Debian's dictionary of English (dict-gcide: definitions and quotations, 40 MB)
+#   launch/quickstart.sh             on Debian's dictionary of English (dict-gcide: definitions and quotations, 24 MB of prose)
 #   launch/quickstart.sh FILE...     on your text (.txt, .jsonl, .gz, .zst; a few MB at least)
 # Runs again as often as you like: tokens and a finished or interrupted run are kept. To start over: rm -rf runs/quickstart
 set -euo pipefail
@@ -33,6 +33,13 @@ install_and_build() {
   if [[ ${#files[@]} -eq 0 ]]; then launch/setup.sh --with procps --with dict-gcide; else launch/setup.sh --with procps; fi
 }
 
+# The dictionary's paragraphs as plain prose: no pronunciations, source tags and hard line ends, no one-line scraps.
+dictionary_prose() {
+  gzip -dc /usr/share/dictd/gcide.dict.dz |
+    sed -E 's/\\[^\\]*\\//g; s/\[[^]]*\]//g; s/[][{}]//g; s/^[ \t]+//; s/[ \t]+$//; s/ +/ /g' |
+    awk 'BEGIN { RS = ""; ORS = "\n\n" } { gsub(/\n/, " "); if (length($0) > 60) print }'
+}
+
 prepare_data() {
   mkdir -p "$data"
   local sources
@@ -44,8 +51,8 @@ prepare_data() {
   [[ ! -d $run ]] || die "$run was trained on other text; to start over: rm -rf $run"
   say "text to tokens: a SentencePiece model of 4,096 pieces, then $data/tokens"
   if [[ ${#files[@]} -eq 0 ]]; then
-    gzip -dc /usr/share/dictd/gcide.dict.dz >"$data/gcide.txt"
-    files=("$data/gcide.txt")
+    dictionary_prose >"$data/english.txt"
+    files=("$data/english.txt")
   fi
   lamina tokenizer --overwrite --vocab-size 4096 --max-sentences 200000 --output "$data/sentencepiece.model" "${files[@]}"
   lamina prepare --overwrite --tokenizer "sentencepiece:$data/sentencepiece.model" --output "$data/tokens" "${files[@]}"
