@@ -33,11 +33,11 @@ install_and_build() {
   if [[ ${#files[@]} -eq 0 ]]; then launch/setup.sh --with procps --with dict-gcide; else launch/setup.sh --with procps; fi
 }
 
-# The dictionary's paragraphs as plain prose: no pronunciations, source tags and hard line ends, no one-line scraps.
+# The dictionary's paragraphs as plain prose: no pronunciations, source tags and hard line ends, no scraps; a line each.
 dictionary_prose() {
   gzip -dc /usr/share/dictd/gcide.dict.dz |
     sed -E 's/\\[^\\]*\\//g; s/\[[^]]*\]//g; s/[][{}]//g; s/^[ \t]+//; s/[ \t]+$//; s/ +/ /g' |
-    awk 'BEGIN { RS = ""; ORS = "\n\n" } { gsub(/\n/, " "); if (length($0) > 60) print }'
+    awk 'BEGIN { RS = ""; ORS = "\n" } { gsub(/\n/, " "); if (length($0) > 60) print }'
 }
 
 prepare_data() {
