@@ -104,8 +104,8 @@ struct KeyHash {
   }
 };
 
-// Immutable primitives by shape. One per thread, so ranks that are threads need no lock; asking oneDNN's own cache costs
-// 1.6 to 3 us a call, this look-up 0.1.
+// Immutable primitives by shape. One per thread, so ranks that are threads need no lock; asking oneDNN's own cache takes
+// 1.6 to 3 us a call, as long as a small product.
 struct PrimitiveCache {
   static constexpr size_t capacity = 512;  // experts see a new number of tokens every step
   std::unordered_map<std::array<int64_t, 12>, Primitive, KeyHash> primitives;
