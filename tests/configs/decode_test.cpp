@@ -24,7 +24,7 @@ const std::string minimal =
     "train: {num_steps: 100, global_batch_size: 8, micro_batch_size: 2, optimizer: {lr: 1e-3}}\n";
 
 std::filesystem::path project_root() {
-  return std::filesystem::path(__FILE__).parent_path().parent_path().parent_path();
+  return LAMINA_SOURCE_DIR;
 }
 
 std::string read_file(const std::filesystem::path& path) {
