@@ -246,12 +246,12 @@ struct TokenFileWriter::State {
   }
 };
 
-TokenFileWriter::TokenFileWriter(const fs::path& path, const Tokenizer& tokenizer) {
+TokenFileWriter::TokenFileWriter(const fs::path& file, const Tokenizer& tokenizer) {
   const int64_t vocab_size = tokenizer.vocab_size();
   const ElementType type = vocab_size <= 256     ? ElementType::u8
                            : vocab_size <= 65536 ? ElementType::u16
                                                  : ElementType::u32;
-  state_ = std::make_unique<State>(State{.file = Hdf5File::create(path),
+  state_ = std::make_unique<State>(State{.file = Hdf5File::create(file),
                                          .tokenizer = tokenizer.name(),
                                          .tokenizer_hash = tokenizer.hash(),
                                          .vocab_size = vocab_size,

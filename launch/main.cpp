@@ -1,6 +1,5 @@
 #include <fmt/ranges.h>
 #include <git_commit.h>
-#include <csignal>
 
 #include <chrono>
 #include <csignal>

@@ -140,13 +140,13 @@ TensorView Parameters::fused_gradient(const std::string& first, const std::strin
   return fused(first, last, true);
 }
 
-void initialise_range(const ParameterSpec& spec, uint64_t seed, double initializer_range, int64_t first,
+void initialise_range(const ParameterSpec& spec, uint64_t seed, double initializer_range, int64_t begin,
                       TensorView out) {
   const CounterRng rng(seed, spec.name);
-  cpu::parallel_for(out.num_elements(), 1 << 14, [&](int64_t begin, int64_t end) {
-    for (int64_t e = begin; e < end; ++e) {
+  cpu::parallel_for(out.num_elements(), 1 << 14, [&](int64_t from, int64_t to) {
+    for (int64_t e = from; e < to; ++e) {
       double x = spec.init == Init::ones ? 1.0 : 0.0;
-      if (spec.init == Init::normal) x = initializer_range * rng.normal(static_cast<uint64_t>(first + e));
+      if (spec.init == Init::normal) x = initializer_range * rng.normal(static_cast<uint64_t>(begin + e));
       // Through float on the way to bf16, as an fp32 master would round.
       switch (out.dtype) {
         case DType::f64:

@@ -36,7 +36,7 @@ std::vector<double> gather_sizes(comm::Communicator& comm, size_t mine, Stream& 
   return sizes;
 }
 
-std::string message_of(std::exception_ptr failure) {
+std::string message_of(const std::exception_ptr& failure) {
   try {
     std::rethrow_exception(failure);
   } catch (const std::exception& e) {
@@ -48,7 +48,7 @@ std::string message_of(std::exception_ptr failure) {
 
 }  // namespace
 
-void agree(comm::Communicator& comm, std::exception_ptr failure) {
+void agree(comm::Communicator& comm, const std::exception_ptr& failure) {
   if (comm.size() == 1) {
     if (failure) std::rethrow_exception(failure);
     return;

@@ -11,7 +11,7 @@ namespace lamina {
 
 // Collective. Returns when no rank passes a failure. Otherwise a rank that failed rethrows its own, and the others throw Error
 // with the message of the first one that did.
-void agree(comm::Communicator& comm, std::exception_ptr failure);
+void agree(comm::Communicator& comm, const std::exception_ptr& failure);
 
 template <class Body>
 void run_and_agree(comm::Communicator& comm, Body&& body) {

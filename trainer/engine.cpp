@@ -40,7 +40,6 @@ DType compute_dtype(Precision precision) {
 
 Engine::Engine(const Config& config, comm::Communicator& comm, MemoryLedger* ledger)
     : config_(config),
-      comm_(comm),
       dtype_(compute_dtype(config.train.precision)),
       stream_(device_),
       scratch_(device_, ledger, "scratch"),

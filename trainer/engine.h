@@ -54,7 +54,6 @@ class Engine {
   void reserve_batch(int64_t num_sequences);
 
   Config config_;
-  comm::Communicator& comm_;
   Device device_;
   DType dtype_;
   Stream stream_;

@@ -14,14 +14,14 @@ namespace lamina {
 // double.
 class JsonRow {
  public:
-  JsonRow& add(std::string_view key, double value);
-  JsonRow& add(std::string_view key, int64_t value);
-  JsonRow& add(std::string_view key, int value) { return add(key, static_cast<int64_t>(value)); }
-  JsonRow& add(std::string_view key, bool value);
-  JsonRow& add(std::string_view key, std::string_view value);
-  JsonRow& add(std::string_view key, const char* value) { return add(key, std::string_view(value)); }
-  JsonRow& add(std::string_view key, const JsonRow& value);
-  JsonRow& add(std::string_view key, std::span<const double> values);
+  JsonRow& add(std::string_view name, double value);
+  JsonRow& add(std::string_view name, int64_t value);
+  JsonRow& add(std::string_view name, int value) { return add(name, static_cast<int64_t>(value)); }
+  JsonRow& add(std::string_view name, bool value);
+  JsonRow& add(std::string_view name, std::string_view value);
+  JsonRow& add(std::string_view name, const char* value) { return add(name, std::string_view(value)); }
+  JsonRow& add(std::string_view name, const JsonRow& value);
+  JsonRow& add(std::string_view name, std::span<const double> values);
 
   std::string to_string() const { return "{" + body_ + "}"; }  // one line
 

@@ -327,7 +327,7 @@ void train(Config config, comm::Communicator& comm) {
     sampler.emplace(config.data, config.run.seed, config.train.global_batch_size, config.model.vocab_size);
   });
   const RunFolder folder = prepare_run_folder(config, comm);
-  if (comm.rank() == 0) log::add_file(folder.log());
+  run_and_agree(comm, [&] { log::add_file(folder.log()); });
   Trainer(config, comm, *sampler, folder).run();
 }
 

@@ -14,6 +14,7 @@ namespace {
 struct Sink {
   std::shared_ptr<spdlog::logger> logger;
   std::string prefix;
+  bool is_first_rank = true;
 
   Sink() {
     auto console = std::make_shared<spdlog::sinks::stderr_color_sink_mt>();
@@ -49,6 +50,7 @@ spdlog::level::level_enum to_spdlog(Level level) {
 void configure(const Options& options) {
   Sink& s = sink();
   s.prefix = options.world_size > 1 ? fmt::format("[rank {}] ", options.rank) : "";
+  s.is_first_rank = options.rank == 0;
   const Level console = options.rank == 0 ? options.level : std::max(options.level, Level::warning);
   s.logger->sinks().front()->set_level(to_spdlog(console));
 }
@@ -57,6 +59,7 @@ void add_file(const std::filesystem::path& path) {
   try {
     auto file = std::make_shared<spdlog::sinks::basic_file_sink_mt>(path.string(), /*truncate=*/false);
     file->set_pattern("%Y-%m-%dT%H:%M:%S.%e %L %v");
+    file->set_level(sink().is_first_rank ? spdlog::level::debug : spdlog::level::warn);
     sink().logger->sinks().push_back(std::move(file));
   } catch (const spdlog::spdlog_ex& failure) {
     throw Error("{}: can't open the log: {}", path.string(), failure.what());

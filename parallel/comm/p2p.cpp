@@ -286,7 +286,7 @@ std::unique_ptr<Communicator> P2PCommunicator::split(int color, int key) {
 
   std::map<int, std::vector<std::pair<int, int>>> groups;  // color -> (key, rank)
   for (int r = 0; r < size(); ++r)
-    groups[all[static_cast<size_t>(2 * r)]].emplace_back(all[static_cast<size_t>(2 * r + 1)], r);
+    groups[all[2 * static_cast<size_t>(r)]].emplace_back(all[2 * static_cast<size_t>(r) + 1], r);
   auto& group = groups[color];
   std::sort(group.begin(), group.end());
   std::vector<int> members;
