@@ -34,6 +34,7 @@ void validate(const Matmul& args) {
 
 constexpr Implementation<Matmul> implementations[] = {
     {"cpu", cpu::refuses, cpu::matmul},
+    {"cpu through fp32", cpu::widened_refuses, cpu::matmul_widened},
     {"ref", nullptr, ref::matmul},
 };
 

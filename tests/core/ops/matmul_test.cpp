@@ -2,6 +2,7 @@
 
 #include <thread>
 
+#include "core/ops/cpu/matmul.h"
 #include "tests/support/op_test.h"
 
 namespace lamina::ops {
@@ -35,7 +36,8 @@ struct Case {
 };
 
 // Against the product in double, with the bound of a sum of `depth` products in the accumulation dtype.
-void check(OpContext& ctx, const Case& what) {
+using Product = void (*)(OpContext&, const Matmul&);
+void check(OpContext& ctx, const Case& what, Product product) {
   Operand a = operand(what.in, what.rows, what.depth, what.a_transposed, what.padding);
   Operand b = operand(what.in, what.depth, what.cols, what.b_transposed, what.padding);
   Operand c = operand(what.out, what.rows, what.cols, false, what.padding);
@@ -47,7 +49,7 @@ void check(OpContext& ctx, const Case& what) {
   else
     test::poison(c.view);
   const auto before = test::values(c.view);
-  matmul(ctx, {a.view, b.view, c.view, what.mode});
+  product(ctx, {a.view, b.view, c.view, what.mode});
 
   const double eps = test::epsilon_of(accumulation_dtype(what.in)), eps_out = test::epsilon_of(what.out);
   int64_t wrong = 0;
@@ -55,10 +57,10 @@ void check(OpContext& ctx, const Case& what) {
     for (int64_t j = 0; j < what.cols; ++j) {
       double sum = accumulate ? before[static_cast<size_t>(i * what.cols + j)] : 0.0, magnitude = std::abs(sum);
       for (int64_t k = 0; k < what.depth; ++k) {
-        const double product = element(a.view, i * a.view.stride(0) + k * a.view.stride(1)) *
-                               element(b.view, k * b.view.stride(0) + j * b.view.stride(1));
-        sum += product;
-        magnitude += std::abs(product);
+        const double term = element(a.view, i * a.view.stride(0) + k * a.view.stride(1)) *
+                            element(b.view, k * b.view.stride(0) + j * b.view.stride(1));
+        sum += term;
+        magnitude += std::abs(term);
       }
       const double got = element(c.view, i * c.view.stride(0) + j * c.view.stride(1));
       const double bound = eps * static_cast<double>(what.depth + 2) * magnitude + eps_out * std::abs(sum);
@@ -77,10 +79,11 @@ std::vector<std::pair<DType, DType>> dtype_pairs() {
   return {{DType::f32, DType::f32}, {DType::bf16, DType::bf16}, {DType::bf16, DType::f32}, {DType::f64, DType::f64}};
 }
 
-void check_all(const std::vector<std::array<int64_t, 3>>& sizes, bool fastest) {
+void check_all(const std::vector<std::array<int64_t, 3>>& sizes, bool fastest, Product product = matmul) {
   TestContext test;
   OpContext& ctx = fastest ? test.fastest : test.reference;
   for (const auto& [in, out] : dtype_pairs()) {
+    if (product != matmul && in != DType::bf16) continue;
     for (const auto& [m, n, k] : sizes) {
       for (int bits = 0; bits < 16; ++bits) {
         const Case what{in,
@@ -94,7 +97,7 @@ void check_all(const std::vector<std::array<int64_t, 3>>& sizes, bool fastest) {
                         (bits & 8) != 0 ? 6 : 0};
         SCOPED_TRACE(fmt::format("{} -> {}, M {}, N {}, K {}, transposed {} {}, accumulate {}, padding {}", name_of(in),
                                  name_of(out), m, n, k, what.a_transposed, what.b_transposed, bits & 4, what.padding));
-        check(ctx, what);
+        check(ctx, what, product);
         if (testing::Test::HasFailure()) return;
       }
     }
@@ -110,6 +113,14 @@ TEST(Matmul, ReferenceEqualsTheProductInDouble) {
 }
 TEST(Matmul, FastestEqualsTheProductInDouble) {
   check_all(all_sizes, true);
+}
+
+// What processors without bf16 products use.
+TEST(Matmul, WidenedEqualsTheProductInDouble) {
+  check_all(all_sizes, true, cpu::matmul_widened);
+  TestContext test;
+  const test::Tensor x(DType::f32, {2, 2});
+  EXPECT_NE(cpu::widened_refuses({x, x, x, GradMode::overwrite}), nullptr);
 }
 
 TEST(Matmul, EmptyExtents) {
