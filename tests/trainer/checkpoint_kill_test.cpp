@@ -39,15 +39,24 @@ const std::vector<TensorSpec>& larger_tensors() {
 }
 
 TEST(CheckpointKill, AtRandomMomentsNeverGivesABadLoad) {
-  const TemporaryFolder folder;
+  const TemporaryFolder folder, elsewhere;
   const CounterRng rng(21, "moments");
   int64_t step = 0;
   int num_interrupted = 0;
+  // Kills come within the time of a few saves, whatever this machine and build make of it.
+  const auto started = std::chrono::steady_clock::now();
+  comm::run_threads(3, [&](comm::Communicator& comm) {
+    const Shard shard(larger_tensors(), comm.rank(), comm.size(), 1, Shard::Content::expected);
+    save_checkpoint(elsewhere.path(), info_of(1), shard.pieces(), comm, 2);
+  });
+  const auto one_save =
+      std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::steady_clock::now() - started);
+  const auto window = static_cast<uint64_t>(std::clamp<int64_t>(3 * one_save.count(), 30000, 300000));
   for (uint64_t trial = 0; trial < 200; ++trial) {
     const pid_t child = ::fork();
     ASSERT_GE(child, 0);
     if (child == 0) save_for_ever(folder.path(), step, static_cast<int>(trial % 3) + 1);
-    ::usleep(static_cast<useconds_t>(rng.below(trial, 30000)));
+    ::usleep(static_cast<useconds_t>(rng.below(trial, window)));
     ::kill(child, SIGKILL);
     int status = 0;
     ASSERT_EQ(::waitpid(child, &status, 0), child);
