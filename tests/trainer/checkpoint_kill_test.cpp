@@ -4,6 +4,8 @@
 #include <sys/resource.h>
 #include <sys/wait.h>
 
+#include <algorithm>
+#include <chrono>
 #include <cstdlib>
 
 #include "tests/trainer/checkpoint_support.h"
@@ -45,10 +47,7 @@ TEST(CheckpointKill, AtRandomMomentsNeverGivesABadLoad) {
   int num_interrupted = 0;
   // Kills come within the time of a few saves, whatever this machine and build make of it.
   const auto started = std::chrono::steady_clock::now();
-  comm::run_threads(3, [&](comm::Communicator& comm) {
-    const Shard shard(larger_tensors(), comm.rank(), comm.size(), 1, Shard::Content::expected);
-    save_checkpoint(elsewhere.path(), info_of(1), shard.pieces(), comm, 2);
-  });
+  save(elsewhere.path(), 1, 3, 2, larger_tensors());
   const auto one_save =
       std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::steady_clock::now() - started);
   const auto window = static_cast<uint64_t>(std::clamp<int64_t>(3 * one_save.count(), 30000, 300000));
