@@ -50,11 +50,11 @@ def descendants(pid: int) -> list[int]:
             except (OSError, IndexError):
                 continue   # ended meanwhile
             children.setdefault(parent, []).append(int(entry.name))
-    found, todo = [], [pid]
-    while todo:
-        for child in children.get(todo.pop(), []):
+    found, pending = [], [pid]
+    while pending:
+        for child in children.get(pending.pop(), []):
             found.append(child)
-            todo.append(child)
+            pending.append(child)
     return found
 
 
