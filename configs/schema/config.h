@@ -59,8 +59,17 @@ struct DataConfig {
   ValidationConfig validation;
 };
 
+enum class ScheduleName { gpipe, one_f_one_b, interleaved_1f1b, zero_bubble };  // "1f1b" in the file
+enum class BlockTransport { cached, full };
+
 struct ParallelConfig {
-  int data = 0;  // data-parallel ranks; 0: all ranks
+  int pipeline = 1;        // pipeline ranks
+  int virtual_stages = 1;  // chunks per pipeline rank
+  int data = 0;            // data-parallel ranks; 0: all ranks / pipeline
+  ScheduleName schedule = ScheduleName::interleaved_1f1b;
+  BlockTransport block_transport = BlockTransport::cached;  // of block summaries between pipeline ranks
+  std::vector<int64_t>
+      split;  // decoder layers per chunk, pipeline x virtual_stages entries; empty ("auto"): balanced by cost
 };
 
 enum class OptimizerName { adamw };

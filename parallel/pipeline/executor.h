@@ -1,0 +1,84 @@
+// Runs one rank's lowered program: a small loop over steps. It knows chunks only through ChunkRunner and messages only as
+// views. Every transfer is non-blocking; a wait happens only where a compute step needs what it receives.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <vector>
+
+#include "parallel/comm/communicator.h"
+#include "parallel/pipeline/schedule.h"
+
+namespace lamina::pipeline {
+
+// What one hop carries for one micro-batch: the hidden stream first (it is on the critical path), then each summary as its own
+// message, in the order of the routes.
+struct HopViews {
+  TensorView stream;
+  std::vector<TensorView> summaries;
+};
+
+// A rank's chunks. All views stay valid until the matching call below says otherwise; a call per (chunk, micro-batch).
+class ChunkRunner {
+ public:
+  virtual ~ChunkRunner() = default;
+  virtual void run(const Action& action) = 0;
+
+  // Where the hop into `chunk` is received; asked for before its forward, valid until the runner's forward takes it over.
+  virtual void receive_forward(int chunk, int microbatch, HopViews& views) = 0;
+  // What the hop out of `chunk` sends, after its forward; the runner keeps it until sent_forward().
+  virtual void send_forward(int chunk, int microbatch, HopViews& views) = 0;
+  virtual void sent_forward(int chunk, int microbatch) = 0;
+  // Where the gradients of the hop out of `chunk` are received, before its backward.
+  virtual void receive_backward(int chunk, int microbatch, HopViews& views) = 0;
+  // The gradients for the hop into `chunk`, after its backward; kept until sent_backward().
+  virtual void send_backward(int chunk, int microbatch, HopViews& views) = 0;
+  virtual void sent_backward(int chunk, int microbatch) = 0;
+};
+
+struct ExecutionReport {
+  int64_t stream_bytes_sent = 0, summary_bytes_sent = 0;  // by this rank, both directions
+  double seconds = 0;                                     // from the first step to the last, sends included
+  double busy_seconds = 0;                                // inside compute steps
+  // Seconds and number of actions: [local chunk index c / P][kind].
+  struct Cost {
+    double seconds = 0;
+    int64_t count = 0;
+  };
+  std::vector<std::array<Cost, 4>> costs;
+};
+
+class Executor {
+ public:
+  // `comm` is the pipeline group: its rank is pp_rank. Both must outlive the executor.
+  Executor(comm::Communicator& comm, ChunkRunner& runner, int num_chunks);
+
+  // Collective over the group: every rank runs its own list of the same program. Returns when all its sends are done.
+  ExecutionReport run(const std::vector<Step>& steps, Stream& stream);
+  // Moves pending transfers on; to be called now and then inside long compute steps. Cheap.
+  void progress();
+
+  // For fault injection in tests: called for each step before it runs.
+  std::function<void(const Step&)> before_step;
+
+ private:
+  struct Transfer {
+    Step step;
+    std::vector<comm::Request> requests;
+  };
+  void post_receive(const Step& step, Stream& stream);
+  void start_send(const Step& step, Stream& stream, ExecutionReport& report);
+  void wait_for(const Action& action);
+  void retire_sends(bool all);
+  void compute(const Action& action, ExecutionReport& report);
+
+  comm::Communicator& comm_;
+  ChunkRunner& runner_;
+  int num_chunks_;
+  std::vector<Transfer> receiving_, sending_;  // oldest first
+  HopViews views_;
+};
+
+}  // namespace lamina::pipeline
