@@ -36,6 +36,15 @@ template <class T>
 const char* type_name(const std::optional<T>*) {
   return type_name(static_cast<const T*>(nullptr));
 }
+template <class T>
+const char* type_name(const std::vector<T>*) {
+  return "a list";
+}
+
+template <class T>
+constexpr bool is_vector = false;
+template <class T>
+constexpr bool is_vector<std::vector<T>> = true;
 
 std::string join(const std::vector<std::string>& names) {
   std::string text;
@@ -86,7 +95,14 @@ class Reader {
     }
     given_.origin_of[path] = entry->origin;
     const bool empty = entry->value.kind == Value::Kind::null;
-    convert(entry->value, (empty ? entry->origin : entry->value.origin) + ": " + path, rule, field);
+    const std::string& origin = empty ? entry->origin : entry->value.origin;
+    if constexpr (is_vector<T>) {
+      for (size_t i = 0; i < entry->value.items.size(); ++i)
+        given_.origin_of[fmt::format("{}[{}]", path, i)] = entry->value.items[i].origin;
+      convert_items(entry->value, origin, path, rule, field);
+    } else {
+      convert(entry->value, origin + ": " + path, rule, field);
+    }
   }
 
   template <class T>
@@ -210,6 +226,21 @@ class Reader {
       return;
     }
     convert(value, place, rule, field.emplace());
+  }
+
+  // A list of numbers or names; or the word for the empty one.
+  template <class T>
+  static void convert_items(const Value& value, const std::string& origin, const std::string& path, const Rule& rule,
+                            std::vector<T>& field) {
+    const bool is_word =
+        value.kind == Value::Kind::scalar && !rule.empty_word.empty() && value.scalar == rule.empty_word;
+    if (!is_word && (value.kind != Value::Kind::list || value.items.empty()))
+      throw Error("{}: {}: found {}, expected {}a list with at least one item", origin, path,
+                  value.kind == Value::Kind::list ? "an empty list" : value.found(),
+                  rule.empty_word.empty() ? "" : rule.empty_word + " or ");
+    field.clear();
+    for (size_t i = 0; i < value.items.size(); ++i)
+      convert(value.items[i], fmt::format("{}: {}[{}]", value.items[i].origin, path, i), rule, field.emplace_back());
   }
 
   template <class E>

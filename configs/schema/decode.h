@@ -18,7 +18,7 @@ Config parse_config(const std::string& yaml, const std::string& name, std::span<
 // The resolved configuration, every key written out; parse_config(to_yaml(c), ..) gives c back exactly.
 std::string to_yaml(const Config& config);
 
-// Checks that need the number of ranks: data-parallel size and batch sizes. Returns the resolved data-parallel size.
+// Checks that need the number of ranks: ranks = pipeline x data, and the batch sizes. Returns the resolved data-parallel size.
 // Throws Error with the product rule and every factor in its message.
 int resolve_data_parallel(const Config& config, int world_size);
 

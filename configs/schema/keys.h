@@ -18,6 +18,7 @@ struct Rule {
   std::optional<double> min, max;
   bool min_open = false, max_open = false;
   std::string default_text;  // where the default is derived from other keys
+  std::string empty_word;    // of a list of numbers or names: the word that stands for the empty list
 
   Rule required() const {
     Rule r = *this;
@@ -52,6 +53,12 @@ struct Rule {
     return r;
   }
 
+  Rule or_word(const std::string& word) const {
+    Rule r = *this;
+    r.empty_word = word;
+    return r;
+  }
+
   bool allows(double value) const;
   std::string range() const;  // "at least 0 and below 1"; empty without bounds
 };
@@ -64,6 +71,19 @@ struct enum_names<Residual> {
       {{"standard", Residual::standard},
        {"full_attnres", Residual::full_attnres},
        {"block_attnres", Residual::block_attnres}}};
+};
+template <>
+struct enum_names<ScheduleName> {
+  static constexpr std::array<std::pair<const char*, ScheduleName>, 4> value = {
+      {{"gpipe", ScheduleName::gpipe},
+       {"1f1b", ScheduleName::one_f_one_b},
+       {"interleaved_1f1b", ScheduleName::interleaved_1f1b},
+       {"zero_bubble", ScheduleName::zero_bubble}}};
+};
+template <>
+struct enum_names<BlockTransport> {
+  static constexpr std::array<std::pair<const char*, BlockTransport>, 2> value = {
+      {{"cached", BlockTransport::cached}, {"full", BlockTransport::full}}};
 };
 template <>
 struct enum_names<OptimizerName> {
@@ -142,7 +162,20 @@ void describe(V& v, DataConfig& c) {
 
 template <class V>
 void describe(V& v, ParallelConfig& c) {
-  v.key("data", c.data, Rule().at_least(0), "Data-parallel ranks; 0: all ranks.");
+  v.key("pipeline", c.pipeline, Rule().at_least(1),
+        "Pipeline ranks: each has a share of the layers. ranks = pipeline x data.");
+  v.key("virtual_stages", c.virtual_stages, Rule().at_least(1),
+        "Chunks of consecutive layers per pipeline rank; chunk c is on rank c mod `pipeline`.");
+  v.key("data", c.data, Rule().at_least(0), "Data-parallel ranks; 0: all ranks / `pipeline`.");
+  v.key("schedule", c.schedule, Rule(),
+        "Order of the micro-batches' forward and backward passes; `1f1b` only with `virtual_stages: 1`, where "
+        "`interleaved_1f1b` is the same.");
+  v.key("block_transport", c.block_transport, Rule(),
+        "Block summaries between pipeline ranks. `cached`: each travels to a rank once; `full`: all of them on every "
+        "hop. Not with `residual: standard`.");
+  v.key("split", c.split, Rule().at_least(0).or_word("auto"),
+        "Decoder layers of each chunk, `pipeline` x `virtual_stages` entries in chunk order; `auto`: balanced by cost. "
+        "Only the first and the last chunk may have 0.");
 }
 
 template <class V>

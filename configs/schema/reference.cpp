@@ -102,6 +102,10 @@ class Documenter {
   static std::string valid(const std::optional<T>&, const Rule& rule) {
     return valid(T(), rule);
   }
+  template <class T>
+  static std::string valid(const std::vector<T>&, const Rule& rule) {
+    return (rule.empty_word.empty() ? "" : "`" + rule.empty_word + "`, or ") + "a list, each " + valid(T(), rule);
+  }
 
   template <class T>
   static std::string default_of(const T& field, const Rule& rule) {
@@ -119,6 +123,10 @@ class Documenter {
   template <class T>
   static std::string default_of(const std::optional<T>& field, const Rule& rule) {
     return field ? default_of(*field, rule) : "absent";
+  }
+  template <class T>
+  static std::string default_of(const std::vector<T>&, const Rule& rule) {
+    return rule.empty_word.empty() ? "absent" : "`" + rule.empty_word + "`";
   }
 
   std::string path_, rows_, below_;
@@ -143,7 +151,7 @@ std::string configuration_reference() {
          "`'data.train=[{path: data/english}]'`.\n\n"
          "`global_batch_size = micro_batch_size x data-parallel ranks x number of micro-batches`; the last factor "
          "follows from the\n"
-         "others.\n\n" +
+         "others. `ranks = pipeline x data`; `rank = pipeline rank x data + data-parallel rank`.\n\n" +
          documenter.page();
 }
 

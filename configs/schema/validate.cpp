@@ -47,6 +47,46 @@ void check_steps(const Config& config, const Given& given) {
                 config.debug.dump_step, train.num_steps);
 }
 
+void check_split(const Config& config, int64_t num_chunks, const Given& given) {
+  const std::vector<int64_t>& split = config.parallel.split;
+  const int64_t num_layers = config.model.num_hidden_layers;
+  if (static_cast<int64_t>(split.size()) != num_chunks)
+    throw Error("{}: found {} entr{}, expected {} = parallel.pipeline ({}) x parallel.virtual_stages ({})",
+                given.place("parallel.split"), split.size(), split.size() == 1 ? "y" : "ies", num_chunks,
+                config.parallel.pipeline, config.parallel.virtual_stages);
+  int64_t sum = 0;
+  for (size_t chunk = 0; chunk < split.size(); ++chunk) {
+    const std::string key = fmt::format("parallel.split[{}]", chunk);
+    if (split[chunk] == 0 && chunk > 0 && chunk + 1 < split.size())
+      throw Error("{}: found 0, expected at least 1: only the first and the last chunk may have no layers",
+                  given.place(key));
+    if (split[chunk] > num_layers - sum)
+      throw Error("{}: found {}, expected at most {}: the chunks share model.num_hidden_layers ({})", given.place(key),
+                  split[chunk], num_layers - sum, num_layers);
+    sum += split[chunk];
+  }
+  if (sum != num_layers)
+    throw Error("{}: found entries that add up to {}, expected model.num_hidden_layers ({})",
+                given.place("parallel.split"), sum, num_layers);
+}
+
+void check_parallel(const Config& config, const Given& given) {
+  const ParallelConfig& parallel = config.parallel;
+  if (parallel.schedule == ScheduleName::one_f_one_b && parallel.virtual_stages > 1)
+    throw Error(
+        "{}: found 1f1b with parallel.virtual_stages: {}, expected interleaved_1f1b: 1f1b has one chunk per rank",
+        given.place("parallel.schedule"), parallel.virtual_stages);
+  const int64_t num_chunks = int64_t{parallel.pipeline} * parallel.virtual_stages;
+  // The first chunk may hold the embedding alone and the last one the head alone.
+  if (const int64_t most = config.model.num_hidden_layers + 2; num_chunks > most)
+    throw Error(
+        "{}: found {} x virtual_stages ({}) = {} chunks, expected at most {}: each of the {} layers one chunk, and one "
+        "for the embedding and one for the head",
+        given.place("parallel.pipeline"), parallel.pipeline, parallel.virtual_stages, num_chunks, most,
+        config.model.num_hidden_layers);
+  if (!parallel.split.empty()) check_split(config, num_chunks, given);
+}
+
 }  // namespace
 
 std::string Given::place(const std::string& key) const {
@@ -63,6 +103,8 @@ std::vector<Unused> unused_keys(const Config& config) {
     unused.push_back({"model.attn_res_block_size",
                       fmt::format("has no effect with model.residual: {}",
                                   config.model.residual == Residual::standard ? "standard" : "full_attnres")});
+  if (config.model.residual == Residual::standard)
+    unused.push_back({"parallel.block_transport", "has no effect with model.residual: standard"});
   const LrScheduleName schedule = config.train.lr_schedule.name;
   const char* schedule_name = schedule == LrScheduleName::constant ? "constant" : "cosine";
   if (schedule != LrScheduleName::wsd)
@@ -86,6 +128,7 @@ void validate(const Config& config, const Given& given) {
   check_run(config.run, given);
   check_sources(config.data, given);
   check_steps(config, given);
+  check_parallel(config, given);
 }
 
 void derive_defaults(Config& config) {
@@ -96,22 +139,40 @@ void derive_defaults(Config& config) {
 
 }  // namespace schema
 
+namespace {
+
+// "the nearest are 6 and 9", or "the nearest is 9" where nothing is below.
+std::string nearest_multiples(int64_t number, int64_t factor) {
+  const int64_t below = number / factor * factor;
+  return below > 0 ? fmt::format("the nearest are {} and {}", below, below + factor)
+                   : fmt::format("the nearest is {}", below + factor);
+}
+
+}  // namespace
+
 int resolve_data_parallel(const Config& config, int world_size) {
-  const int data = config.parallel.data == 0 ? world_size : config.parallel.data;
-  if (data != world_size)
-    throw Error("parallel.data: found {}, expected {}: the number of ranks ({}) = data ({}); 0 means all ranks", data,
-                world_size, world_size, data);
+  const ParallelConfig& parallel = config.parallel;
+  if (world_size % parallel.pipeline != 0)
+    throw Error(
+        "parallel.pipeline: found {} with {} rank{}, expected a divisor of the number of ranks: ranks = pipeline ({}) "
+        "x "
+        "data; of the numbers of ranks {}",
+        parallel.pipeline, world_size, world_size == 1 ? "" : "s", parallel.pipeline,
+        nearest_multiples(world_size, parallel.pipeline));
+  const int data = parallel.data == 0 ? world_size / parallel.pipeline : parallel.data;
+  if (int64_t{data} * parallel.pipeline != world_size)
+    throw Error(
+        "parallel.data: found {}, expected {}: the number of ranks ({}) = pipeline ({}) x data ({}); 0 means all "
+        "ranks / pipeline",
+        data, world_size / parallel.pipeline, world_size, parallel.pipeline, data);
   const TrainConfig& train = config.train;
   const int64_t per_microbatch = train.micro_batch_size * data;
-  if (train.global_batch_size % per_microbatch != 0) {
-    const int64_t below = train.global_batch_size / per_microbatch * per_microbatch;
+  if (train.global_batch_size % per_microbatch != 0)
     throw Error(
         "train.global_batch_size: found {}, expected a multiple of {}: global_batch_size = micro_batch_size ({}) x "
-        "data ({}) x "
-        "num_microbatches; the nearest {} {}{}",
-        train.global_batch_size, per_microbatch, train.micro_batch_size, data, below > 0 ? "are" : "is",
-        below > 0 ? fmt::format("{} and ", below) : "", below + per_microbatch);
-  }
+        "data ({}) x num_microbatches; {}",
+        train.global_batch_size, per_microbatch, train.micro_batch_size, data,
+        nearest_multiples(train.global_batch_size, per_microbatch));
   return data;
 }
 

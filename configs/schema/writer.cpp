@@ -48,11 +48,12 @@ class Writer {
       : out_(out), path_(std::move(path)), indent_(indent), unused_(unused) {}
 
   template <class T>
-  void key(const char* name, const T& field, const Rule&, const char*) {
+  void key(const char* name, const T& field, const Rule& rule, const char*) {
     const std::string path = path_ + name;
     const bool skipped = std::any_of(unused_.begin(), unused_.end(), [&](const Unused& u) { return u.key == path; });
-    if (skipped || is_absent(field)) return;
-    line(fmt::format("{}: {}", name, text_of(field)));
+    if (skipped || is_absent(field, rule)) return;
+    const std::string text = text_of(field);
+    line(fmt::format("{}: {}", name, text.empty() ? rule.empty_word : text));
   }
 
   template <class T>
@@ -82,18 +83,28 @@ class Writer {
   void line(const std::string& text) { out_ += std::string(indent_, ' ') + text + "\n"; }
 
   template <class T>
-  static bool is_absent(const T&) {
+  static bool is_absent(const T&, const Rule&) {
     return false;
   }
   template <class T>
-  static bool is_absent(const std::optional<T>& field) {
+  static bool is_absent(const std::optional<T>& field, const Rule&) {
     return !field.has_value();
+  }
+  template <class T>
+  static bool is_absent(const std::vector<T>& field, const Rule& rule) {
+    return field.empty() && rule.empty_word.empty();
   }
 
   static std::string text_of(const std::string& field) { return is_plain(field) ? field : quoted(field); }
   template <class T>
   static std::string text_of(const std::optional<T>& field) {
     return text_of(*field);
+  }
+  template <class T>
+  static std::string text_of(const std::vector<T>& field) {
+    std::string text;
+    for (const T& item : field) text += (text.empty() ? "" : ", ") + text_of(item);
+    return text.empty() ? "" : "[" + text + "]";
   }
   template <class T>
   static std::string text_of(const T& field) {

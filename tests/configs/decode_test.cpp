@@ -92,6 +92,41 @@ TEST(Decode, OverridesReplaceLists) {
   EXPECT_EQ(config.data.train[1].weight, 4.0);
 }
 
+TEST(Decode, ParallelLayouts) {
+  const Config plain = parse(minimal);
+  EXPECT_EQ(plain.parallel.pipeline, 1);
+  EXPECT_EQ(plain.parallel.virtual_stages, 1);
+  EXPECT_EQ(plain.parallel.schedule, ScheduleName::interleaved_1f1b);
+  EXPECT_EQ(plain.parallel.block_transport, BlockTransport::cached);
+  EXPECT_TRUE(plain.parallel.split.empty());
+
+  const Config config = parse(minimal +
+                              "parallel: {pipeline: 2, virtual_stages: 2, data: 3, schedule: zero_bubble, "
+                              "block_transport: full, split: [0, 1, 2, 1]}\n");
+  EXPECT_EQ(config.parallel.pipeline, 2);
+  EXPECT_EQ(config.parallel.virtual_stages, 2);
+  EXPECT_EQ(config.parallel.data, 3);
+  EXPECT_EQ(config.parallel.schedule, ScheduleName::zero_bubble);
+  EXPECT_EQ(config.parallel.block_transport, BlockTransport::full);
+  EXPECT_EQ(config.parallel.split, (std::vector<int64_t>{0, 1, 2, 1}));
+  EXPECT_EQ(parse(minimal, {"parallel.schedule=1f1b"}).parallel.schedule, ScheduleName::one_f_one_b);
+  EXPECT_EQ(parse(minimal, {"parallel.schedule=gpipe"}).parallel.schedule, ScheduleName::gpipe);
+}
+
+TEST(Decode, SplitIsAWordOrAList) {
+  const auto split = [](const std::vector<std::string>& overrides) { return parse(minimal, overrides).parallel.split; };
+  const std::vector<std::string> layout = {"parallel.pipeline=4", "model.num_hidden_layers=10"};
+  EXPECT_EQ(split({layout[0], layout[1], "parallel.split=[3,3,2,2]"}), (std::vector<int64_t>{3, 3, 2, 2}));
+  EXPECT_EQ(split({layout[0], layout[1], "parallel.split=[3,3,2,2]", "parallel.split.1=2", "parallel.split.3=3"}),
+            (std::vector<int64_t>{3, 2, 2, 3}));
+  EXPECT_TRUE(split({layout[0], layout[1], "parallel.split=[3,3,2,2]", "parallel.split=auto"}).empty());
+  EXPECT_TRUE(split({layout[0], layout[1], "parallel.split=[3,3,2,2]", "parallel.split=null"}).empty());
+  // The outer chunks may be empty: the embedding alone, the head alone.
+  EXPECT_EQ(split({"parallel.pipeline=6", "parallel.split=[0,1,1,1,1,0]"}).size(), 6u);
+  EXPECT_EQ(split({"parallel.pipeline=2", "parallel.split=[0,4]"}), (std::vector<int64_t>{0, 4}));
+  EXPECT_NO_THROW(split({"parallel.pipeline=6"}));
+}
+
 TEST(Decode, NullOnTheCommandLineRemovesAKey) {
   const std::vector<std::string> given = {"model.attn_res_block_size=4", "model.residual=standard"};
   EXPECT_THROW(parse(minimal, given), Error);
@@ -149,6 +184,25 @@ TEST(Write, RoundTripsEveryScheme) {
       }
 }
 
+TEST(Write, RoundTripsLayouts) {
+  for (const char* schedule : {"gpipe", "interleaved_1f1b", "zero_bubble"})
+    for (const char* transport : {"cached", "full"})
+      for (const char* split : {"auto", "[1, 1, 0]", "[0, 1, 1]"}) {
+        const Config config = parse(
+            minimal, {"model.num_hidden_layers=2", "parallel.pipeline=3", fmt::format("parallel.schedule={}", schedule),
+                      fmt::format("parallel.block_transport={}", transport), fmt::format("parallel.split={}", split)});
+        const std::string yaml = to_yaml(config);
+        const Config again = parse(yaml);
+        expect_same(again, config);
+        EXPECT_EQ(again.parallel.schedule, config.parallel.schedule);
+        EXPECT_EQ(again.parallel.block_transport, config.parallel.block_transport);
+        EXPECT_EQ(again.parallel.split, config.parallel.split);
+        EXPECT_THAT(yaml, testing::HasSubstr(fmt::format("  split: {}\n", split)));
+      }
+  EXPECT_THAT(to_yaml(parse(minimal, {"model.residual=standard"})),
+              testing::Not(testing::HasSubstr("block_transport")));
+}
+
 TEST(Write, RoundTripsDoublesExactly) {
   std::mt19937_64 random(5);
   std::uniform_real_distribution<double> exponent(-30, 30);
@@ -197,12 +251,13 @@ TEST(Reference, AllKeys) {
           "model.q_lora_rank", "model.kv_lora_rank", "model.kv_a_layernorm_eps", "model.qk_nope_head_dim",
           "model.qk_rope_head_dim", "model.v_head_dim", "model.intermediate_size", "data.seq_len", "data.train[].path",
           "data.train[].weight", "data.validation.path", "data.validation.num_sequences", "data.validation.interval",
-          "parallel.data", "train.num_steps", "train.global_batch_size", "train.micro_batch_size", "train.precision",
-          "train.recompute", "train.grad_clip", "train.optimizer.name", "train.optimizer.lr",
-          "train.optimizer.weight_decay", "train.optimizer.beta1", "train.optimizer.beta2", "train.optimizer.eps",
-          "train.lr_schedule.name", "train.lr_schedule.warmup_steps", "train.lr_schedule.decay_steps",
-          "train.lr_schedule.min_lr_ratio", "checkpoint.interval", "checkpoint.keep", "logging.interval",
-          "logging.layer_stats_interval", "debug.dump_step", "debug.dump_path"));
+          "parallel.pipeline", "parallel.virtual_stages", "parallel.data", "parallel.schedule",
+          "parallel.block_transport", "parallel.split", "train.num_steps", "train.global_batch_size",
+          "train.micro_batch_size", "train.precision", "train.recompute", "train.grad_clip", "train.optimizer.name",
+          "train.optimizer.lr", "train.optimizer.weight_decay", "train.optimizer.beta1", "train.optimizer.beta2",
+          "train.optimizer.eps", "train.lr_schedule.name", "train.lr_schedule.warmup_steps",
+          "train.lr_schedule.decay_steps", "train.lr_schedule.min_lr_ratio", "checkpoint.interval", "checkpoint.keep",
+          "logging.interval", "logging.layer_stats_interval", "debug.dump_step", "debug.dump_path"));
 }
 
 // After a change of a key: LAMINA_UPDATE_DOCS=1 tests_configs writes the page anew.

@@ -77,7 +77,9 @@ const Edit edits[] = {
     {"      weight: 1.0", "      wieght: 1.0", "a.yaml:17: data.train[0].wieght: unknown key, did you mean weight?"},
     {"num_sequences: 8", "num_sequence: 8",
      "a.yaml:18: data.validation.num_sequence: unknown key, did you mean num_sequences?"},
-    {"", "parallel: {tensor: 2}\n", "a.yaml:26: parallel.tensor: unknown key, expected one of data"},
+    {"", "parallel: {tensor: 2}\n",
+     "a.yaml:26: parallel.tensor: unknown key, expected one of pipeline, virtual_stages, data, schedule, "
+     "block_transport, split"},
     // Wrong types
     {"hidden_size: 64", "hidden_size: abc", "a.yaml:4: model.hidden_size: found 'abc', expected an integer"},
     {"hidden_size: 64", "hidden_size: 64.0", "a.yaml:4: model.hidden_size: found '64.0', expected an integer"},
@@ -243,6 +245,48 @@ struct Override {
 };
 
 const Override wrong_overrides[] = {
+    {"parallel={pipeline: 0}", "command line: parallel={pipeline: 0}: parallel.pipeline: found 0, expected at least 1"},
+    {"parallel={virtual_stages: 0}",
+     "command line: parallel={virtual_stages: 0}: parallel.virtual_stages: found 0, expected at least 1"},
+    {"parallel={schedule: 1f1}",
+     "command line: parallel={schedule: 1f1}: parallel.schedule: found '1f1', expected one of gpipe, 1f1b, "
+     "interleaved_1f1b, zero_bubble; did you mean 1f1b?"},
+    {"parallel={schedule: 1f1b, virtual_stages: 2}",
+     "command line: parallel={schedule: 1f1b, virtual_stages: 2}: parallel.schedule: found 1f1b with "
+     "parallel.virtual_stages: 2, expected interleaved_1f1b: 1f1b has one chunk per rank"},
+    {"parallel={pipeline: 7}",
+     "command line: parallel={pipeline: 7}: parallel.pipeline: found 7 x virtual_stages (1) = 7 chunks, expected at "
+     "most 6: each of the 4 layers one chunk, and one for the embedding and one for the head"},
+    {"parallel={pipeline: 2147483647, virtual_stages: 2147483647}",
+     "command line: parallel={pipeline: 2147483647, virtual_stages: 2147483647}: parallel.pipeline: found 2147483647 x "
+     "virtual_stages (2147483647) = 4611686014132420609 chunks, expected at most 6: each of the 4 layers one chunk, "
+     "and "
+     "one for the embedding and one for the head"},
+    {"parallel={split: even}",
+     "command line: parallel={split: even}: parallel.split: found 'even', expected auto or a list with at least one "
+     "item"},
+    {"parallel.split=[]",
+     "command line: parallel.split=[]: parallel.split: found an empty list, expected auto or a list with at least one "
+     "item"},
+    {"parallel.split=[4, x]", "command line: parallel.split=[4, x]: parallel.split[1]: found 'x', expected an integer"},
+    {"parallel.split=[5, -1]",
+     "command line: parallel.split=[5, -1]: parallel.split[1]: found -1, expected at least 0"},
+    {"parallel.split=[4, 0]",
+     "command line: parallel.split=[4, 0]: parallel.split: found 2 entries, expected 1 = parallel.pipeline (1) x "
+     "parallel.virtual_stages (1)"},
+    {"parallel={pipeline: 2, split: [4]}",
+     "command line: parallel={pipeline: 2, split: [4]}: parallel.split: found 1 entry, expected 2 = parallel.pipeline "
+     "(2) x parallel.virtual_stages (1)"},
+    {"parallel={pipeline: 2, split: [2, 1]}",
+     "command line: parallel={pipeline: 2, split: [2, 1]}: parallel.split: found entries that add up to 3, expected "
+     "model.num_hidden_layers (4)"},
+    {"parallel={pipeline: 2, split: [2, 3]}",
+     "command line: parallel={pipeline: 2, split: [2, 3]}: parallel.split[1]: found 3, expected at most 2: the chunks "
+     "share model.num_hidden_layers (4)"},
+    {"parallel={pipeline: 3, split: [2, 0, 2]}",
+     "command line: parallel={pipeline: 3, split: [2, 0, 2]}: parallel.split[1]: found 0, expected at least 1: only "
+     "the "
+     "first and the last chunk may have no layers"},
     {"train.num_steps",
      "command line: train.num_steps: found no key.path=value, expected one like train.num_steps=100"},
     {"=5", "command line: =5: found no key.path=value, expected one like train.num_steps=100"},
@@ -300,11 +344,12 @@ TEST(Mistakes, FilesThatCantBeRead) {
 }
 
 TEST(Mistakes, TheProductRuleHasEveryFactor) {
-  const auto message = [](int64_t global, int64_t micro, int data, int world_size) -> std::string {
+  const auto message = [](int64_t global, int64_t micro, int data, int world_size, int pipeline = 1) -> std::string {
     Config config;
     config.train.global_batch_size = global;
     config.train.micro_batch_size = micro;
     config.parallel.data = data;
+    config.parallel.pipeline = pipeline;
     try {
       return std::to_string(resolve_data_parallel(config, world_size));
     } catch (const Error& failure) {
@@ -314,16 +359,40 @@ TEST(Mistakes, TheProductRuleHasEveryFactor) {
   EXPECT_EQ(message(24, 2, 0, 1), "1");
   EXPECT_EQ(message(24, 2, 0, 4), "4");
   EXPECT_EQ(message(24, 2, 4, 4), "4");
-  EXPECT_EQ(message(24, 2, 2, 4),
-            "parallel.data: found 2, expected 4: the number of ranks (4) = data (2); 0 means all ranks");
+  EXPECT_EQ(message(24, 2, 0, 8, 2), "4");
+  EXPECT_EQ(message(24, 2, 4, 8, 2), "4");
+  EXPECT_EQ(message(24, 2, 0, 4, 4), "1");
+  EXPECT_EQ(
+      message(24, 2, 2, 4),
+      "parallel.data: found 2, expected 4: the number of ranks (4) = pipeline (1) x data (2); 0 means all ranks / "
+      "pipeline");
+  EXPECT_EQ(
+      message(24, 2, 4, 4, 2),
+      "parallel.data: found 4, expected 2: the number of ranks (4) = pipeline (2) x data (4); 0 means all ranks / "
+      "pipeline");
+  EXPECT_EQ(
+      message(24, 2, 0, 8, 3),
+      "parallel.pipeline: found 3 with 8 ranks, expected a divisor of the number of ranks: ranks = pipeline (3) x "
+      "data; of the numbers of ranks the nearest are 6 and 9");
+  EXPECT_EQ(message(24, 2, 0, 1, 2),
+            "parallel.pipeline: found 2 with 1 rank, expected a divisor of the number of ranks: ranks = pipeline (2) x "
+            "data; of the numbers of ranks the nearest is 2");
   EXPECT_EQ(message(24, 2, 0, 5),
             "train.global_batch_size: found 24, expected a multiple of 10: global_batch_size = micro_batch_size (2) x "
-            "data (5) "
-            "x num_microbatches; the nearest are 20 and 30");
+            "data (5) x num_microbatches; the nearest are 20 and 30");
+  EXPECT_EQ(message(24, 2, 0, 10, 2),
+            "train.global_batch_size: found 24, expected a multiple of 10: global_batch_size = micro_batch_size (2) x "
+            "data (5) x num_microbatches; the nearest are 20 and 30");
   EXPECT_EQ(message(24, 2, 0, 16),
             "train.global_batch_size: found 24, expected a multiple of 32: global_batch_size = micro_batch_size (2) x "
-            "data (16) "
-            "x num_microbatches; the nearest is 32");
+            "data (16) x num_microbatches; the nearest is 32");
+}
+
+TEST(Mistakes, TransportOfBlocksNeedsBlocks) {
+  EXPECT_EQ(message_of(base + "parallel:\n  block_transport: cached\n",
+                       {"model.attn_res_block_size=null", "model.residual=standard"}),
+            "a.yaml:27: parallel.block_transport has no effect with model.residual: standard; remove it "
+            "(parallel.block_transport=null on the command line)");
 }
 
 }  // namespace
