@@ -20,6 +20,7 @@ struct RunConfig {
   int num_threads = 0;         // per rank; 0: the cores of this machine divided by the ranks on it
 };
 
+enum class Mixer { mla, kda };
 enum class Residual { standard, full_attnres, block_attnres };
 
 // Keys of reference.ModelConfig; Hugging Face names where one exists.
@@ -31,15 +32,35 @@ struct ModelConfig {
   bool tie_word_embeddings = false;
   double initializer_range = 0.02;
   Residual residual = Residual::block_attnres;
-  int64_t attn_res_block_size = 2;     // decoder layers per block; the last block may be short
+  int64_t attn_res_block_size = 2;  // decoder layers per block; the last block may be short
+  // Token mixer of each layer; the pattern repeats. Empty: mla everywhere. Its keys are `num_attention_heads` to
+  // `v_head_dim`; those of Kimi Delta Attention (kda) the next four.
+  std::vector<Mixer> mixers;
   int64_t num_attention_heads = 0;     // required
   std::optional<int64_t> q_lora_rank;  // absent: one query projection
   int64_t kv_lora_rank = 0;            // required
   double kv_a_layernorm_eps = 1e-6;
-  int64_t qk_nope_head_dim = 0;   // required
-  int64_t qk_rope_head_dim = 0;   // the key part shared by all heads; not rotated (NoPE); may be 0
-  int64_t v_head_dim = 0;         // required
-  int64_t intermediate_size = 0;  // required
+  int64_t qk_nope_head_dim = 0;  // required
+  int64_t qk_rope_head_dim = 0;  // the key part shared by all heads; not rotated (NoPE); may be 0
+  int64_t v_head_dim = 0;        // required
+  int64_t linear_num_heads = 0;  // required with kda
+  int64_t linear_head_dim = 0;   // required with kda
+  int64_t short_conv_kernel_size = 4;
+  std::optional<double> gate_lower_bound;  // absent: g = -exp(A) softplus(f); -5: g = -5 sigmoid(exp(A) f)
+  int64_t intermediate_size = 0;           // required where a layer has the dense MLP
+  int64_t num_experts = 0;                 // 0: every layer has the dense MLP
+  int64_t first_k_dense_replace = 1;       // the first layers keep the dense MLP
+  int64_t num_experts_per_token = 0;       // required with experts
+  int64_t num_shared_experts = 1;
+  int64_t moe_intermediate_size = 0;  // required with experts; of each expert
+  double routed_scaling_factor = 1.0;
+  bool moe_renormalize = true;
+  double aux_loss_alpha = 0;  // sequence-wise balance loss, summed over the MoE layers
+
+  Mixer mixer(int64_t layer) const {
+    return mixers.empty() ? Mixer::mla : mixers[static_cast<size_t>(layer) % mixers.size()];
+  }
+  bool is_moe(int64_t layer) const { return num_experts > 0 && layer >= first_k_dense_replace; }
 };
 
 struct SourceConfig {
@@ -66,6 +87,7 @@ struct ParallelConfig {
   int pipeline = 1;        // pipeline ranks
   int virtual_stages = 1;  // chunks per pipeline rank
   int data = 0;            // data-parallel ranks; 0: all ranks / pipeline
+  int expert = 1;          // expert-parallel ranks, a divisor of data: each has its share of the experts
   ScheduleName schedule = ScheduleName::interleaved_1f1b;
   BlockTransport block_transport = BlockTransport::cached;  // of block summaries between pipeline ranks
   std::vector<int64_t>

@@ -22,4 +22,7 @@ std::string to_yaml(const Config& config);
 // Throws Error with the product rule and every factor in its message.
 int resolve_data_parallel(const Config& config, int world_size);
 
+// `lamina plan` knows more models than the program can run: throws Error, in one line, for one that it can't.
+void require_trainable(const Config& config);
+
 }  // namespace lamina

@@ -86,6 +86,10 @@ struct enum_names<BlockTransport> {
       {{"cached", BlockTransport::cached}, {"full", BlockTransport::full}}};
 };
 template <>
+struct enum_names<Mixer> {
+  static constexpr std::array<std::pair<const char*, Mixer>, 2> value = {{{"mla", Mixer::mla}, {"kda", Mixer::kda}}};
+};
+template <>
 struct enum_names<OptimizerName> {
   static constexpr std::array<std::pair<const char*, OptimizerName>, 1> value = {{{"adamw", OptimizerName::adamw}}};
 };
@@ -127,6 +131,9 @@ void describe(V& v, ModelConfig& c) {
   v.key("residual", c.residual, Rule(), "Residual scheme.");
   v.key("attn_res_block_size", c.attn_res_block_size, Rule().at_least(1),
         "Decoder layers per block, the last block may be short. Only with `residual: block_attnres`.");
+  v.key("mixers", c.mixers, Rule(),
+        "Token mixer of each layer, repeated when there are more layers; absent: `mla` everywhere. `lamina plan` alone "
+        "takes `kda`.");
   v.key("num_attention_heads", c.num_attention_heads, size, "Attention heads.");
   v.key("q_lora_rank", c.q_lora_rank, Rule().at_least(1), "Rank of the query projection; absent: one full matrix.");
   v.key("kv_lora_rank", c.kv_lora_rank, size, "Rank of the shared key and value projection.");
@@ -135,7 +142,28 @@ void describe(V& v, ModelConfig& c) {
   v.key("qk_rope_head_dim", c.qk_rope_head_dim, Rule().at_least(0),
         "Width of the key part that all heads share; not rotated (NoPE).");
   v.key("v_head_dim", c.v_head_dim, size, "Width per head of the values.");
-  v.key("intermediate_size", c.intermediate_size, size, "Width of the MLP.");
+  v.key("linear_num_heads", c.linear_num_heads, Rule().at_least(1).derived("required with kda"),
+        "Heads of Kimi Delta Attention. This and the next three only with `kda` in `mixers`.");
+  v.key("linear_head_dim", c.linear_head_dim, Rule().at_least(1).derived("required with kda"),
+        "Width per head of its queries, keys and values.");
+  v.key("short_conv_kernel_size", c.short_conv_kernel_size, Rule().at_least(1), "Taps of its causal convolutions.");
+  v.key("gate_lower_bound", c.gate_lower_bound, Rule().below(0),
+        "Least log decay per step; absent: unbounded, by a softplus.");
+  v.key("intermediate_size", c.intermediate_size, Rule().at_least(1).derived("required with a dense MLP"),
+        "Width of the dense MLP.");
+  v.key("num_experts", c.num_experts, Rule().at_least(0),
+        "Routed experts of a mixture-of-experts layer; 0: every layer has the dense MLP. `lamina plan` alone takes "
+        "more.");
+  v.key("first_k_dense_replace", c.first_k_dense_replace, Rule().at_least(0),
+        "The first layers that keep the dense MLP. This and the next six only with `num_experts`.");
+  v.key("num_experts_per_token", c.num_experts_per_token, Rule().at_least(1).derived("required with experts"),
+        "Routed experts that each token goes to.");
+  v.key("num_shared_experts", c.num_shared_experts, Rule().at_least(0), "Experts that every token goes to.");
+  v.key("moe_intermediate_size", c.moe_intermediate_size, Rule().at_least(1).derived("required with experts"),
+        "Width of each expert.");
+  v.key("routed_scaling_factor", c.routed_scaling_factor, Rule().above(0), "Factor of the routed experts' sum.");
+  v.key("moe_renormalize", c.moe_renormalize, Rule(), "The weights of a token's experts add up to one.");
+  v.key("aux_loss_alpha", c.aux_loss_alpha, Rule().at_least(0), "Weight of the sequence-wise balance loss.");
 }
 
 template <class V>
@@ -167,6 +195,8 @@ void describe(V& v, ParallelConfig& c) {
   v.key("virtual_stages", c.virtual_stages, Rule().at_least(1),
         "Chunks of consecutive layers per pipeline rank; chunk c is on rank c mod `pipeline`.");
   v.key("data", c.data, Rule().at_least(0), "Data-parallel ranks; 0: all ranks / `pipeline`.");
+  v.key("expert", c.expert, Rule().at_least(1),
+        "Expert-parallel ranks, a divisor of the data-parallel ones. Only with `model.num_experts`.");
   v.key("schedule", c.schedule, Rule(),
         "Order of the micro-batches' forward and backward passes; `1f1b` only with `virtual_stages: 1`, where "
         "`interleaved_1f1b` is the same.");

@@ -109,6 +109,7 @@ class Documenter {
 
   template <class T>
   static std::string default_of(const T& field, const Rule& rule) {
+    if (rule.default_text.starts_with("required")) return rule.default_text;
     if (!rule.default_text.empty()) return "`" + rule.default_text + "`";
     if constexpr (std::is_enum_v<T>) {
       for (const auto& [name, item] : enum_names<T>::value)

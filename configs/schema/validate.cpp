@@ -1,5 +1,7 @@
 #include "configs/schema/validate.h"
 
+#include <algorithm>
+
 #include "configs/schema/decode.h"
 #include "configs/schema/keys.h"
 #include "core/base/error.h"
@@ -7,6 +9,14 @@
 namespace lamina {
 namespace schema {
 namespace {
+
+bool has_kda(const ModelConfig& model) {
+  return std::count(model.mixers.begin(), model.mixers.end(), Mixer::kda) > 0;
+}
+
+bool has_dense_mlp(const ModelConfig& model) {
+  return model.num_experts == 0 || model.first_k_dense_replace > 0;
+}
 
 void check_run(const RunConfig& run, const Given& given) {
   if (run.name.empty() || run.name.find('/') != std::string::npos || run.name == "." || run.name == "..")
@@ -45,6 +55,38 @@ void check_steps(const Config& config, const Given& given) {
   if (config.debug.dump_step > train.num_steps)
     throw Error("{}: found {}, expected at most train.num_steps ({})", given.place("debug.dump_step"),
                 config.debug.dump_step, train.num_steps);
+}
+
+void require_key(const std::string& key, const char* why, const Given& given) {
+  if (!given.origin_of.contains(key))
+    throw Error("{}: required key is missing {}, expected an integer at least 1", given.place(key), why);
+}
+
+void check_model(const Config& config, const Given& given) {
+  const ModelConfig& model = config.model;
+  if (static_cast<int64_t>(model.mixers.size()) > model.num_hidden_layers)
+    throw Error("{}: found {} entries, expected at most model.num_hidden_layers ({})", given.place("model.mixers"),
+                model.mixers.size(), model.num_hidden_layers);
+  if (!model.mixers.empty() && std::count(model.mixers.begin(), model.mixers.end(), Mixer::mla) == 0)
+    throw Error("{}: found no mla, expected at least one: the keys of that mixer are required",
+                given.place("model.mixers"));
+  if (has_kda(model))
+    for (const char* key : {"model.linear_num_heads", "model.linear_head_dim"})
+      require_key(key, "with kda in model.mixers", given);
+  if (has_dense_mlp(model)) require_key("model.intermediate_size", "for the dense MLP", given);
+  if (model.num_experts == 0) return;
+  for (const char* key : {"model.num_experts_per_token", "model.moe_intermediate_size"})
+    require_key(key, "with model.num_experts", given);
+  if (model.first_k_dense_replace >= model.num_hidden_layers)
+    throw Error(
+        "{}: found {}, expected below model.num_hidden_layers ({}); model.num_experts: 0 makes every layer dense",
+        given.place("model.first_k_dense_replace"), model.first_k_dense_replace, model.num_hidden_layers);
+  if (model.num_experts_per_token > model.num_experts)
+    throw Error("{}: found {}, expected at most model.num_experts ({})", given.place("model.num_experts_per_token"),
+                model.num_experts_per_token, model.num_experts);
+  if (model.num_experts % config.parallel.expert != 0)
+    throw Error("{}: found {}, expected a divisor of model.num_experts ({})", given.place("parallel.expert"),
+                config.parallel.expert, model.num_experts);
 }
 
 void check_split(const Config& config, int64_t num_chunks, const Given& given) {
@@ -103,6 +145,16 @@ std::vector<Unused> unused_keys(const Config& config) {
     unused.push_back({"model.attn_res_block_size",
                       fmt::format("has no effect with model.residual: {}",
                                   config.model.residual == Residual::standard ? "standard" : "full_attnres")});
+  if (!has_kda(config.model))
+    for (const char* key : {"linear_num_heads", "linear_head_dim", "short_conv_kernel_size", "gate_lower_bound"})
+      unused.push_back({std::string("model.") + key, "has no effect without kda in model.mixers"});
+  if (!has_dense_mlp(config.model))
+    unused.push_back({"model.intermediate_size", "has no effect with model.first_k_dense_replace: 0"});
+  if (config.model.num_experts == 0)
+    for (const char* key : {"model.first_k_dense_replace", "model.num_experts_per_token", "model.num_shared_experts",
+                            "model.moe_intermediate_size", "model.routed_scaling_factor", "model.moe_renormalize",
+                            "model.aux_loss_alpha", "parallel.expert"})
+      unused.push_back({key, "has no effect with model.num_experts: 0"});
   if (config.model.residual == Residual::standard)
     unused.push_back({"parallel.block_transport", "has no effect with model.residual: standard"});
   const LrScheduleName schedule = config.train.lr_schedule.name;
@@ -126,6 +178,7 @@ void validate(const Config& config, const Given& given) {
     if (given.origin_of.contains(unused.key))
       throw Error("{} {}; remove it ({}=null on the command line)", given.place(unused.key), unused.reason, unused.key);
   check_run(config.run, given);
+  check_model(config, given);
   check_sources(config.data, given);
   check_steps(config, given);
   check_parallel(config, given);
@@ -150,6 +203,18 @@ std::string nearest_multiples(int64_t number, int64_t factor) {
 
 }  // namespace
 
+void require_trainable(const Config& config) {
+  const ModelConfig& model = config.model;
+  if (schema::has_kda(model))
+    throw Error(
+        "model.mixers: found kda, expected mla alone: this version plans Kimi Delta Attention but does not train it");
+  if (model.num_experts > 0)
+    throw Error(
+        "model.num_experts: found {}, expected 0: this version plans mixture-of-experts layers but does not train "
+        "them",
+        model.num_experts);
+}
+
 int resolve_data_parallel(const Config& config, int world_size) {
   const ParallelConfig& parallel = config.parallel;
   if (world_size % parallel.pipeline != 0)
@@ -165,6 +230,10 @@ int resolve_data_parallel(const Config& config, int world_size) {
         "parallel.data: found {}, expected {}: the number of ranks ({}) = pipeline ({}) x data ({}); 0 means all "
         "ranks / pipeline",
         data, world_size / parallel.pipeline, world_size, parallel.pipeline, data);
+  if (data % parallel.expert != 0)
+    throw Error(
+        "parallel.expert: found {}, expected a divisor of the data-parallel ranks ({} = {} ranks / pipeline ({}))",
+        parallel.expert, data, world_size, parallel.pipeline);
   const TrainConfig& train = config.train;
   const int64_t per_microbatch = train.micro_batch_size * data;
   if (train.global_batch_size % per_microbatch != 0)

@@ -127,6 +127,44 @@ TEST(Decode, SplitIsAWordOrAList) {
   EXPECT_NO_THROW(split({"parallel.pipeline=6"}));
 }
 
+const std::vector<std::string> hybrid = {"model.mixers=[kda, kda, mla]",  "model.linear_num_heads=2",
+                                         "model.linear_head_dim=8",       "model.gate_lower_bound=-5",
+                                         "model.num_experts=8",           "model.first_k_dense_replace=2",
+                                         "model.num_experts_per_token=3", "model.moe_intermediate_size=24",
+                                         "model.aux_loss_alpha=1e-4",     "parallel.expert=4"};
+
+TEST(Decode, HybridModels) {
+  const Config config = parse(minimal, hybrid);
+  const ModelConfig& model = config.model;
+  EXPECT_EQ(model.mixer(0), Mixer::kda);
+  EXPECT_EQ(model.mixer(2), Mixer::mla);
+  EXPECT_EQ(model.mixer(3), Mixer::kda);  // the pattern repeats
+  EXPECT_FALSE(model.is_moe(1));
+  EXPECT_TRUE(model.is_moe(2));
+  EXPECT_EQ(model.gate_lower_bound, -5.0);
+  EXPECT_EQ(model.short_conv_kernel_size, 4);
+  EXPECT_EQ(model.num_shared_experts, 1);
+  EXPECT_TRUE(model.moe_renormalize);
+  EXPECT_EQ(config.parallel.expert, 4);
+  EXPECT_EQ(parse(minimal).model.mixer(5), Mixer::mla);
+  EXPECT_FALSE(parse(minimal).model.is_moe(3));
+  const Config again = parse(to_yaml(config));
+  EXPECT_EQ(to_yaml(again), to_yaml(config));
+  EXPECT_EQ(again.model.mixers, model.mixers);
+  EXPECT_EQ(again.model.first_k_dense_replace, 2);
+  EXPECT_THAT(to_yaml(config), testing::HasSubstr("  mixers: [kda, kda, mla]\n"));
+}
+
+TEST(Decode, WithoutDenseLayersTheDenseWidthGoes) {
+  std::vector<std::string> overrides = hybrid;
+  overrides.push_back("model.first_k_dense_replace=0");
+  EXPECT_THROW(parse(minimal, overrides), Error);
+  overrides.push_back("model.intermediate_size=null");
+  const Config config = parse(minimal, overrides);
+  EXPECT_THAT(to_yaml(config), testing::Not(testing::HasSubstr("  intermediate_size")));
+  EXPECT_EQ(to_yaml(parse(to_yaml(config))), to_yaml(config));
+}
+
 TEST(Decode, NullOnTheCommandLineRemovesAKey) {
   const std::vector<std::string> given = {"model.attn_res_block_size=4", "model.residual=standard"};
   EXPECT_THROW(parse(minimal, given), Error);
@@ -247,17 +285,21 @@ TEST(Reference, AllKeys) {
       testing::ElementsAre(
           "run.name", "run.seed", "run.output_dir", "run.device", "run.num_threads", "model.vocab_size",
           "model.hidden_size", "model.num_hidden_layers", "model.rms_norm_eps", "model.tie_word_embeddings",
-          "model.initializer_range", "model.residual", "model.attn_res_block_size", "model.num_attention_heads",
-          "model.q_lora_rank", "model.kv_lora_rank", "model.kv_a_layernorm_eps", "model.qk_nope_head_dim",
-          "model.qk_rope_head_dim", "model.v_head_dim", "model.intermediate_size", "data.seq_len", "data.train[].path",
-          "data.train[].weight", "data.validation.path", "data.validation.num_sequences", "data.validation.interval",
-          "parallel.pipeline", "parallel.virtual_stages", "parallel.data", "parallel.schedule",
-          "parallel.block_transport", "parallel.split", "train.num_steps", "train.global_batch_size",
-          "train.micro_batch_size", "train.precision", "train.recompute", "train.grad_clip", "train.optimizer.name",
-          "train.optimizer.lr", "train.optimizer.weight_decay", "train.optimizer.beta1", "train.optimizer.beta2",
-          "train.optimizer.eps", "train.lr_schedule.name", "train.lr_schedule.warmup_steps",
-          "train.lr_schedule.decay_steps", "train.lr_schedule.min_lr_ratio", "checkpoint.interval", "checkpoint.keep",
-          "logging.interval", "logging.layer_stats_interval", "debug.dump_step", "debug.dump_path"));
+          "model.initializer_range", "model.residual", "model.attn_res_block_size", "model.mixers",
+          "model.num_attention_heads", "model.q_lora_rank", "model.kv_lora_rank", "model.kv_a_layernorm_eps",
+          "model.qk_nope_head_dim", "model.qk_rope_head_dim", "model.v_head_dim", "model.linear_num_heads",
+          "model.linear_head_dim", "model.short_conv_kernel_size", "model.gate_lower_bound", "model.intermediate_size",
+          "model.num_experts", "model.first_k_dense_replace", "model.num_experts_per_token", "model.num_shared_experts",
+          "model.moe_intermediate_size", "model.routed_scaling_factor", "model.moe_renormalize", "model.aux_loss_alpha",
+          "data.seq_len", "data.train[].path", "data.train[].weight", "data.validation.path",
+          "data.validation.num_sequences", "data.validation.interval", "parallel.pipeline", "parallel.virtual_stages",
+          "parallel.data", "parallel.expert", "parallel.schedule", "parallel.block_transport", "parallel.split",
+          "train.num_steps", "train.global_batch_size", "train.micro_batch_size", "train.precision", "train.recompute",
+          "train.grad_clip", "train.optimizer.name", "train.optimizer.lr", "train.optimizer.weight_decay",
+          "train.optimizer.beta1", "train.optimizer.beta2", "train.optimizer.eps", "train.lr_schedule.name",
+          "train.lr_schedule.warmup_steps", "train.lr_schedule.decay_steps", "train.lr_schedule.min_lr_ratio",
+          "checkpoint.interval", "checkpoint.keep", "logging.interval", "logging.layer_stats_interval",
+          "debug.dump_step", "debug.dump_path"));
 }
 
 // After a change of a key: LAMINA_UPDATE_DOCS=1 tests_configs writes the page anew.

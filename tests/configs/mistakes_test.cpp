@@ -78,8 +78,8 @@ const Edit edits[] = {
     {"num_sequences: 8", "num_sequence: 8",
      "a.yaml:18: data.validation.num_sequence: unknown key, did you mean num_sequences?"},
     {"", "parallel: {tensor: 2}\n",
-     "a.yaml:26: parallel.tensor: unknown key, expected one of pipeline, virtual_stages, data, schedule, "
-     "block_transport, split"},
+     "a.yaml:26: parallel.tensor: unknown key, expected one of pipeline, virtual_stages, data, expert, "
+     "schedule, block_transport, split"},
     // Wrong types
     {"hidden_size: 64", "hidden_size: abc", "a.yaml:4: model.hidden_size: found 'abc', expected an integer"},
     {"hidden_size: 64", "hidden_size: 64.0", "a.yaml:4: model.hidden_size: found '64.0', expected an integer"},
@@ -245,6 +245,35 @@ struct Override {
 };
 
 const Override wrong_overrides[] = {
+    {"model.mixers=mla",
+     "command line: model.mixers=mla: model.mixers: found 'mla', expected a list with at least one item"},
+    {"model.mixers=[mla, kdda]",
+     "command line: model.mixers=[mla, kdda]: model.mixers[1]: found 'kdda', expected one of mla, kda; did you mean "
+     "kda?"},
+    {"model.mixers=[kda]",
+     "command line: model.mixers=[kda]: model.mixers: found no mla, expected at least one: the keys of that mixer are "
+     "required"},
+    {"model.mixers=[mla, mla, mla, mla, mla]",
+     "command line: model.mixers=[mla, mla, mla, mla, mla]: model.mixers: found 5 entries, expected at most "
+     "model.num_hidden_layers (4)"},
+    {"model.mixers=[mla, kda]",
+     "a.yaml:3: model.linear_num_heads: required key is missing with kda in model.mixers, expected an integer at least "
+     "1"},
+    {"model.linear_head_dim=64",
+     "command line: model.linear_head_dim=64: model.linear_head_dim has no effect without kda in model.mixers; remove "
+     "it "
+     "(model.linear_head_dim=null on the command line)"},
+    {"model.intermediate_size=null",
+     "a.yaml:3: model.intermediate_size: required key is missing for the dense MLP, expected an integer at least 1"},
+    {"model.num_shared_experts=2",
+     "command line: model.num_shared_experts=2: model.num_shared_experts has no effect with model.num_experts: 0; "
+     "remove it (model.num_shared_experts=null on the command line)"},
+    {"parallel={expert: 1}",
+     "command line: parallel={expert: 1}: parallel.expert has no effect with model.num_experts: 0; remove it "
+     "(parallel.expert=null on the command line)"},
+    {"model.num_experts=8",
+     "a.yaml:3: model.num_experts_per_token: required key is missing with model.num_experts, expected an integer at "
+     "least 1"},
     {"parallel={pipeline: 0}", "command line: parallel={pipeline: 0}: parallel.pipeline: found 0, expected at least 1"},
     {"parallel={virtual_stages: 0}",
      "command line: parallel={virtual_stages: 0}: parallel.virtual_stages: found 0, expected at least 1"},
@@ -383,9 +412,69 @@ TEST(Mistakes, TheProductRuleHasEveryFactor) {
   EXPECT_EQ(message(24, 2, 0, 10, 2),
             "train.global_batch_size: found 24, expected a multiple of 10: global_batch_size = micro_batch_size (2) x "
             "data (5) x num_microbatches; the nearest are 20 and 30");
+  {
+    Config config;
+    config.train.global_batch_size = 24;
+    config.train.micro_batch_size = 2;
+    config.parallel.pipeline = 2;
+    config.parallel.expert = 4;
+    EXPECT_EQ(resolve_data_parallel(config, 8), 4);
+    try {
+      resolve_data_parallel(config, 12);
+      ADD_FAILURE() << "no error";
+    } catch (const Error& failure) {
+      EXPECT_STREQ(failure.what(),
+                   "parallel.expert: found 4, expected a divisor of the data-parallel ranks (6 = 12 ranks / pipeline "
+                   "(2))");
+    }
+  }
   EXPECT_EQ(message(24, 2, 0, 16),
             "train.global_batch_size: found 24, expected a multiple of 32: global_batch_size = micro_batch_size (2) x "
             "data (16) x num_microbatches; the nearest is 32");
+}
+
+TEST(Mistakes, ExpertsFitTogether) {
+  const std::vector<std::string> experts = {"model.num_experts=8", "model.num_experts_per_token=2",
+                                            "model.moe_intermediate_size=16"};
+  const auto message = [&](const std::string& more) {
+    std::vector<std::string> overrides = experts;
+    overrides.push_back(more);
+    return message_of(base, overrides);
+  };
+  EXPECT_EQ(message("model.num_shared_experts=0"), "no error");
+  EXPECT_EQ(message("model.num_experts_per_token=9"),
+            "command line: model.num_experts_per_token=9: model.num_experts_per_token: found 9, expected at most "
+            "model.num_experts (8)");
+  EXPECT_EQ(message("model.first_k_dense_replace=4"),
+            "command line: model.first_k_dense_replace=4: model.first_k_dense_replace: found 4, expected below "
+            "model.num_hidden_layers (4); model.num_experts: 0 makes every layer dense");
+  EXPECT_EQ(message("model.first_k_dense_replace=0"),
+            "a.yaml:12: model.intermediate_size has no effect with model.first_k_dense_replace: 0; remove it "
+            "(model.intermediate_size=null on the command line)");
+  EXPECT_EQ(
+      message("parallel={expert: 3}"),
+      "command line: parallel={expert: 3}: parallel.expert: found 3, expected a divisor of model.num_experts (8)");
+  EXPECT_EQ(message("model.gate_lower_bound=0"),
+            "command line: model.gate_lower_bound=0: model.gate_lower_bound: found 0, expected below 0");
+}
+
+TEST(Mistakes, WhatIsPlannedButNotTrained) {
+  const auto message = [](const std::vector<std::string>& overrides) -> std::string {
+    try {
+      require_trainable(parse_config(base, "a.yaml", overrides));
+    } catch (const Error& failure) {
+      return failure.what();
+    }
+    return "no error";
+  };
+  EXPECT_EQ(message({}), "no error");
+  EXPECT_EQ(message({"model.mixers=[mla]"}), "no error");
+  EXPECT_EQ(message({"model.num_experts=8", "model.num_experts_per_token=2", "model.moe_intermediate_size=16"}),
+            "model.num_experts: found 8, expected 0: this version plans mixture-of-experts layers but does not train "
+            "them");
+  EXPECT_EQ(
+      message({"model.mixers=[mla, kda]", "model.linear_num_heads=2", "model.linear_head_dim=8"}),
+      "model.mixers: found kda, expected mla alone: this version plans Kimi Delta Attention but does not train it");
 }
 
 TEST(Mistakes, TransportOfBlocksNeedsBlocks) {
