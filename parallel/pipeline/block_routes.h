@@ -8,6 +8,10 @@
 // A rank keeps one copy of each summary for all its chunks (cached): what it received, what it finished inside a chunk, what
 // arrived as the hidden stream, and what it finished at a chunk's end and sent on as the hidden stream. With
 // BlockTransport::full nothing is kept from chunk to chunk: every finished summary travels on every hop.
+//
+// A copy is therefore named by (cache_of(chunk), summary, micro-batch), and code that uses this key treats both transports
+// alike: cached, the chunks of a rank share one cache; full, each chunk has its own, which holds exactly what the chunk
+// reads, and all of it is released by that chunk.
 // The counts equal an independent program's (tests/reference/block_routes.py).
 #pragma once
 
@@ -48,8 +52,10 @@ struct ChunkRoutes {
            // opens a block with it; -1: the stream is an open sum, or stays unread by this chunk
   int leaves_as_stream = -1;   // the summary that was finished at this chunk's end and leaves as the stream; -1: open
   bool keeps_leaving = false;  // this rank keeps that one because a later chunk of it reads it
-  // Copies whose last reader in backward order (the lowest chunk of the rank that reads it) is this chunk: the values are
-  // freed after its backward. In a forward-only pass a rank frees all after its last chunk.
+  // Copies of this chunk's cache whose last reader in backward order (the lowest chunk of the cache that reads it) is this
+  // chunk: the values are freed after its backward. The gradient of what an earlier chunk of the rank finished and kept
+  // (keeps_leaving) stays until that chunk's backward takes it. In a forward-only pass a cache is freed after the forward of
+  // its last chunk.
   std::vector<int> released;
 };
 
@@ -58,17 +64,22 @@ struct BlockRoutes {
   BlockTransport transport = BlockTransport::cached;
   std::vector<ChunkRoutes> chunks;
   int64_t num_sent() const;  // summaries per micro-batch and direction, over all hops
+  // Chunks with the same number share their copies; always on one rank.
+  int cache_of(int chunk) const { return transport == BlockTransport::full ? chunk : chunk % num_ranks; }
   std::string to_string() const;
 };
-// With one rank there are no messages, whatever the transport says: `cached`.
+// With one rank there are no messages, whatever the transport says: `cached`. There, what one chunk finishes at its end is
+// brought by the next chunk, which it reaches as the stream (keeps_leaving is false).
 BlockRoutes make_block_routes(const ChunkSplit& split, const BlockLayout& blocks, int num_ranks,
                               BlockTransport transport);
-// Throws InternalError when a route is wrong: a summary read that is neither held nor received, one sent that is not held,
-// received twice, or released before its last reader.
+// Throws InternalError when a route is wrong, naming chunk and summary: one read that is neither held nor received, sent that
+// is not held or not received, received although it is held, kept or brought for nobody, released by another chunk than its
+// last reader, twice or never.
 void validate(const BlockRoutes& routes, const ChunkSplit& split, const BlockLayout& blocks);
 
 // The most summaries alive on each rank at one time when `schedule` runs: from the start of the action that brings a copy
-// (its forward) to the end of the backward that releases it. The tight bound that the block cache must meet.
+// (its forward) to the end of the backward (B or I) that releases it. The tight bound that the block cache must meet. A
+// schedule without any backward is a forward-only pass.
 std::vector<int> peak_summaries(const BlockRoutes& routes, const Schedule& schedule);
 
 }  // namespace lamina::pipeline
