@@ -1,20 +1,356 @@
 #include "model/cost_model.h"
 
-#include "model/parameters.h"
+#include <algorithm>
+
+#include "parallel/pipeline/block_routes.h"
 
 namespace lamina::model {
+namespace {
+
+constexpr double kda_chunk = 64;  // tokens
+// Two cores with AVX-512 do about this many bf16 operations in the time of moving a byte. Splits balanced with it are the same
+// on every machine.
+constexpr double flops_per_byte = 16;
+
+bool has_depth_reads(const ModelConfig& c) {
+  return c.residual != Residual::standard;
+}
+
+int64_t qk_head_dim(const ModelConfig& c) {
+  return c.qk_nope_head_dim + c.qk_rope_head_dim;
+}
+
+// Elements of the mixer's matrices; a token is multiplied with each once.
+int64_t mixer_matrices(const ModelConfig& c, int64_t layer) {
+  const int64_t d = c.hidden_size, heads = c.num_attention_heads;
+  if (c.mixer(layer) == Mixer::kda) {
+    const int64_t width = c.linear_num_heads * c.linear_head_dim, rank = c.linear_head_dim;
+    return 4 * d * width + 2 * (d * rank + rank * width) + d * c.linear_num_heads;  // q, k, v, o; f, g; beta
+  }
+  const int64_t q = c.q_lora_rank ? *c.q_lora_rank * (d + heads * qk_head_dim(c)) : d * heads * qk_head_dim(c);
+  return q + d * (c.kv_lora_rank + c.qk_rope_head_dim) + c.kv_lora_rank * heads * (c.qk_nope_head_dim + c.v_head_dim) +
+         heads * c.v_head_dim * d;
+}
+
+int64_t convolution_elements(const ModelConfig& c, int64_t layer) {
+  if (c.mixer(layer) == Mixer::mla) return 0;
+  return 3 * c.linear_num_heads * c.linear_head_dim * c.short_conv_kernel_size;
+}
+
+int64_t mixer_vectors(const ModelConfig& c, int64_t layer) {
+  if (c.mixer(layer) == Mixer::mla) return c.kv_lora_rank + c.q_lora_rank.value_or(0);
+  // A_log, dt_bias and the output norm that the heads share.
+  return convolution_elements(c, layer) + c.linear_num_heads + c.linear_num_heads * c.linear_head_dim +
+         c.linear_head_dim;
+}
+
+int64_t expert_elements(const ModelConfig& c) {
+  return 3 * c.hidden_size * c.moe_intermediate_size;
+}
+
+// Shared experts and the router, or the dense MLP.
+int64_t mlp_matrices(const ModelConfig& c, int64_t layer) {
+  if (!c.is_moe(layer)) return 3 * c.hidden_size * c.intermediate_size;
+  return c.num_experts * c.hidden_size + c.num_shared_experts * expert_elements(c);
+}
+
+// Widths of one token's intermediates, by what becomes of them.
+struct Intermediates {
+  double expensive = 0;      // products and attention, compute dtype
+  double expensive_acc = 0;  // the same, accumulation dtype
+  double cheap = 0, cheap_acc = 0;
+
+  double bytes(const ElementSizes& sizes, Recompute recompute) const {
+    if (recompute == Recompute::full) return 0;
+    const double kept = expensive * sizes.compute + expensive_acc * sizes.accumulation;
+    if (recompute == Recompute::selective) return kept;
+    return kept + cheap * sizes.compute + cheap_acc * sizes.accumulation;
+  }
+};
+
+Intermediates mla_intermediates(const ModelConfig& c) {
+  const auto heads = static_cast<double>(c.num_attention_heads), d_qk = static_cast<double>(qk_head_dim(c));
+  const double latent = static_cast<double>(c.kv_lora_rank), shared = static_cast<double>(c.qk_rope_head_dim);
+  const double rank = static_cast<double>(c.q_lora_rank.value_or(0)), d_v = static_cast<double>(c.v_head_dim);
+  Intermediates m;
+  m.expensive = (rank > 0 ? rank : 0) + heads * d_qk + latent + shared + heads * d_v;
+  m.expensive_acc = (rank > 0 ? 1 : 0) + 1 + heads;  // rstd, lse
+  m.cheap = rank + latent + heads * (static_cast<double>(c.qk_nope_head_dim) + d_v) + (shared > 0 ? heads * d_qk : 0);
+  return m;
+}
+
+Intermediates kda_intermediates(const ModelConfig& c) {
+  const auto heads = static_cast<double>(c.linear_num_heads), head = static_cast<double>(c.linear_head_dim);
+  const double width = heads * head;
+  Intermediates m;
+  m.expensive = 3 * width + 2 * head + heads + 2 * width + width;  // q, k, v, f and g latents, beta; f and g; output
+  m.expensive_acc = heads;                                         // rstd of the output norm
+  m.cheap = 3 * width;                                             // convolved and normalised
+  m.cheap_acc = width + heads + width * head / kda_chunk;          // decay, beta, states
+  return m;
+}
+
+Intermediates moe_intermediates(const ModelConfig& c) {
+  const auto experts = static_cast<double>(c.num_experts_per_token),
+             width = static_cast<double>(c.moe_intermediate_size);
+  Intermediates m;
+  m.expensive = experts * (static_cast<double>(c.hidden_size) + 2 * width) +
+                2 * width * static_cast<double>(c.num_shared_experts);
+  m.expensive_acc = static_cast<double>(c.num_experts) + 2 * experts;  // scores; index and weight of each choice
+  return m;
+}
+
+Intermediates sublayer_intermediates(const ModelConfig& c, int sublayer) {
+  const int64_t layer = sublayer / 2;
+  if (sublayer % 2 == 0) return c.mixer(layer) == Mixer::kda ? kda_intermediates(c) : mla_intermediates(c);
+  if (c.is_moe(layer)) return moe_intermediates(c);
+  Intermediates m;
+  m.expensive = 2 * static_cast<double>(c.intermediate_size);
+  return m;
+}
+
+int num_sublayers(const ModelConfig& c) {
+  return static_cast<int>(2 * c.num_hidden_layers);
+}
+
+// Sources of the read before `site`: the finished summaries, and the open sum unless the site opens a block.
+int num_sources(const pipeline::BlockLayout& blocks, int site, int sublayers) {
+  const int block = blocks.block_of(std::min(site, sublayers - 1));
+  const bool opens = site < sublayers && blocks.opens_block(site);
+  return block + 1 + (opens ? 0 : 1);
+}
+
+double attn_res_bytes(const ModelConfig& c, int begin, int end, bool is_last, const ElementSizes& sizes,
+                      Recompute recompute) {
+  const pipeline::BlockLayout blocks = pipeline::make_block_layout(c);
+  const int sublayers = num_sublayers(c);
+  const double row = static_cast<double>(c.hidden_size) * sizes.compute;
+  double bytes = 0, queries = 0;
+  const auto close_part = [&](int site) {  // statistics of the reads that one pass over the summaries serves
+    const double sources = blocks.block_of(std::min(site, sublayers - 1)) + 1;
+    bytes += (sources + queries * sources + queries) * sizes.accumulation;
+    queries = 0;
+  };
+  const int last = is_last ? sublayers : end - 1;
+  for (int site = begin; site <= last; ++site) {
+    const bool opens = site < sublayers && blocks.opens_block(site);
+    if (site > begin && opens) close_part(site - 1);
+    if (site > 0) queries += 1;
+    // The open sum that this read sees: its own copy, or the stream that came in.
+    if (!opens) bytes += row;
+    bytes += (opens ? 2 : 4) * sizes.accumulation;  // rstd and log-sum-exp, and of the open sum
+    if (recompute == Recompute::none) bytes += (site > 0 ? row : 0) + (site < sublayers ? row : 0);
+  }
+  if (last >= begin && queries > 0) close_part(last);
+  return bytes;
+}
+
+double standard_bytes(const ModelConfig& c, int begin, int end, bool is_last, const ElementSizes& sizes,
+                      Recompute recompute) {
+  const double row = static_cast<double>(c.hidden_size) * sizes.compute;
+  const double sites = end - begin + (is_last ? 1 : 0), inputs = recompute == Recompute::none ? end - begin : 0;
+  return sites * (row + sizes.accumulation) + inputs * row;
+}
+
+}  // namespace
+
+ParameterCount& ParameterCount::operator+=(const ParameterCount& other) {
+  matrices += other.matrices;
+  experts += other.experts;
+  vectors += other.vectors;
+  buffers += other.buffers;
+  return *this;
+}
+
+Flops& Flops::operator+=(const Flops& other) {
+  matmul += other.matmul;
+  core += other.core;
+  return *this;
+}
+
+ParameterCount layer_parameters(const ModelConfig& c, int64_t layer) {
+  ParameterCount count;
+  count.matrices = mixer_matrices(c, layer) + mlp_matrices(c, layer);
+  count.vectors = mixer_vectors(c, layer) + 2 * c.hidden_size + (has_depth_reads(c) ? 4 * c.hidden_size : 0);
+  if (c.is_moe(layer)) {
+    count.experts = c.num_experts * expert_elements(c);
+    count.buffers = c.num_experts;
+  }
+  return count;
+}
+
+ParameterCount embedding_parameters(const ModelConfig& c) {
+  ParameterCount count;
+  count.matrices = c.vocab_size * c.hidden_size;
+  return count;
+}
+
+ParameterCount head_parameters(const ModelConfig& c) {
+  ParameterCount count;
+  count.matrices = c.tie_word_embeddings ? 0 : c.vocab_size * c.hidden_size;
+  count.vectors = c.hidden_size + (has_depth_reads(c) ? 2 * c.hidden_size : 0);
+  return count;
+}
+
+ParameterCount model_parameters(const ModelConfig& c) {
+  ParameterCount count = embedding_parameters(c);
+  for (int64_t layer = 0; layer < c.num_hidden_layers; ++layer) count += layer_parameters(c, layer);
+  return count += head_parameters(c);
+}
+
+Flops layer_forward_flops(const ModelConfig& c, int64_t layer, int64_t seq_len) {
+  int64_t elements = mixer_matrices(c, layer) + convolution_elements(c, layer) + mlp_matrices(c, layer);
+  if (c.is_moe(layer)) elements += c.num_experts_per_token * expert_elements(c);
+  Flops flops;
+  flops.matmul = 2.0 * static_cast<double>(elements);
+  if (c.mixer(layer) == Mixer::kda) {
+    const auto head = static_cast<double>(c.linear_head_dim);
+    flops.core =
+        static_cast<double>(c.linear_num_heads) * (6 * head * head + 3 * kda_chunk * head + kda_chunk * kda_chunk);
+  } else {
+    flops.core = static_cast<double>(c.num_attention_heads * seq_len * (qk_head_dim(c) + c.v_head_dim));
+  }
+  return flops;
+}
+
+Flops head_forward_flops(const ModelConfig& c) {
+  return {2.0 * static_cast<double>(c.vocab_size * c.hidden_size), 0};
+}
+
+double depth_read_flops(const ModelConfig& c, int64_t layer) {
+  if (!has_depth_reads(c)) return 0;
+  const pipeline::BlockLayout blocks = pipeline::make_block_layout(c);
+  double sources = 0;
+  for (int64_t site : {2 * layer, 2 * layer + 1})
+    sources += num_sources(blocks, static_cast<int>(site), num_sublayers(c));
+  return 4.0 * static_cast<double>(c.hidden_size) * sources;
+}
+
+double recompute_flops(const ModelConfig& c, int64_t layer, int64_t seq_len, Recompute recompute) {
+  if (recompute == Recompute::none) return 0;
+  const Flops forward = layer_forward_flops(c, layer, seq_len);
+  const auto d = static_cast<double>(c.hidden_size);
+  const bool is_kda = c.mixer(layer) == Mixer::kda;
+  if (recompute == Recompute::selective) {
+    // Keys and values from their latent; or KDA's convolutions and states.
+    if (is_kda)
+      return 2.0 * static_cast<double>(convolution_elements(c, layer)) + forward.core + depth_read_flops(c, layer);
+    return 2.0 * static_cast<double>(c.kv_lora_rank * c.num_attention_heads * (c.qk_nope_head_dim + c.v_head_dim)) +
+           depth_read_flops(c, layer);
+  }
+  // All but the products whose results backward doesn't need: the outputs of mixer and MLP.
+  const double mixer_out =
+      static_cast<double>(is_kda ? c.linear_num_heads * c.linear_head_dim : c.num_attention_heads * c.v_head_dim);
+  const double mlp_out =
+      static_cast<double>(c.is_moe(layer) ? c.moe_intermediate_size * (c.num_experts_per_token + c.num_shared_experts)
+                                          : c.intermediate_size);
+  return forward.total() - 2.0 * d * (mixer_out + mlp_out) + depth_read_flops(c, layer);
+}
 
 FlopsPerToken training_flops_per_token(const ModelConfig& c, int64_t seq_len) {
-  int64_t matmul_elements = 0;
-  for (const ParameterSpec& spec : parameter_specs(c))
-    if (spec.is_matrix) matmul_elements += spec.shape.num_elements();
-  // A tied embedding is multiplied once, as the head; an untied one only looked up.
-  if (!c.tie_word_embeddings) matmul_elements -= c.vocab_size * c.hidden_size;
-  FlopsPerToken flops;
-  flops.matrices = 6.0 * static_cast<double>(matmul_elements);
-  flops.attention = 3.0 * static_cast<double>(c.num_hidden_layers * c.num_attention_heads * seq_len *
-                                              (c.qk_nope_head_dim + c.qk_rope_head_dim + c.v_head_dim));
-  return flops;
+  Flops forward = head_forward_flops(c);
+  for (int64_t layer = 0; layer < c.num_hidden_layers; ++layer) forward += layer_forward_flops(c, layer, seq_len);
+  return {3 * forward.matmul, 3 * forward.core};
+}
+
+ElementSizes element_sizes(Precision precision) {
+  switch (precision) {
+    case Precision::bf16:
+      return {2, 4};
+    case Precision::fp32:
+      return {4, 4};
+    case Precision::fp64:
+      return {8, 8};
+  }
+  return {};
+}
+
+double sublayer_activation_bytes(const ModelConfig& c, int sublayer, const ElementSizes& sizes, Recompute recompute) {
+  return sublayer_intermediates(c, sublayer).bytes(sizes, recompute);
+}
+
+double chunk_activation_bytes(const ModelConfig& c, int begin, int end, bool is_last, const ElementSizes& sizes,
+                              Recompute recompute) {
+  double bytes = has_depth_reads(c) ? attn_res_bytes(c, begin, end, is_last, sizes, recompute)
+                                    : standard_bytes(c, begin, end, is_last, sizes, recompute);
+  for (int sublayer = begin; sublayer < end; ++sublayer)
+    bytes += sublayer_activation_bytes(c, sublayer, sizes, recompute);
+  return bytes + (is_last ? static_cast<double>(c.hidden_size) * sizes.compute : 0);
+}
+
+double layer_deferred_bytes(const ModelConfig& c, int64_t layer, const ElementSizes& sizes) {
+  const auto d = static_cast<double>(c.hidden_size);
+  double width = 4 * d;  // x and dy of both sublayers
+  if (c.mixer(layer) == Mixer::kda) {
+    const auto heads = static_cast<double>(c.linear_num_heads), head = static_cast<double>(c.linear_head_dim);
+    width +=
+        3 * heads * head + 2 * head + heads + 2 * heads * head + heads * head;  // gradients of its products; output
+  } else {
+    const Intermediates m = mla_intermediates(c);
+    width += m.expensive + static_cast<double>(c.kv_lora_rank) +
+             static_cast<double>(c.num_attention_heads * (c.qk_nope_head_dim + c.v_head_dim));
+  }
+  // Gradient of gate and up, and the activation that the down projection is multiplied with.
+  if (c.is_moe(layer))
+    width += static_cast<double>(c.num_experts_per_token) * 2 * d +
+             3 * static_cast<double>(c.moe_intermediate_size * (c.num_experts_per_token + c.num_shared_experts));
+  else
+    width += 3 * static_cast<double>(c.intermediate_size);
+  return width * sizes.compute;
+}
+
+Traffic layer_traffic(const ModelConfig& c, int64_t layer, const ElementSizes& sizes, Recompute recompute) {
+  const int first = static_cast<int>(2 * layer);
+  double bytes = 0;
+  for (int sublayer : {first, first + 1}) bytes += sublayer_activation_bytes(c, sublayer, sizes, Recompute::none);
+  // Each sublayer's output, what the scheme hands over, and its normalised form; and the sources of the depth reads, which
+  // one pass per block serves.
+  double rows = 6;
+  if (has_depth_reads(c)) {
+    const pipeline::BlockLayout blocks = pipeline::make_block_layout(c);
+    for (int site : {first, first + 1}) {
+      const int block = blocks.block_of(site);
+      const auto length =
+          static_cast<double>(blocks.begin[static_cast<size_t>(block) + 1] - blocks.begin[static_cast<size_t>(block)]);
+      rows += (block + 1) / length + 1;
+    }
+  }
+  bytes += rows * static_cast<double>(c.hidden_size) * sizes.compute;
+  const double again = recompute == Recompute::none ? 0 : recompute == Recompute::full ? 2 : 1;
+  return {2 * bytes, (4 + again) * bytes};
+}
+
+double expert_exchange_bytes(const ModelConfig& c, int expert_ranks, const ElementSizes& sizes) {
+  const double elsewhere = 1.0 - 1.0 / expert_ranks;
+  return static_cast<double>(c.num_experts_per_token * c.hidden_size) * sizes.compute * elsewhere;
+}
+
+pipeline::LayerCosts layer_costs(const ModelConfig& c, int64_t seq_len, Precision precision, Recompute recompute) {
+  const ElementSizes sizes = element_sizes(precision);
+  pipeline::LayerCosts costs;
+  for (int64_t layer = 0; layer < c.num_hidden_layers; ++layer) {
+    const Traffic traffic = layer_traffic(c, layer, sizes, recompute);
+    costs.layer.push_back(3 * (layer_forward_flops(c, layer, seq_len).total() + depth_read_flops(c, layer)) +
+                          recompute_flops(c, layer, seq_len, recompute) +
+                          flops_per_byte * (traffic.forward + traffic.backward));
+  }
+  // A row is copied in forward and added in backward.
+  const auto d = static_cast<double>(c.hidden_size);
+  costs.embedding = flops_per_byte * d * (2 * sizes.compute + 3 * sizes.accumulation);
+  // Logits are written, read, and turned into their gradient.
+  costs.head = 3 * head_forward_flops(c).total() +
+               flops_per_byte * (4 * static_cast<double>(c.vocab_size) * sizes.accumulation + 8 * d * sizes.compute);
+  return costs;
+}
+
+std::vector<int64_t> resolve_split(const Config& config) {
+  const ParallelConfig& parallel = config.parallel;
+  if (!parallel.split.empty()) return parallel.split;
+  const int num_chunks = parallel.pipeline * parallel.virtual_stages;
+  if (num_chunks == 1) return {config.model.num_hidden_layers};
+  return pipeline::balanced_split(
+      layer_costs(config.model, config.data.seq_len, config.train.precision, config.train.recompute), parallel.pipeline,
+      parallel.virtual_stages);
 }
 
 }  // namespace lamina::model

@@ -1,22 +1,98 @@
-// Counts from the configuration alone.
+// What a model costs, from its configuration alone: parameters, floating-point operations, bytes of activations, and the time
+// of each layer relative to the others. Pure functions, for every architecture that the configuration can name, Kimi Delta
+// Attention (KDA) and mixture-of-experts layers (MoE) included.
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "configs/schema/config.h"
+#include "parallel/pipeline/split.h"
 
 namespace lamina::model {
 
-// Floating-point operations of training one token (2 per multiply-accumulate, backward twice forward, recomputation not
-// counted):
-//   F(T) = 6 N_mm + 3 layers heads T (d_qk + d_v)
-// N_mm: elements of all matrices that a token is multiplied with (the head included, the embedding look-up not); the
-// second term is causal attention, T / 2 keys on average.
+// ---- Parameters ----
+
+struct ParameterCount {
+  int64_t matrices = 0;  // embedding, head and linear layers, in the compute dtype; routed experts not counted
+  int64_t experts = 0;   // routed experts, in the compute dtype; expert-parallel ranks share them out
+  int64_t vectors = 0;   // norms, depth queries, convolutions, decays: always in the accumulation dtype
+  int64_t buffers = 0;   // the router's selection bias: neither gradient nor optimizer
+  int64_t total() const { return matrices + experts + vectors + buffers; }
+  ParameterCount& operator+=(const ParameterCount& other);
+};
+ParameterCount layer_parameters(const ModelConfig& config, int64_t layer);  // norms and depth queries included
+ParameterCount embedding_parameters(const ModelConfig& config);
+// Output read, final norm, projection. A tied head has no matrix of its own; a pipeline whose last rank is not the first one
+// keeps a copy of the embedding there.
+ParameterCount head_parameters(const ModelConfig& config);
+ParameterCount model_parameters(const ModelConfig& config);
+
+// ---- Floating-point operations, 2 per multiply-accumulate ----
+
+// Of one token's forward pass. `matmul`: products with parameters, whose gradients cost as much again twice, once for the
+// input and once for the weight. `core`: attention without them; its backward costs twice as much, all of it for the inputs.
+struct Flops {
+  double matmul = 0, core = 0;
+  double total() const { return matmul + core; }
+  Flops& operator+=(const Flops& other);
+};
+//   causal attention, T / 2 keys on average       heads T (d_qk + d_v)
+//   KDA in chunks of C = 64 tokens                 heads (6 K^2 + 3 C K + C^2)     (arXiv 2510.26692, eq. 13)
+//   MoE                                            router, the token's experts and the shared ones
+Flops layer_forward_flops(const ModelConfig& config, int64_t layer, int64_t seq_len);
+Flops head_forward_flops(const ModelConfig& config);
+// Of the depth reads before both sublayers of a layer: scores and weighted sums over the sources, 4 hidden_size each.
+double depth_read_flops(const ModelConfig& config, int64_t layer);
+// What the backward pass computes again.
+double recompute_flops(const ModelConfig& config, int64_t layer, int64_t seq_len, Recompute recompute);
+
+// Of training one token: forward and backward (twice forward), recomputation and depth reads not counted:
+//   F(T) = 6 N_mm + 3 core
+// N_mm: elements of all matrices that a token is multiplied with (the head included, the embedding look-up not).
 struct FlopsPerToken {
   double matrices = 0;  // 6 N_mm
   double attention = 0;
   double total() const { return matrices + attention; }
 };
 FlopsPerToken training_flops_per_token(const ModelConfig& config, int64_t seq_len);
+
+// ---- Bytes ----
+
+struct ElementSizes {
+  double compute = 2, accumulation = 4;
+};
+ElementSizes element_sizes(Precision precision);
+
+// Bytes per token that one micro-batch in flight keeps between its forward and its backward, the finished summaries of the
+// blocks not counted (pipeline/block_cache.h). Mla, Mlp and the residual schemes as they are; for the layers that are only
+// planned: KDA keeps its projections, gates and output (`selective`), and with `none` also the convolved queries, keys and
+// values, the decays and the state of every 64 tokens; MoE keeps router scores, the rows that the experts get, and their
+// gate and up projections, under a balanced load.
+double sublayer_activation_bytes(const ModelConfig& config, int sublayer, const ElementSizes& sizes,
+                                 Recompute recompute);
+// Of the sublayers [begin, end) of one chunk, residual scheme included; the last chunk also has the output read and the
+// gradient of the head's input.
+double chunk_activation_bytes(const ModelConfig& config, int begin, int end, bool is_last, const ElementSizes& sizes,
+                              Recompute recompute);
+// Operands of the weight gradients that a split backward pass keeps between its halves: dy and x of every product.
+double layer_deferred_bytes(const ModelConfig& config, int64_t layer, const ElementSizes& sizes);
+// Traffic of everything that is not a product: each intermediate is written and read once in forward; read twice, and its
+// gradient written and read, in backward. A model, not a measurement.
+struct Traffic {
+  double forward = 0, backward = 0;
+};
+Traffic layer_traffic(const ModelConfig& config, int64_t layer, const ElementSizes& sizes, Recompute recompute);
+// Bytes that a token's row sends to other ranks in one dispatch to its experts, or one combine: one copy per chosen expert.
+double expert_exchange_bytes(const ModelConfig& config, int expert_ranks, const ElementSizes& sizes);
+
+// ---- Relative time ----
+
+// Of one token, forward and backward, in operations: memory traffic counts as the operations that the processor could do in
+// the same time. The head's forward holds its whole backward.
+pipeline::LayerCosts layer_costs(const ModelConfig& config, int64_t seq_len, Precision precision, Recompute recompute);
+
+// Decoder layers per chunk: parallel.split, or the balanced one. model.vocab_size must be resolved.
+std::vector<int64_t> resolve_split(const Config& config);
 
 }  // namespace lamina::model
