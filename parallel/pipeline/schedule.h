@@ -7,7 +7,21 @@
 //   1f1b              one forward, one backward after the warm-up (arXiv 1806.03377, PipeDream-Flush); V = 1 only
 //   interleaved_1f1b  the same over V chunks per rank (arXiv 2104.04473); with V = 1 it is 1f1b
 //   zero_bubble       interleaved_1f1b with the backward split in input and weight gradients, the latter filling the
-//                     bubble (arXiv 2401.10241; with V = 1 it is that paper's ZB-H1), at 1F1B's number of activations
+//                     bubble (arXiv 2401.10241; with V = 1 it is that paper's ZB-H1). Chosen over the V-shaped placement,
+//                     with which a rank's chunks would lie apart and share fewer block summaries, and over ZB-H2, which
+//                     halves the bubble again for twice the activations.
+//
+// With equal chunks, hops that cost nothing and W = I = F (B = I + W) no order of these dependencies is faster, in chunk
+// times and for M micro-batches on P ranks:
+//   gpipe, 1f1b, interleaved_1f1b   max(3 (M V + P - 1), 3 (M + C - 1)) for every M
+//   zero_bubble                     3 M V + P - 1 for M >= P; for fewer it is found by search and never behind 1F1B
+// Micro-batches in flight on a rank (started forwards whose B or W has not ended), the most at one time:
+//   gpipe                           M V
+//   1f1b                            min(M, P - rank)
+//   interleaved_1f1b                min(M V, 2 (P - rank - 1) + (V - 1) G + 1), G = P when M is a multiple of P; otherwise the
+//                                   micro-batches go in floor(M / P) even groups and G is the largest, less than 2 P
+//   zero_bubble                     on every rank no more than interleaved_1f1b has on rank 0: the last ranks keep their
+//                                   weight gradients for the end, which is what fills the bubble
 #pragma once
 
 #include <compare>
@@ -44,17 +58,20 @@ Schedule make_schedule(ScheduleName name, int num_ranks, int num_chunks, int num
 Schedule forward_schedule(int num_ranks, int num_chunks, int num_microbatches);
 
 // Throws Error when a rank's list would wait for ever, when work is missing, double, on the wrong rank, or in an order that the
-// dependencies forbid. The message ends with the grid, the fault marked. `forward_only`: no backward is expected.
+// dependencies forbid, or when micro-batches don't ascend in each kind of action of a chunk. The message ends with the grid,
+// the fault marked; with 16 ranks or 40 slots and more only its neighbourhood: 4 ranks and 8 slots on each side. What is
+// missing is shown where it could stand. A backward is B or I and W. `forward_only`: no backward is expected.
 //   F(c, m) needs F(c - 1, m);  B or I(c, m) needs F(c, m) and B or I(c + 1, m);  W(c, m) needs I(c, m)
 void validate(const Schedule& schedule, int num_chunks, int num_microbatches, bool forward_only = false);
 
 // A line per rank, a column per time slot of unequal lists set side by side in dependency order (an idle slot is blank).
-// `marked`, when given, is set in brackets: [2B0].
+// `marked`, when given, is set in brackets: [2B0]. Of actions that are there twice it is the one at that address, all if none
+// is. What would wait for ever comes after everything else.
 std::string to_grid(const Schedule& schedule, const Action* marked = nullptr);
 
 // What a rank does, messages included. Receives are posted one compute action before they are needed (the first ones at the
 // start), sends are started right after the action that makes them. Chunk c's neighbours are on other ranks unless P = 1,
-// where no message is needed.
+// where no message is needed. Every receive of a chunk and direction is posted in the order of the sends.
 enum class StepKind : uint8_t {
   compute,
   receive_forward,   // post: the hidden stream and summaries of the hop into `chunk`
@@ -64,16 +81,17 @@ enum class StepKind : uint8_t {
 };
 struct Step {
   StepKind kind = StepKind::compute;
-  Action action;  // compute: what to run; otherwise chunk and microbatch
+  Action action;  // compute: what to run; otherwise chunk and microbatch, with kind forward or backward
   auto operator<=>(const Step&) const = default;
 };
 std::string to_string(const Step& step);         // "2F0", "recv 2F0", "send 2F0", "recv 2B0", "send 2B0"
 using Program = std::vector<std::vector<Step>>;  // [pp_rank]
 Program lower(const Schedule& schedule, int num_chunks);
 
-// Checks a lowered program on its own: every receive has its send with the same number and order of messages between two
-// ranks, is posted before it is needed, and no rank waits for ever when waits happen at the compute step that needs the data.
-// Throws Error as validate() does.
+// Checks a lowered program on its own: its compute steps are a valid schedule (forwards only when there is no backward),
+// every receive has its send with the same number and order of messages between two ranks, is posted before it is needed, and
+// no rank waits for ever when waits happen at the compute step that needs the data. Throws Error as validate() does; the grid
+// shows the compute steps.
 void validate(const Program& program, int num_chunks);
 
 }  // namespace lamina::pipeline

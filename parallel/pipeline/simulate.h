@@ -9,6 +9,7 @@
 namespace lamina::pipeline {
 
 // Seconds (or any unit), per chunk. A hop costs its receiver's waiting time, not the sender's compute: transfers overlap.
+// With one rank there are no hops, whatever their costs.
 struct ChunkCosts {
   std::vector<double> forward;          // [num_chunks]
   std::vector<double> backward_input;   // [num_chunks]
@@ -27,16 +28,18 @@ struct Timeline {
   std::vector<double> busy;              // [pp_rank]
   // 1 - sum(busy) / (num_ranks * makespan): the share of rank time in which nothing is computed.
   double bubble = 0;
-  // Most micro-batches in flight per chunk (between the start of F and the end of B or W), and the most over the chunks of a
-  // rank at one time, each weighted by activation_bytes (see simulate()).
+  // Most micro-batches in flight per chunk (between the start of F and the end of B or W; of F when there is no backward),
+  // and the most over the chunks of a rank at one time, each weighted by activation_weight (see simulate()).
   std::vector<int> peak_microbatches;   // [num_chunks]
   std::vector<double> peak_activation;  // [pp_rank]
 };
 
 // activation_weight[c]: what one micro-batch in flight in chunk c holds (bytes, or empty: 1 each).
+// The schedule must pass validate(). Linear time.
 Timeline simulate(const Schedule& schedule, const ChunkCosts& costs, const std::vector<double>& activation_weight = {});
 
-// A drawing: a line per rank, `width` columns of time, F, B, I, W where it computes and '.' where it waits.
+// A drawing: a line per rank, `width` columns of time, F, B, I, W where it computes (in the middle of the column) and '.'
+// where it waits.
 std::string to_text(const Schedule& schedule, const Timeline& timeline, int width = 100);
 
 }  // namespace lamina::pipeline
