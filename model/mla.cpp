@@ -138,21 +138,21 @@ void Mla::recompute(ops::OpContext& ctx, const BatchShape& batch, TensorView x, 
 }
 
 void Mla::backward(ops::OpContext& ctx, const BatchShape& batch, const Saved& saved, TensorView x, TensorView dy,
-                   TensorView dx) const {
+                   TensorView dx, WeightGradients& weights) const {
   const ArenaScope scope(ctx.scratch);
   const int64_t tokens = batch.num_tokens(), d_qk = d_nope_ + d_shared_, d_kv = d_nope_ + d_v_;
   const DType dtype = in_.value.dtype;
-  const TensorView d_in = ctx.scratch.take(dtype, {tokens, in_.value.size(0)});
-  const TensorView d_kv_out = ctx.scratch.take(dtype, {tokens, heads_ * d_kv});
-  const TensorView dq =
-      q_rank_ > 0 ? ctx.scratch.take(dtype, {tokens, heads_ * d_qk}) : columns(d_in, 0, heads_ * d_qk);
+  Arena& operands = weights.operands(ctx);
+  const TensorView d_in = operands.take(dtype, {tokens, in_.value.size(0)});
+  const TensorView d_kv_out = operands.take(dtype, {tokens, heads_ * d_kv});
+  const TensorView dq = q_rank_ > 0 ? operands.take(dtype, {tokens, heads_ * d_qk}) : columns(d_in, 0, heads_ * d_qk);
   const TensorView dk_nope = head_part(d_kv_out, heads_, d_kv, 0, d_nope_);
   const TensorView dv = head_part(d_kv_out, heads_, d_kv, d_nope_, d_kv);
   {
     const ArenaScope attention_scope(ctx.scratch);
     const TensorView d_o = ctx.scratch.take(dtype, {tokens, heads_ * d_v_});
     ops::linear_input_gradient(ctx, dy, o_.value, d_o, ops::GradMode::overwrite);
-    ops::linear_weight_gradient(ctx, dy, saved.o, o_.gradient);
+    weights.add(ctx, dy, saved.o, o_.gradient);
     const TensorView dk = d_shared_ == 0 ? dk_nope : ctx.scratch.take(dtype, {tokens, heads_, d_qk});
     const TensorView v = head_part(saved.kv, heads_, d_kv, d_nope_, d_kv);
     ops::attention_backward(
@@ -167,7 +167,7 @@ void Mla::backward(ops::OpContext& ctx, const BatchShape& batch, const Saved& sa
     const ArenaScope kv_scope(ctx.scratch);
     const TensorView d_kv_norm = ctx.scratch.take(dtype, {tokens, kv_rank_});
     ops::linear_input_gradient(ctx, d_kv_out, kv_b_.value, d_kv_norm, ops::GradMode::overwrite);
-    ops::linear_weight_gradient(ctx, d_kv_out, saved.kv_norm, kv_b_.gradient);
+    weights.add(ctx, d_kv_out, saved.kv_norm, kv_b_.gradient);
     ops::rms_norm_backward(
         ctx, {columns(saved.projections, q_columns, q_columns + kv_rank_), kv_norm_.value, saved.kv_rstd, d_kv_norm,
               columns(d_in, q_columns, q_columns + kv_rank_), ops::GradMode::overwrite, kv_norm_.gradient});
@@ -176,12 +176,12 @@ void Mla::backward(ops::OpContext& ctx, const BatchShape& batch, const Saved& sa
     const ArenaScope q_scope(ctx.scratch);
     const TensorView d_q_norm = ctx.scratch.take(dtype, {tokens, q_rank_});
     ops::linear_input_gradient(ctx, dq, q_b_.value, d_q_norm, ops::GradMode::overwrite);
-    ops::linear_weight_gradient(ctx, dq, saved.q_norm, q_b_.gradient);
+    weights.add(ctx, dq, saved.q_norm, q_b_.gradient);
     ops::rms_norm_backward(ctx, {columns(saved.projections, 0, q_rank_), q_norm_.value, saved.q_rstd, d_q_norm,
                                  columns(d_in, 0, q_rank_), ops::GradMode::overwrite, q_norm_.gradient});
   }
   ops::linear_input_gradient(ctx, d_in, in_.value, dx, ops::GradMode::overwrite);
-  ops::linear_weight_gradient(ctx, d_in, x, in_.gradient);
+  weights.add(ctx, d_in, x, in_.gradient);
 }
 
 }  // namespace lamina::model

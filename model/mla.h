@@ -33,9 +33,10 @@ class Mla {
   // Makes again what `mode` did not keep, in `temporary`.
   void recompute(ops::OpContext& ctx, const BatchShape& batch, TensorView x, Saved& saved, Recompute mode,
                  Arena& temporary) const;
-  // dx is overwritten; parameter gradients accumulate.
+  // dx is overwritten; parameter gradients accumulate, those of matrices through `weights`: with deferred ones x and dy must
+  // outlive this call, and `temporary` of recompute() is weights.operands().
   void backward(ops::OpContext& ctx, const BatchShape& batch, const Saved& saved, TensorView x, TensorView dy,
-                TensorView dx) const;
+                TensorView dx, WeightGradients& weights) const;
 
   const std::vector<int>& parameters() const { return used_; }  // indices into Parameters
 

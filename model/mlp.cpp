@@ -36,17 +36,17 @@ void Mlp::recompute(ops::OpContext& ctx, const BatchShape&, TensorView x, Saved&
 }
 
 void Mlp::backward(ops::OpContext& ctx, const BatchShape&, const Saved& saved, TensorView x, TensorView dy,
-                   TensorView dx) const {
+                   TensorView dx, WeightGradients& weights) const {
   const ArenaScope scope(ctx.scratch);
   const Shape wide{x.size(0), down_.size(1)};
-  const TensorView activation = ctx.scratch.take(gate_up_.dtype, wide);
+  const TensorView activation = weights.operands(ctx).take(gate_up_.dtype, wide);
   const TensorView d_activation = ctx.scratch.take(gate_up_.dtype, wide);
   ops::linear_input_gradient(ctx, dy, down_, d_activation, ops::GradMode::overwrite);
   // The saved projection has served once the gradient is known, so the gradient takes its place.
   ops::swiglu_backward(ctx, {saved.gate_up, d_activation, saved.gate_up, activation});
-  ops::linear_weight_gradient(ctx, dy, activation, d_down_);
+  weights.add(ctx, dy, activation, d_down_);
   ops::linear_input_gradient(ctx, saved.gate_up, gate_up_, dx, ops::GradMode::overwrite);
-  ops::linear_weight_gradient(ctx, saved.gate_up, x, d_gate_up_);
+  weights.add(ctx, saved.gate_up, x, d_gate_up_);
 }
 
 }  // namespace lamina::model

@@ -18,7 +18,7 @@ class Mlp {
   void recompute(ops::OpContext& ctx, const BatchShape& batch, TensorView x, Saved& saved, Recompute mode,
                  Arena& temporary) const;
   void backward(ops::OpContext& ctx, const BatchShape& batch, const Saved& saved, TensorView x, TensorView dy,
-                TensorView dx) const;
+                TensorView dx, WeightGradients& weights) const;
 
   const std::vector<int>& parameters() const { return used_; }
 

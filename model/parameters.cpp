@@ -14,14 +14,18 @@ constexpr int64_t bucket_elements = int64_t{4} << 20;
 class SpecList {
  public:
   explicit SpecList(std::vector<ParameterSpec>& out) : out_(out) {}
+  void at_site(int64_t site) { site_ = static_cast<int>(site); }
   void matrix(const std::string& name, int64_t rows, int64_t columns, bool joined = false) {
-    out_.push_back({name, {rows, columns}, Init::normal, true, joined});
+    out_.push_back({name, {rows, columns}, Init::normal, true, joined, site_});
   }
-  void ones(const std::string& name, int64_t dim) { out_.push_back({name, {dim}, Init::ones, false, false}); }
-  void query(const std::string& name, int64_t dim) { out_.push_back({name, {1, dim}, Init::zeros, false, false}); }
+  void ones(const std::string& name, int64_t dim) { out_.push_back({name, {dim}, Init::ones, false, false, site_}); }
+  void query(const std::string& name, int64_t dim) {
+    out_.push_back({name, {1, dim}, Init::zeros, false, false, site_});
+  }
 
  private:
   std::vector<ParameterSpec>& out_;
+  int site_ = -1;
 };
 
 void add_mla(SpecList& list, const std::string& prefix, const ModelConfig& c) {
@@ -50,19 +54,25 @@ std::vector<ParameterSpec> parameter_specs(const ModelConfig& c) {
   list.matrix("model.embed_tokens.weight", c.vocab_size, c.hidden_size);
   for (int64_t layer = 0; layer < c.num_hidden_layers; ++layer) {
     const std::string prefix = fmt::format("model.layers.{}.", layer);
+    const int64_t mixer = 2 * layer, mlp = mixer + 1;
     if (attn_res) {
+      list.at_site(mixer);
       list.ones(prefix + "self_attention_res_norm.weight", c.hidden_size);
       list.query(prefix + "self_attention_res_proj.weight", c.hidden_size);
+      list.at_site(mlp);
       list.ones(prefix + "mlp_res_norm.weight", c.hidden_size);
       list.query(prefix + "mlp_res_proj.weight", c.hidden_size);
     }
+    list.at_site(mixer);
     list.ones(prefix + "input_layernorm.weight", c.hidden_size);
     add_mla(list, prefix + "self_attn.", c);
+    list.at_site(mlp);
     list.ones(prefix + "post_attention_layernorm.weight", c.hidden_size);
     list.matrix(prefix + "mlp.gate_proj.weight", c.intermediate_size, c.hidden_size);
     list.matrix(prefix + "mlp.up_proj.weight", c.intermediate_size, c.hidden_size, true);
     list.matrix(prefix + "mlp.down_proj.weight", c.hidden_size, c.intermediate_size);
   }
+  list.at_site(2 * c.num_hidden_layers);
   if (attn_res) {
     list.ones("model.output_attn_res_norm.weight", c.hidden_size);
     list.query("model.output_attn_res_proj.weight", c.hidden_size);
@@ -85,15 +95,27 @@ TensorView ParameterGroup::all_gradients() const {
   return {gradients.data(), accumulation_dtype(dtype), {shards.num_padded}, gradients.device()};
 }
 
+LocalParameters all_parameters(const ModelConfig& config) {
+  const size_t count = parameter_specs(config).size();
+  return {std::vector<bool>(count, true), std::vector<bool>(count, true)};
+}
+
 Parameters::Parameters(const ModelConfig& config, DType compute, int dp_size, Device device, MemoryLedger* ledger)
-    : specs_(parameter_specs(config)) {
+    : Parameters(config, all_parameters(config), compute, dp_size, device, ledger) {}
+
+Parameters::Parameters(const ModelConfig& config, const LocalParameters& local, DType compute, int dp_size,
+                       Device device, MemoryLedger* ledger)
+    : specs_(parameter_specs(config)), local_(local) {
+  LAMINA_CHECK(local.held.size() == specs_.size() && local.primary.size() == specs_.size());
   matrices_.dtype = compute;
   vectors_.dtype = accumulation_dtype(compute);
   for (size_t i = 0; i < specs_.size(); ++i) {
     const ParameterSpec& spec = specs_[i];
     index_[spec.name] = static_cast<int>(i);
+    place_.push_back(-1);
+    if (!local_.held[i]) continue;
     ParameterGroup& group = spec.is_matrix ? matrices_ : vectors_;
-    place_.push_back(static_cast<int>(group.flat.size()));
+    place_.back() = static_cast<int>(group.flat.size());
     group.flat.push_back({spec.name, spec.shape.num_elements(), spec.joined_with_previous});
     group.spec_of.push_back(static_cast<int>(i));
   }
@@ -113,6 +135,7 @@ int Parameters::index_of(const std::string& name) const {
 
 TensorView Parameters::view(int index, bool gradient) const {
   const ParameterSpec& spec = specs_[static_cast<size_t>(index)];
+  LAMINA_CHECK(is_held(index), "{} is not held by this rank", spec.name);
   const ParameterGroup& group = spec.is_matrix ? matrices_ : vectors_;
   const TensorView flat = gradient ? group.all_gradients() : group.all_values();
   const int64_t offset = group.shards.offsets[static_cast<size_t>(place_[static_cast<size_t>(index)])];
@@ -164,6 +187,7 @@ void initialise_range(const ParameterSpec& spec, uint64_t seed, double initializ
 
 void Parameters::initialise(uint64_t seed, double initializer_range) {
   for (size_t i = 0; i < specs_.size(); ++i) {
+    if (!local_.held[i]) continue;
     const TensorView out = value(static_cast<int>(i));
     initialise_range(specs_[i], seed, initializer_range, 0, out.reshaped({out.num_elements()}));
   }

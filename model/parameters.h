@@ -29,6 +29,7 @@ struct ParameterSpec {
   Init init = Init::normal;
   bool is_matrix = true;              // group
   bool joined_with_previous = false;  // fused with the matrix before it
+  int site = -1;                      // sublayer it belongs to; -1: the embedding, 2 num_hidden_layers: the output site
 };
 
 // Every tensor, in the order in which they lie in memory (depth order).
@@ -47,13 +48,27 @@ struct ParameterGroup {
   TensorView all_gradients() const;  // [num_padded], accumulation dtype
 };
 
+// Which parameters a pipeline rank holds, by index into parameter_specs(). A tied embedding is held by the ranks of the first
+// and of the last chunk; the first one is its primary holder.
+struct LocalParameters {
+  std::vector<bool> held;
+  std::vector<bool> primary;  // saved, counted in norms: true on exactly one pipeline rank
+};
+LocalParameters all_parameters(const ModelConfig& config);
+
 class Parameters {
  public:
   Parameters(const ModelConfig& config, DType compute, int dp_size, Device device, MemoryLedger* ledger);
+  Parameters(const ModelConfig& config, const LocalParameters& local, DType compute, int dp_size, Device device,
+             MemoryLedger* ledger);
 
+  // Of the whole model; an index means the same on every rank.
   const std::vector<ParameterSpec>& specs() const { return specs_; }
   int index_of(const std::string& name) const;  // LAMINA_CHECKs that it exists
   bool has(const std::string& name) const { return index_.contains(name); }
+  bool is_held(int index) const { return local_.held[static_cast<size_t>(index)]; }
+  bool is_primary(int index) const { return local_.primary[static_cast<size_t>(index)]; }
+  // Of those held:
   TensorView value(int index) const;     // logical shape
   TensorView gradient(int index) const;  // logical shape, accumulation dtype
   TensorView value(const std::string& name) const { return value(index_of(name)); }
@@ -76,8 +91,9 @@ class Parameters {
   TensorView fused(const std::string& first, const std::string& last, bool gradient) const;
 
   std::vector<ParameterSpec> specs_;
+  LocalParameters local_;
   std::map<std::string, int> index_;
-  std::vector<int> place_;
+  std::vector<int> place_;  // in its group; -1: not held
   ParameterGroup matrices_, vectors_;
 };
 

@@ -1,7 +1,7 @@
 // The residual scheme: what each sublayer reads, and where its output goes. A component of its own, so that a sublayer
 // never knows which scheme feeds it.
 //
-// A stage with L sublayers has L + 1 sites: site l < L is the read (and PreNorm) before sublayer l; site L is the output
+// A model with L sublayers has L + 1 sites: site l < L is the read (and PreNorm) before sublayer l; site L is the output
 // read and the final norm before the head.
 //   standard       h_l = h_{l-1} + y_{l-1}
 //   full_attnres   h_l = AttnRes over [embedding, y_0, .., y_{l-1}]                (arXiv 2603.15031, eqs. 1-4)
@@ -9,10 +9,17 @@
 // Full AttnRes is the block scheme with blocks of one sublayer. Site 0 has one source, the embedding: the read is the
 // identity there and its query is dead, as in the published checkpoints.
 //
-// One ResidualPass holds the state of one micro-batch in flight, forward and backward:
-//   forward:  begin; embedding_buffer(); for l in 0..L-1: x = read(l), sublayer writes output_buffer(l); x = read(L)
-//   backward: read_backward(L, dx); for l = L-1..0: x = reread(l), dy = output_gradient(l), read_backward(l, dx);
-//             embedding_gradient()
+// A chunk of the pipeline holds a contiguous range of sublayers, and the last chunk the output site too. What enters and
+// leaves a chunk is the hidden stream: the residual sum (standard), the open partial sum, or the summary of a block that ends
+// exactly there; finished summaries come from the rank's block cache. One rank is the pipeline of one chunk.
+//
+// One ResidualPass holds the state of one micro-batch in flight in one chunk, forward and backward. Sites are numbered over
+// the whole model:
+//   forward:  begin_forward(in, out); for each sublayer l: x = read(l), the sublayer writes output_buffer(l);
+//             then x = read(L) in the last chunk, finish_stream() in the others
+//   backward: begin_backward(); outgoing_gradient() is filled with the gradient of `out` (in the last chunk: read_backward(L,
+//             dx)); for l from the last sublayer to the first: x = reread(l), dy = output_gradient(l), read_backward(l, dx);
+//             incoming_gradient() is the gradient of `in`
 #pragma once
 
 #include <memory>
@@ -20,6 +27,7 @@
 
 #include "core/ops/attn_res.h"
 #include "model/sublayer.h"
+#include "parallel/pipeline/block_cache.h"
 
 namespace lamina::model {
 
@@ -33,30 +41,58 @@ struct Site {
   std::vector<int> query_parameters;
 };
 
-// Which sublayers form a block: block b holds sublayers [begin[b], begin[b + 1]).
-struct BlockLayout {
-  std::vector<int> begin;  // num_blocks + 1 entries; the last is L
-  int num_blocks() const { return static_cast<int>(begin.size()) - 1; }
-  int block_of(int sublayer) const;
-  bool opens_block(int sublayer) const { return begin[static_cast<size_t>(block_of(sublayer))] == sublayer; }
+// The sublayers of a chunk: [begin, end).
+struct ChunkRange {
+  int index = 0;  // of the chunk
+  int begin = 0, end = 0;
+  bool is_last = true;  // holds the output site
+  int num_sites() const { return end - begin + (is_last ? 1 : 0); }
 };
-BlockLayout make_block_layout(const ModelConfig& config);  // full_attnres: one sublayer per block
+
+// The finished summaries of one micro-batch, as one chunk sees them. `cache` is null with the standard residual.
+struct Summaries {
+  pipeline::BlockCache* cache = nullptr;
+  int chunk = 0, microbatch = 0;
+  TensorView value(int summary) const { return cache->value(chunk, microbatch, summary); }
+  TensorView put(int summary) const { return cache->put(chunk, microbatch, summary); }
+  pipeline::BlockCache::Accumulator deposit(int summary) const {
+    return cache->deposit_of_reader(chunk, microbatch, summary);
+  }
+  TensorView complete_gradient(int summary) const { return cache->complete_gradient(chunk, microbatch, summary); }
+};
+
+// What a pass needs only while it runs, shared by all passes of a rank: they run one at a time.
+struct ResidualWorkspace {
+  ResidualWorkspace(Device device, MemoryLedger* ledger)
+      : transient(device, ledger, "activations"), block(device, ledger, "activations") {}
+  Arena transient;              // one forward or backward
+  Arena block;                  // phase-1 results of one block
+  const void* owner = nullptr;  // the pass whose block that is
+  int open_block = -1;
+};
 
 class ResidualPass {
  public:
   virtual ~ResidualPass() = default;
 
   // `keep` holds what backward needs and outlives the pass; reset by the caller between micro-batches.
-  virtual void begin(const BatchShape& batch, Arena& keep) = 0;
-  virtual TensorView embedding_buffer() = 0;                   // [tokens, hidden]
+  // in, out: the hidden stream [tokens, hidden]; `out` is empty in the last chunk. `in` must stay until after backward.
+  struct Streams {
+    TensorView in, out;
+  };
+  virtual void begin_forward(const BatchShape& batch, Arena& keep, const Streams& streams,
+                             const Summaries& summaries) = 0;
   virtual TensorView read(ops::OpContext& ctx, int site) = 0;  // normalised input [tokens, hidden]
   virtual TensorView output_buffer(int site) = 0;              // [tokens, hidden]
+  virtual void finish_stream(ops::OpContext& ctx) = 0;         // writes `out`
 
-  // The normalised input again, saved or made again in ctx.scratch.
-  virtual TensorView reread(ops::OpContext& ctx, int site) = 0;
-  virtual TensorView output_gradient(ops::OpContext& ctx, int site) = 0;  // compute dtype
+  virtual void begin_backward() = 0;
+  virtual TensorView outgoing_gradient() = 0;  // [tokens, hidden] acc, to be written by the caller
+  // The normalised input again, kept, or made again in `room`.
+  virtual TensorView reread(ops::OpContext& ctx, int site, Arena& room) = 0;
+  virtual TensorView output_gradient(ops::OpContext& ctx, int site) = 0;  // compute dtype; until read_backward(site)
   virtual void read_backward(ops::OpContext& ctx, int site, TensorView dx) = 0;
-  virtual TensorView embedding_gradient() = 0;  // [tokens, hidden] acc
+  virtual TensorView incoming_gradient() = 0;  // [tokens, hidden] acc
 
   // Observations for the log, valid after read(site) until the next read.
   virtual TensorView hidden(int site) const = 0;  // h before the PreNorm
@@ -64,13 +100,16 @@ class ResidualPass {
   virtual std::vector<double> depth_weights(ops::OpContext& ctx, int site) const = 0;
 };
 
+// How many depth weights a site has: its sources. 0 for the standard scheme.
+int num_depth_weights(const pipeline::BlockLayout& blocks, int site);
+
 struct ResidualOptions {
   const ModelConfig& config;
   DType dtype;
   Recompute recompute;
-  Device device;
-  MemoryLedger* ledger;
 };
-std::unique_ptr<ResidualPass> make_residual_pass(const ResidualOptions& options, const std::vector<Site>& sites);
+// sites: those of the chunk, in order; they and the workspace must outlive the pass.
+std::unique_ptr<ResidualPass> make_residual_pass(const ResidualOptions& options, const ChunkRange& range,
+                                                 const std::vector<Site>& sites, ResidualWorkspace& workspace);
 
 }  // namespace lamina::model

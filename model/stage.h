@@ -1,89 +1,118 @@
-// A stage: a range of sublayers with their residual scheme, and the embedding and head when it has them. Runs one
-// micro-batch forward and backward; parameter gradients accumulate over micro-batches in the flat gradient buffers.
+// A pipeline rank's part of the model: its chunks, the micro-batches in flight in them, and the block cache that they share.
+// What runs when is decided by a schedule; this class does one action at a time and owns what a hop sends or receives.
 #pragma once
 
 #include <functional>
 #include <memory>
-#include <optional>
 #include <vector>
 
-#include "model/mla.h"
-#include "model/mlp.h"
-#include "model/residual.h"
+#include "model/chunk.h"
+#include "parallel/pipeline/block_cache.h"
+#include "parallel/pipeline/executor.h"
 
 namespace lamina::model {
 
-// Sums over tokens that the log needs, per site; the trainer adds them over micro-batches and ranks.
-struct LayerSums {
-  double hidden_square = 0;           // sum of h^2 over tokens and channels, h being what the scheme hands over
-  double output_square = 0;           // of the sublayer's output
-  double gradient_square = 0;         // of the loss's gradient with respect to that output
-  std::vector<double> depth_weights;  // sum over micro-batches of the mean over tokens
+// Where everything is, for every rank. Pure.
+struct StagePlan {
+  int num_ranks = 1;
+  pipeline::ChunkSplit split;
+  pipeline::BlockLayout blocks;
+  pipeline::BlockRoutes routes;
+  int num_chunks() const { return split.num_chunks(); }
+  ChunkRange range(int chunk) const;
 };
+// layers_per_chunk: chunk c on rank c mod num_ranks.
+StagePlan make_stage_plan(const ModelConfig& config, std::span<const int64_t> layers_per_chunk, int num_ranks,
+                          BlockTransport transport);
+LocalParameters local_parameters(const ModelConfig& config, const StagePlan& plan, int pp_rank);
 
-struct StageOptions {
-  const ModelConfig& config;
-  DType dtype;
-  Recompute recompute = Recompute::none;
-  Device device;
-  MemoryLedger* ledger = nullptr;
-};
-
-class Stage {
+class Stage final : public pipeline::ChunkRunner {
  public:
-  Stage(const StageOptions& options, Parameters& parameters);
-  ~Stage();
+  // max_tokens: of one micro-batch. The plan and the parameters must outlive the stage.
+  Stage(const ChunkOptions& options, const StagePlan& plan, int pp_rank, int64_t max_tokens, Parameters& parameters);
+  ~Stage() override;
 
-  // Loss only, or loss and (with train) what backward needs. tokens, targets [num_tokens] i32 on the device;
-  // token_loss [num_tokens] acc is written. grad_scale: the weight of one token's loss in the total.
-  struct Batch {
-    BatchShape shape;
+  // The micro-batches of one pass. tokens, targets, token_loss: [num_microbatches * shape.num_tokens()].
+  struct Pass {
+    BatchShape shape;  // of one micro-batch
+    int num_microbatches = 1;
     TensorView tokens, targets, token_loss;
     double grad_scale = 0;
+    bool train = false;
+    std::vector<LayerSums>* sums = nullptr;  // [sites of the model]
+    // `ready(parameter)` is called for each use of a parameter as soon as its gradient of all micro-batches is complete.
+    std::function<void(int)> ready;
+    std::function<void()> progress;
   };
-  void forward(ops::OpContext& ctx, const Batch& batch, bool train, std::vector<LayerSums>* sums = nullptr);
-  // Once after each forward with train. `ready(parameter)` is called for each use of a parameter as soon as this
-  // micro-batch's gradient of it is complete: once, or twice for a tied embedding.
-  void backward(ops::OpContext& ctx, const Batch& batch, const std::function<void(int)>& ready = {},
-                std::vector<LayerSums>* sums = nullptr);
+  void begin(ops::OpContext& ctx, const Pass& pass);
+  void run(const pipeline::Action& action) override;
+  void end();  // throws InternalError when anything is left behind
 
-  // The head's input (after the final norm) for tokens without targets: [num_tokens, hidden_size], valid until the next call.
+  void receive_forward(int chunk, int microbatch, pipeline::HopViews& views) override;
+  void send_forward(int chunk, int microbatch, pipeline::HopViews& views) override;
+  void sent_forward(int chunk, int microbatch) override;
+  void receive_backward(int chunk, int microbatch, pipeline::HopViews& views) override;
+  void send_backward(int chunk, int microbatch, pipeline::HopViews& views) override;
+  void sent_backward(int chunk, int microbatch) override;
+
+  // The head's input (after the final norm) for tokens without targets: [num_tokens, hidden_size], valid until the next
+  // pass. Only when this rank holds the whole model as one chunk.
   TensorView forward_hidden(ops::OpContext& ctx, const BatchShape& shape, TensorView tokens);
-  TensorView head_weight() const { return head_; }
+  TensorView head_weight() const;  // on the last chunk's rank
 
-  int num_sites() const { return static_cast<int>(sites_.size()); }
-  const std::vector<int>& sublayer_parameters(int sublayer) const;  // indices, PreNorm and depth query included
-  // How often backward reports each parameter per micro-batch.
+  bool has_first_chunk() const { return pp_rank_ == 0; }
+  bool has_last_chunk() const { return (plan_.num_chunks() - 1) % plan_.num_ranks == pp_rank_; }
+  // How often `ready` is called per pass, by parameter index; 0 for those not held.
   std::vector<int> uses_per_parameter() const;
+  int peak_summaries() const { return cache_ ? cache_->peak_held() : 0; }  // of the last pass
+  const StagePlan& plan() const { return plan_; }
 
  private:
-  struct Layer {
-    Mla mixer;
-    Mlp mlp;
+  // A hop's state for one micro-batch.
+  struct InFlight {
+    Chunk::Slot* slot = nullptr;
+    TensorView in, out;                      // hidden stream
+    bool owns_in = false, owns_out = false;  // buffers of streams_; otherwise the block cache's
+    pipeline::HopViews gradients_in;         // received: of what went out
+    pipeline::HopViews gradients_out;        // to be sent: of what came in
+    std::vector<int> unreported;             // parameters whose gradients wait for the weight gradients
   };
-  struct LayerSaved {
-    Mla::Saved mixer;
-    Mlp::Saved mlp;
-  };
+  InFlight& in_flight(int chunk, int microbatch);
+  const pipeline::ChunkRoutes& routes(int chunk) const { return plan_.routes.chunks[static_cast<size_t>(chunk)]; }
+  Chunk& chunk(int index) { return *chunks_[static_cast<size_t>(index / plan_.num_ranks)]; }
+  bool is_last(int index) const { return index + 1 == plan_.num_chunks(); }
+  bool hops_are_local() const { return plan_.num_ranks == 1; }
+  Summaries summaries(int chunk, int microbatch) const { return {cache_.get(), chunk, microbatch}; }
+  TensorView take_stream();
+  void give_stream(TensorView& view);
+  Chunk::Slot* take_slot(int chunk);
+  Chunk::Input input(int microbatch) const;
+  void make_room_for_input(int chunk, int microbatch);
+  void make_room_for_output(int chunk, int microbatch);
+  void forward(int chunk, int microbatch);
+  void backward(int chunk, int microbatch, bool defer_weights);
+  void fill_outgoing(int chunk, int microbatch, TensorView gradient);
+  void collect_hop_gradients(int chunk, int microbatch);
+  void make_incoming(int chunk, int microbatch);
+  void release_after_backward(int chunk, int microbatch);
+  void release_after_forward(int chunk, int microbatch);
+  void release_slot(int chunk, InFlight& state);
+  void report(const std::vector<int>& parameters) const;
 
-  TensorView run_sublayers(ops::OpContext& ctx, const BatchShape& shape, TensorView tokens,
-                           std::vector<LayerSums>* sums);
-  void run_sublayer(ops::OpContext& ctx, const BatchShape& shape, int sublayer, TensorView x, TensorView y);
-  void sublayer_backward(ops::OpContext& ctx, const BatchShape& shape, int sublayer);
-  void build_sites(const ModelConfig& config, Parameters& parameters);
-
-  ModelConfig config_;
-  DType dtype_;
-  Recompute recompute_;
+  const StagePlan& plan_;
+  int pp_rank_;
+  ChunkOptions options_;
+  int64_t hidden_size_;
   Parameters& parameters_;
-  std::vector<Site> sites_;
-  std::vector<Layer> layers_;
-  std::vector<LayerSaved> saved_;
-  std::unique_ptr<ResidualPass> pass_;
-  Arena keep_;
-  TensorView embedding_, d_embedding_, head_, d_head_, d_head_input_;
-  int embedding_index_ = -1, head_index_ = -1;
-  std::vector<std::vector<int>> sublayer_parameters_;
+  std::vector<std::unique_ptr<Chunk>> chunks_;  // [chunk / num_ranks]
+  ResidualWorkspace workspace_;
+  std::unique_ptr<pipeline::BlockCache> cache_;                   // AttnRes only
+  BufferPool streams_;                                            // [max_tokens, hidden_size] in the compute dtype
+  std::vector<std::vector<std::unique_ptr<Chunk::Slot>>> slots_;  // [chunk / num_ranks]
+  std::vector<std::vector<Chunk::Slot*>> free_slots_;
+  std::vector<InFlight> in_flight_;  // [chunk / num_ranks][microbatch]
+  ops::OpContext* ctx_ = nullptr;
+  Pass pass_;
 };
 
 }  // namespace lamina::model

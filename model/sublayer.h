@@ -9,6 +9,7 @@
 #include "configs/schema/config.h"
 #include "core/ops/op.h"
 #include "model/parameters.h"
+#include "model/weight_gradients.h"
 
 namespace lamina::model {
 

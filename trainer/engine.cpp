@@ -4,12 +4,17 @@
 #include <cmath>
 #include <cstring>
 
+#include "configs/schema/decode.h"
 #include "core/device/cpu/parallel_for.h"
 #include "core/ops/elementwise.h"
 #include "core/ops/matmul.h"
+#include "model/cost_model.h"
 
 namespace lamina {
 namespace {
+
+constexpr int tied_tag = 7401;
+constexpr int64_t tied_piece_elements = int64_t{4} << 20;
 
 // Uses per parameter of one group, in the group's order.
 std::vector<int> group_uses(const model::ParameterGroup& group, const std::vector<int>& uses) {
@@ -38,33 +43,53 @@ DType compute_dtype(Precision precision) {
   return DType::f32;
 }
 
+mesh::MeshShape mesh_of(const Config& config, int world_size) {
+  return {config.parallel.pipeline, resolve_data_parallel(config, world_size), 1};
+}
+
 Engine::Engine(const Config& config, comm::Communicator& comm, MemoryLedger* ledger)
     : config_(config),
+      world_(comm),
+      mesh_(mesh_of(config, comm.size())),
+      place_(mesh::coordinates(mesh_, comm.rank())),
+      data_(comm.split(place_.pp_rank, place_.dp_rank)),
+      pipeline_(comm.split(place_.dp_rank, place_.pp_rank)),
       dtype_(compute_dtype(config.train.precision)),
       stream_(device_),
       scratch_(device_, ledger, "scratch"),
       ctx_{stream_, scratch_, refusals_, ops::Backend::fastest},
-      parameters_(config.model, dtype_, comm.size(), device_, ledger),
-      stage_({config_.model, dtype_, config.train.recompute, device_, ledger}, parameters_),
-      optimizer_(config.train.optimizer, parameters_, comm.rank(), ledger),
-      matrix_reducer_(comm, parameters_.matrices().shards, parameters_.matrices().all_gradients(), stream_,
+      plan_(model::make_stage_plan(config_.model, model::resolve_split(config_), mesh_.pipeline,
+                                   config.parallel.block_transport)),
+      parameters_(config_.model, model::local_parameters(config_.model, plan_, place_.pp_rank), dtype_, mesh_.data,
+                  device_, ledger),
+      stage_({config_.model, dtype_, config.train.recompute, device_, ledger}, plan_, place_.pp_rank,
+             config.train.micro_batch_size * config.data.seq_len, parameters_),
+      executor_(*pipeline_, stage_, plan_.num_chunks()),
+      optimizer_(config.train.optimizer, parameters_, place_.dp_rank, ledger),
+      matrix_reducer_(*data_, parameters_.matrices().shards, parameters_.matrices().all_gradients(), stream_,
                       group_uses(parameters_.matrices(), stage_.uses_per_parameter())),
-      vector_reducer_(comm, parameters_.vectors().shards, parameters_.vectors().all_gradients(), stream_,
+      vector_reducer_(*data_, parameters_.vectors().shards, parameters_.vectors().all_gradients(), stream_,
                       group_uses(parameters_.vectors(), stage_.uses_per_parameter())),
-      matrix_gatherer_(comm, parameters_.matrices().shards, parameters_.matrices().all_values(), stream_),
-      vector_gatherer_(comm, parameters_.vectors().shards, parameters_.vectors().all_values(), stream_),
+      matrix_gatherer_(*data_, parameters_.matrices().shards, parameters_.matrices().all_values(), stream_),
+      vector_gatherer_(*data_, parameters_.vectors().shards, parameters_.vectors().all_values(), stream_),
       ledger_(ledger) {
   LAMINA_CHECK(config.model.vocab_size > 0);
-  reserve_batch(config.train.micro_batch_size);
+  const auto num_microbatches =
+      static_cast<int>(config.train.global_batch_size / (config.train.micro_batch_size * mesh_.data));
+  schedule_ = pipeline::make_schedule(config.parallel.schedule, mesh_.pipeline, plan_.num_chunks(), num_microbatches);
+  steps_ = pipeline::lower(schedule_, plan_.num_chunks())[static_cast<size_t>(place_.pp_rank)];
+  executor_.before_step = [this](const pipeline::Step& step) {
+    if (before_step) before_step(step);
+  };
+  reserve_tokens(config.train.micro_batch_size * config.data.seq_len * num_microbatches);
 }
 
-void Engine::reserve_batch(int64_t num_sequences) {
-  if (num_sequences <= reserved_sequences_) return;
-  const int64_t tokens = num_sequences * config_.data.seq_len;
-  tokens_ = Buffer(tokens * size_of(DType::i32), device_, ledger_, "batch");
-  targets_ = Buffer(tokens * size_of(DType::i32), device_, ledger_, "batch");
-  token_loss_ = Buffer(tokens * size_of(accumulation_dtype(dtype_)), device_, ledger_, "batch");
-  reserved_sequences_ = num_sequences;
+void Engine::reserve_tokens(int64_t count) {
+  if (count <= reserved_tokens_) return;
+  tokens_ = Buffer(count * size_of(DType::i32), device_, ledger_, "batch");
+  targets_ = Buffer(count * size_of(DType::i32), device_, ledger_, "batch");
+  token_loss_ = Buffer(count * size_of(accumulation_dtype(dtype_)), device_, ledger_, "batch");
+  reserved_tokens_ = count;
 }
 
 void Engine::initialise() {
@@ -80,64 +105,106 @@ void Engine::publish() {
   vector_gatherer_.finish();
 }
 
-model::Stage::Batch Engine::stage_batch(std::span<const int32_t> tokens, std::span<const int32_t> targets,
-                                        int64_t num_sequences, double grad_scale) {
-  const int64_t count = num_sequences * config_.data.seq_len;
-  LAMINA_CHECK(static_cast<int64_t>(tokens.size()) == count && tokens.size() == targets.size(),
-               "{} tokens, {} targets, {} sequences", tokens.size(), targets.size(), num_sequences);
+model::Stage::Pass Engine::make_pass(std::span<const int32_t> tokens, std::span<const int32_t> targets,
+                                     int64_t num_sequences_per_microbatch) {
+  const auto count = static_cast<int64_t>(tokens.size());
+  const int64_t per_microbatch = num_sequences_per_microbatch * config_.data.seq_len;
+  LAMINA_CHECK(count > 0 && count % per_microbatch == 0 && tokens.size() == targets.size(),
+               "{} tokens, {} targets in micro-batches of {}", count, targets.size(), per_microbatch);
+  reserve_tokens(count);
   std::memcpy(tokens_.data(), tokens.data(), tokens.size_bytes());
   std::memcpy(targets_.data(), targets.data(), targets.size_bytes());
-  return {{num_sequences, config_.data.seq_len},
-          TensorView(tokens_.data(), DType::i32, {count}, device_),
-          TensorView(targets_.data(), DType::i32, {count}, device_),
-          TensorView(token_loss_.data(), accumulation_dtype(dtype_), {count}, device_),
-          grad_scale};
+  model::Stage::Pass pass;
+  pass.shape = {num_sequences_per_microbatch, config_.data.seq_len};
+  pass.num_microbatches = static_cast<int>(count / per_microbatch);
+  pass.tokens = TensorView(tokens_.data(), DType::i32, {count}, device_);
+  pass.targets = TensorView(targets_.data(), DType::i32, {count}, device_);
+  pass.token_loss = TensorView(token_loss_.data(), accumulation_dtype(dtype_), {count}, device_);
+  pass.progress = [this] { executor_.progress(); };
+  return pass;
 }
 
-double Engine::sum_token_loss(const model::Stage::Batch& batch, std::span<double> out) const {
+void Engine::run_pass(const model::Stage::Pass& pass, const std::vector<pipeline::Step>& steps) {
+  stage_.begin(ctx_, pass);
+  execution_ = executor_.run(steps, stream_);
+  stage_.end();
+  scratch_.reset();
+}
+
+double Engine::sum_token_loss(const TensorView& token_loss, std::span<double> out) const {
+  if (!stage_.has_last_chunk()) return 0;
   double sum = 0;
-  for (int64_t i = 0; i < batch.token_loss.num_elements(); ++i) {
-    const double loss = batch.token_loss.dtype == DType::f64
-                            ? static_cast<const double*>(batch.token_loss.data)[i]
-                            : static_cast<double>(static_cast<const float*>(batch.token_loss.data)[i]);
+  for (int64_t i = 0; i < token_loss.num_elements(); ++i) {
+    const double loss = token_loss.dtype == DType::f64
+                            ? static_cast<const double*>(token_loss.data)[i]
+                            : static_cast<double>(static_cast<const float*>(token_loss.data)[i]);
     sum += loss;
     if (!out.empty()) out[static_cast<size_t>(i)] = loss;
   }
   return sum;
 }
 
+void Engine::report_ready(int parameter) {
+  const bool is_matrix = parameters_.specs()[static_cast<size_t>(parameter)].is_matrix;
+  (is_matrix ? matrix_reducer_ : vector_reducer_).parameter_ready(parameters_.index_in_group(parameter));
+  matrix_reducer_.progress();
+}
+
 double Engine::accumulate_gradients(std::span<const int32_t> tokens, std::span<const int32_t> targets,
                                     double grad_scale, std::vector<model::LayerSums>* sums,
                                     std::span<double> token_losses) {
-  const auto micro_tokens = static_cast<size_t>(config_.train.micro_batch_size * config_.data.seq_len);
-  LAMINA_CHECK(!tokens.empty() && tokens.size() % micro_tokens == 0, "{} tokens in micro-batches of {}", tokens.size(),
-               micro_tokens);
   parameters_.zero_gradients();
   matrix_reducer_.begin_step();
   vector_reducer_.begin_step();
-  const auto ready = [this](int parameter) {
-    const bool is_matrix = parameters_.specs()[static_cast<size_t>(parameter)].is_matrix;
-    (is_matrix ? matrix_reducer_ : vector_reducer_).parameter_ready(parameters_.index_in_group(parameter));
-    matrix_reducer_.progress();
+  model::Stage::Pass pass = make_pass(tokens, targets, config_.train.micro_batch_size);
+  LAMINA_CHECK(pass.num_microbatches * config_.train.micro_batch_size * mesh_.data == config_.train.global_batch_size,
+               "{} micro-batches of {} on {} data-parallel ranks for a global batch of {}", pass.num_microbatches,
+               config_.train.micro_batch_size, mesh_.data, config_.train.global_batch_size);
+  pass.grad_scale = grad_scale;
+  pass.train = true;
+  pass.sums = sums;
+  // A tied embedding on two ranks is complete only when they have added their parts.
+  const bool shares =
+      config_.model.tie_word_embeddings && mesh_.pipeline > 1 && (stage_.has_first_chunk() || stage_.has_last_chunk());
+  pass.ready = [this, shares](int parameter) {
+    if (!shares || parameters_.specs()[static_cast<size_t>(parameter)].site >= 0) report_ready(parameter);
   };
-  double sum = 0;
-  for (size_t at = 0; at < tokens.size(); at += micro_tokens) {
-    const auto batch = stage_batch(tokens.subspan(at, micro_tokens), targets.subspan(at, micro_tokens),
-                                   config_.train.micro_batch_size, grad_scale);
-    stage_.forward(ctx_, batch, true, sums);
-    sum += sum_token_loss(batch, token_losses.empty() ? token_losses : token_losses.subspan(at, micro_tokens));
-    const bool last = at + micro_tokens == tokens.size();
-    stage_.backward(ctx_, batch, last ? std::function<void(int)>(ready) : nullptr, sums);
-  }
-  scratch_.reset();
+  run_pass(pass, steps_);
+  if (shares) share_tied_embedding();
   matrix_reducer_.finish();
   vector_reducer_.finish();
-  return sum;
+  return sum_token_loss(pass.token_loss, token_losses);
+}
+
+// The head's rank sends its part to the embedding's rank and gets the sum back, so both apply the same bits.
+void Engine::share_tied_embedding() {
+  const int index = parameters_.index_of("model.embed_tokens.weight");
+  const TensorView all = parameters_.gradient(index);
+  const TensorView flat = all.reshaped({all.num_elements()});
+  const int first = 0, last = mesh_.pipeline - 1;
+  const int64_t piece_elements = std::min(tied_piece_elements, flat.num_elements());
+  if (tied_.num_bytes() == 0) tied_ = Buffer(piece_elements * size_of(flat.dtype), device_, ledger_, "scratch");
+  for (int64_t at = 0; at < flat.num_elements(); at += piece_elements) {
+    const int64_t count = std::min(piece_elements, flat.num_elements() - at);
+    const TensorView mine = flat.slice(0, at, at + count);
+    if (stage_.has_last_chunk()) {
+      pipeline_->send(mine, first, tied_tag, stream_).wait();
+      pipeline_->recv(mine, first, tied_tag, stream_).wait();
+    } else {
+      const TensorView theirs(tied_.data(), flat.dtype, {count}, device_);
+      pipeline_->recv(theirs, last, tied_tag, stream_).wait();
+      ops::add(ctx_, {mine, theirs, mine});
+      pipeline_->send(mine, last, tied_tag, stream_).wait();
+    }
+  }
+  tied_bytes_ += flat.num_bytes();
+  report_ready(index);
 }
 
 double Engine::owned_gradient_square() {
   double sum = 0;
   for (const OwnedSlice& slice : optimizer_.owned()) {
+    if (!parameters_.is_primary(slice.parameter)) continue;
     double square = 0;
     ops::sum_squares(ctx_, {slice.gradient, &square});
     sum += square;
@@ -163,23 +230,32 @@ void Engine::update(int64_t step, double lr, double grad_scale) {
   vector_gatherer_.finish();
 }
 
-double Engine::loss(std::span<const int32_t> tokens, std::span<const int32_t> targets) {
-  const int64_t seq_len = config_.data.seq_len;
-  const int64_t num_sequences = static_cast<int64_t>(tokens.size()) / seq_len;
-  double sum = 0;
-  for (int64_t at = 0; at < num_sequences; at += config_.train.micro_batch_size) {
-    const int64_t count = std::min(config_.train.micro_batch_size, num_sequences - at);
-    const auto from = static_cast<size_t>(at * seq_len), size = static_cast<size_t>(count * seq_len);
-    const auto batch = stage_batch(tokens.subspan(from, size), targets.subspan(from, size), count, 0.0);
-    stage_.forward(ctx_, batch, false);
-    sum += sum_token_loss(batch, {});
+double Engine::forward_only(std::span<const int32_t> tokens, std::span<const int32_t> targets, int64_t num_sequences) {
+  const model::Stage::Pass pass = make_pass(tokens, targets, num_sequences);
+  std::vector<pipeline::Step>& steps = forward_steps_[pass.num_microbatches];
+  if (steps.empty()) {
+    const auto schedule = pipeline::forward_schedule(mesh_.pipeline, plan_.num_chunks(), pass.num_microbatches);
+    steps = pipeline::lower(schedule, plan_.num_chunks())[static_cast<size_t>(place_.pp_rank)];
   }
+  run_pass(pass, steps);
+  return sum_token_loss(pass.token_loss, {});
+}
+
+double Engine::loss(std::span<const int32_t> tokens, std::span<const int32_t> targets) {
+  const int64_t seq_len = config_.data.seq_len, micro = config_.train.micro_batch_size;
+  const int64_t num_sequences = static_cast<int64_t>(tokens.size()) / seq_len;
+  const int64_t whole = num_sequences / micro * micro;
+  const auto split = static_cast<size_t>(whole * seq_len);
+  double sum = 0;
+  if (whole > 0) sum += forward_only(tokens.first(split), targets.first(split), micro);
+  if (whole < num_sequences) sum += forward_only(tokens.subspan(split), targets.subspan(split), num_sequences - whole);
   return sum;
 }
 
 std::vector<float> Engine::next_token_logits(std::span<const int32_t> tokens) {
   const auto length = static_cast<int64_t>(tokens.size());
   LAMINA_CHECK(length > 0 && length <= config_.data.seq_len, "{} tokens", length);
+  reserve_tokens(length);
   std::memcpy(tokens_.data(), tokens.data(), tokens.size_bytes());
   const TensorView hidden = stage_.forward_hidden(ctx_, {1, length}, {tokens_.data(), DType::i32, {length}, device_});
   const ArenaScope scope(scratch_);

@@ -1,32 +1,40 @@
-// One data-parallel rank's share of an optimizer step: gradient accumulation over micro-batches, reduction overlapped with
-// the last backward, clipping, the sharded update, and the gathering of parameters. No files, no configuration decisions.
+// One rank's share of an optimizer step: the pipeline's schedule over the micro-batches, gradient accumulation, reduction
+// overlapped with the last backward, clipping, the sharded update, and the gathering of parameters. No files, no
+// configuration decisions.
 #pragma once
 
+#include <functional>
+#include <map>
 #include <memory>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "configs/schema/config.h"
 #include "model/stage.h"
 #include "parallel/comm/communicator.h"
+#include "parallel/mesh/mesh.h"
+#include "parallel/pipeline/executor.h"
 #include "parallel/zero/gradient_reducer.h"
 #include "trainer/optimizer.h"
 
 namespace lamina {
 
 DType compute_dtype(Precision precision);
+mesh::MeshShape mesh_of(const Config& config, int world_size);  // Error when the layout does not fit
 
 class Engine {
  public:
-  // model.vocab_size must be resolved. `comm` is the data-parallel group. `ledger` may be null.
+  // model.vocab_size must be resolved. `comm` is the world: pipeline x data ranks. `ledger` may be null. Collective.
   Engine(const Config& config, comm::Communicator& comm, MemoryLedger* ledger);
 
   void initialise();  // parameters and masters from run.seed; moments zero
 
-  // tokens, targets [sequences, seq_len] of this rank: its micro-batches in order. Leaves the reduced gradients of
-  // grad_scale * sum of token losses in the owned slices. Returns this rank's sum of token losses; token_losses, when given,
-  // receives every token's loss.
+  // tokens, targets [sequences, seq_len] of this data-parallel rank: its micro-batches in order, the same on all its
+  // pipeline ranks. Leaves the reduced gradients of grad_scale * sum of token losses in the owned slices. Returns the sum of
+  // token losses on the pipeline rank that holds the head, 0 on the others; token_losses, when given, receives every token's
+  // loss there.
   double accumulate_gradients(std::span<const int32_t> tokens, std::span<const int32_t> targets, double grad_scale,
                               std::vector<model::LayerSums>* sums = nullptr, std::span<double> token_losses = {});
   // This rank's part of the squared global gradient norm.
@@ -37,36 +45,64 @@ class Engine {
   // Parameters from masters, on all ranks (after a load).
   void publish();
 
-  // Sum of token losses, no gradients. Any number of sequences, in micro-batches of at most micro_batch_size.
+  // Sum of token losses on the head's rank (0 on the others), no gradients. Any number of sequences, in micro-batches of at
+  // most micro_batch_size. Collective over the pipeline.
   double loss(std::span<const int32_t> tokens, std::span<const int32_t> targets);
-  // Logits of the last token of one sequence, [vocab_size] floats.
+  // Logits of the last token of one sequence, [vocab_size] floats. Only when one rank holds the model as one chunk.
   std::vector<float> next_token_logits(std::span<const int32_t> tokens);
 
   model::Parameters& parameters() { return parameters_; }
   ShardedAdamW& optimizer() { return optimizer_; }
   model::Stage& stage() { return stage_; }
   ops::OpContext& context() { return ctx_; }
+  const mesh::MeshShape& mesh() const { return mesh_; }
+  const mesh::Coordinates& place() const { return place_; }
+  comm::Communicator& world() { return world_; }
+  comm::Communicator& data_group() { return *data_; }
+  int num_sites() const { return static_cast<int>(2 * config_.model.num_hidden_layers) + 1; }
+  const pipeline::Schedule& schedule() const { return schedule_; }                // of a training step
+  const pipeline::ExecutionReport& last_execution() const { return execution_; }  // of the last accumulate_gradients()
+  // Bytes this rank has sent since the last call to add up a tied embedding's gradient over its two holders.
+  int64_t take_tied_bytes() { return std::exchange(tied_bytes_, 0); }
+  // Called for each step of the program before it runs: for fault injection in tests.
+  std::function<void(const pipeline::Step&)> before_step;
 
  private:
-  model::Stage::Batch stage_batch(std::span<const int32_t> tokens, std::span<const int32_t> targets,
-                                  int64_t num_sequences, double grad_scale);
-  double sum_token_loss(const model::Stage::Batch& batch, std::span<double> out) const;
-  void reserve_batch(int64_t num_sequences);
+  model::Stage::Pass make_pass(std::span<const int32_t> tokens, std::span<const int32_t> targets,
+                               int64_t num_sequences_per_microbatch);
+  double sum_token_loss(const TensorView& token_loss, std::span<double> out) const;
+  void reserve_tokens(int64_t count);
+  double forward_only(std::span<const int32_t> tokens, std::span<const int32_t> targets, int64_t num_sequences);
+  void run_pass(const model::Stage::Pass& pass, const std::vector<pipeline::Step>& steps);
+  void share_tied_embedding();
+  void report_ready(int parameter);
 
   Config config_;
+  comm::Communicator& world_;
+  mesh::MeshShape mesh_;
+  mesh::Coordinates place_;
+  std::unique_ptr<comm::Communicator> data_, pipeline_;
   Device device_;
   DType dtype_;
   Stream stream_;
   Arena scratch_;
   ops::RefusalLog refusals_;
   ops::OpContext ctx_;
+  model::StagePlan plan_;
   model::Parameters parameters_;
   model::Stage stage_;
+  pipeline::Executor executor_;
+  pipeline::Schedule schedule_;
+  std::vector<pipeline::Step> steps_;                         // this rank's, of a training step
+  std::map<int, std::vector<pipeline::Step>> forward_steps_;  // by number of micro-batches
+  pipeline::ExecutionReport execution_;
   ShardedAdamW optimizer_;
   zero::GradientReducer matrix_reducer_, vector_reducer_;
   zero::ParameterGatherer matrix_gatherer_, vector_gatherer_;
   Buffer tokens_, targets_, token_loss_;
-  int64_t reserved_sequences_ = 0;
+  int64_t reserved_tokens_ = 0;
+  Buffer tied_;  // a piece of the other holder's gradient
+  int64_t tied_bytes_ = 0;
   MemoryLedger* ledger_;
 };
 

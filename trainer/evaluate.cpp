@@ -9,10 +9,13 @@ namespace lamina {
 Evaluation evaluate(Engine& engine, const Sampler& sampler, const Config& config, comm::Communicator& comm) {
   const int64_t total = sampler.num_validation_sequences(), seq_len = config.data.seq_len;
   LAMINA_CHECK(total > 0);
-  const int64_t begin = total * comm.rank() / comm.size(), end = total * (comm.rank() + 1) / comm.size();
+  const int64_t dp_rank = engine.place().dp_rank, dp_size = engine.mesh().data;
+  const int64_t begin = total * dp_rank / dp_size, end = total * (dp_rank + 1) / dp_size;
   const int64_t micro = config.train.micro_batch_size;
   std::vector<int32_t> tokens(static_cast<size_t>(micro * seq_len)), targets(tokens.size());
-  double totals[2] = {0, static_cast<double>(sampler.num_validation_bytes(begin, end))};
+  // Every pipeline rank works on the same sequences; the loss comes from the head's, the bytes from the first.
+  const bool counts = engine.place().pp_rank == 0;
+  double totals[2] = {0, counts ? static_cast<double>(sampler.num_validation_bytes(begin, end)) : 0.0};
   for (int64_t at = begin; at < end; at += micro) {
     const int64_t count = std::min(micro, end - at);
     const auto size = static_cast<size_t>(count * seq_len);

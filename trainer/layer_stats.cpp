@@ -11,6 +11,7 @@ namespace {
 std::vector<double> owned_squares(Engine& engine) {
   std::vector<double> squares(2 * engine.parameters().specs().size(), 0.0);
   for (const OwnedSlice& slice : engine.optimizer().owned()) {
+    if (!engine.parameters().is_primary(slice.parameter)) continue;
     double weight = 0, gradient = 0;
     ops::sum_squares(engine.context(), {slice.master, &weight});
     ops::sum_squares(engine.context(), {slice.gradient, &gradient});
@@ -32,9 +33,14 @@ std::vector<JsonRow> layer_stats_rows(Engine& engine, comm::Communicator& comm, 
                                       const std::vector<model::LayerSums>& sums, const LayerStatsTotals& totals) {
   std::vector<double> flat = owned_squares(engine);
   const size_t num_squares = flat.size();
-  for (const model::LayerSums& sum : sums) {
+  // A site is observed by the pipeline rank that holds it; the others add zeros.
+  const pipeline::BlockLayout& blocks = engine.stage().plan().blocks;
+  for (size_t site = 0; site < sums.size(); ++site) {
+    const model::LayerSums& sum = sums[site];
     flat.insert(flat.end(), {sum.hidden_square, sum.output_square, sum.gradient_square});
-    flat.insert(flat.end(), sum.depth_weights.begin(), sum.depth_weights.end());
+    std::vector<double> weights = sum.depth_weights;
+    weights.resize(static_cast<size_t>(model::num_depth_weights(blocks, static_cast<int>(site))));
+    flat.insert(flat.end(), weights.begin(), weights.end());
   }
   sum_over_ranks(flat, comm);
 
@@ -50,16 +56,18 @@ std::vector<JsonRow> layer_stats_rows(Engine& engine, comm::Communicator& comm, 
     row.add("hidden_rms", rms(flat[at]));
     if (!is_output) {
       double weight = 0, gradient = 0;
-      for (int parameter : engine.stage().sublayer_parameters(static_cast<int>(site))) {
-        weight += flat[2 * static_cast<size_t>(parameter)];
-        gradient += flat[2 * static_cast<size_t>(parameter) + 1];
+      for (size_t parameter = 0; parameter < engine.parameters().specs().size(); ++parameter) {
+        if (engine.parameters().specs()[parameter].site != static_cast<int>(site)) continue;
+        weight += flat[2 * parameter];
+        gradient += flat[2 * parameter + 1];
       }
       row.add("output_rms", rms(flat[at + 1])).add("grad_rms", rms(flat[at + 2]));
       row.add("weight_norm", std::sqrt(weight)).add("grad_norm", std::sqrt(gradient));
     }
     at += 3;
-    std::vector<double> weights(flat.begin() + static_cast<int64_t>(at),
-                                flat.begin() + static_cast<int64_t>(at + sums[site].depth_weights.size()));
+    std::vector<double> weights(
+        flat.begin() + static_cast<int64_t>(at),
+        flat.begin() + static_cast<int64_t>(at) + model::num_depth_weights(blocks, static_cast<int>(site)));
     for (double& weight : weights) weight /= static_cast<double>(totals.num_micro_batches);
     if (!weights.empty()) row.add("depth_weights", std::span<const double>(weights));
     at += weights.size();

@@ -92,9 +92,17 @@ void ShardedAdamW::step(ops::OpContext& ctx, int64_t step, double lr, double gra
 }
 
 std::vector<TensorPiece> ShardedAdamW::state() const {
+  return pieces(false);
+}
+std::vector<TensorPiece> ShardedAdamW::primary_state() const {
+  return pieces(true);
+}
+
+std::vector<TensorPiece> ShardedAdamW::pieces(bool primary_only) const {
   std::vector<TensorPiece> pieces;
   for (size_t i = 0; i < owned_.size(); ++i) {
     const OwnedSlice& slice = owned_[i];
+    if (primary_only && !parameters_.is_primary(slice.parameter)) continue;
     const model::ParameterSpec& spec = parameters_.specs()[static_cast<size_t>(slice.parameter)];
     pieces.push_back({"parameters/" + spec.name, spec.shape, slice.begin, slice.end, slice.master});
     pieces.push_back({"optimizer/m/" + spec.name, spec.shape, slice.begin, slice.end, m_[i]});

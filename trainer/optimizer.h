@@ -33,8 +33,10 @@ class ShardedAdamW {
   void publish_masters(ops::OpContext& ctx);
 
   const std::vector<OwnedSlice>& owned() const { return owned_; }
-  // What a checkpoint holds: parameters/<name> (the masters), optimizer/m/<name>, optimizer/v/<name>.
+  // What a checkpoint holds: parameters/<name> (the masters), optimizer/m/<name>, optimizer/v/<name>. To be loaded: all that
+  // this rank owns; to be saved: the primary holder's, so that every element comes from one rank.
   std::vector<TensorPiece> state() const;
+  std::vector<TensorPiece> primary_state() const;
 
  private:
   struct Shard {  // one bucket's owned interval, padding included
@@ -48,6 +50,8 @@ class ShardedAdamW {
 
   OptimizerConfig config_;
   model::Parameters& parameters_;
+  std::vector<TensorPiece> pieces(bool primary_only) const;
+
   std::vector<GroupState> groups_;
   std::vector<OwnedSlice> owned_;
   std::vector<TensorView> m_, v_;  // per owned slice

@@ -44,7 +44,10 @@ int64_t draw_token(std::span<const float> logits, const SampleOptions& options, 
 int64_t sample(const std::filesystem::path& checkpoint, const SampleOptions& options,
                const std::function<void(std::string_view)>& text) {
   const auto comm = comm::make_self_communicator();
-  Restored restored = restore_parameters(checkpoint, *comm, [](Config& config) { config.train.micro_batch_size = 1; });
+  Restored restored = restore_parameters(checkpoint, *comm, [](Config& config) {
+    config.train.micro_batch_size = config.train.global_batch_size = 1;
+    config.parallel = {};
+  });
   const Config& config = restored.config;
   const std::string folder = options.data_path.empty() ? config.data.train.front().path : options.data_path;
   const auto tokenizer = TokenFile::open(folder).make_tokenizer();

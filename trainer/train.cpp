@@ -51,7 +51,8 @@ class Trainer {
         sampler_(sampler),
         folder_(folder),
         engine_(config, comm, &ledger_),
-        local_sequences_(config.train.global_batch_size / comm.size()),
+        place_(engine_.place()),
+        local_sequences_(config.train.global_batch_size / engine_.mesh().data),
         tokens_(static_cast<size_t>(local_sequences_ * config.data.seq_len)),
         targets_(tokens_.size()),
         flops_per_token_(model::training_flops_per_token(config.model, config.data.seq_len).total()) {}
@@ -62,7 +63,7 @@ class Trainer {
   void resume();
   void step();
   void check_finite(double loss, double grad_norm);
-  int64_t sum_bytes_sent(int64_t mine);
+  CommBytes sum_bytes_sent(int64_t data);
   void dump_values(StepDump& dump, const std::string& group, bool gradients);
   void dump_gradients(StepDump& dump, double loss, std::span<double> token_losses);
   std::optional<StepDump> begin_dump();
@@ -82,7 +83,8 @@ class Trainer {
   MetricsWriter metrics_, layers_;
   int64_t step_ = 0;        // completed
   int64_t first_step_ = 0;  // completed when this process began
-  int64_t local_sequences_;
+  mesh::Coordinates place_;
+  int64_t local_sequences_;  // of this data-parallel rank
   std::vector<int32_t> tokens_, targets_;
   Clock::time_point start_;
   double flops_per_token_;
@@ -130,11 +132,12 @@ double Trainer::sum_over_ranks(std::span<double> values) {
   return values.front();
 }
 
-int64_t Trainer::sum_bytes_sent(int64_t mine) {
-  double bytes = static_cast<double>(mine);
-  sum_over_ranks({&bytes, 1});
-  comm_.take_bytes_sent();  // bookkeeping is not the step's traffic
-  return std::llround(bytes);
+CommBytes Trainer::sum_bytes_sent(int64_t data) {
+  const pipeline::ExecutionReport& execution = engine_.last_execution();
+  double bytes[3] = {static_cast<double>(execution.stream_bytes_sent),
+                     static_cast<double>(execution.summary_bytes_sent), static_cast<double>(data)};
+  sum_over_ranks(bytes);
+  return {std::llround(bytes[0]), std::llround(bytes[1]), std::llround(bytes[2]), 0};
 }
 
 // Every rank learns of a non-finite value, and the message says in which tensor it was first seen.
@@ -161,6 +164,7 @@ void Trainer::dump_values(StepDump& dump, const std::string& group, bool gradien
   std::vector<Buffer> widened;  // bf16 values as fp32
   for (const OwnedSlice& slice : engine_.optimizer().owned()) {
     const auto& spec = engine_.parameters().specs()[static_cast<size_t>(slice.parameter)];
+    if (!engine_.parameters().is_primary(slice.parameter)) continue;
     TensorView data = gradients ? slice.gradient : slice.value;
     if (data.dtype == DType::bf16) {
       widened.emplace_back(data.num_elements() * size_of(DType::f32), Device{}, &ledger_, "dump");
@@ -179,11 +183,12 @@ std::optional<StepDump> Trainer::begin_dump() {
                                ? (folder_.root / fmt::format("dump-step-{}.h5", step_ + 1)).string()
                                : config_.debug.dump_path;
   StepDump dump(path, to_yaml(config_), step_ + 1, comm_);
-  const int64_t count = static_cast<int64_t>(tokens_.size()), begin = comm_.rank() * count;
+  const int64_t count = static_cast<int64_t>(tokens_.size()), begin = place_.dp_rank * count;
   const Shape shape{config_.train.global_batch_size, config_.data.seq_len};
-  const std::vector<TensorPiece> sequences = {
+  std::vector<TensorPiece> sequences = {
       {"tokens", shape, begin, begin + count, {tokens_.data(), DType::i32, {count}}},
       {"targets", shape, begin, begin + count, {targets_.data(), DType::i32, {count}}}};
+  if (place_.pp_rank > 0) sequences.clear();  // all pipeline ranks have the same ones
   dump.add(sequences);
   dump_values(dump, "parameters", false);
   return dump;
@@ -197,19 +202,17 @@ void Trainer::write_layer_stats(const std::vector<model::LayerSums>& sums) {
 
 void Trainer::step() {
   const auto started = Clock::now();
-  comm_.take_bytes_sent();
-  const int64_t first = comm_.rank() * local_sequences_;
+  engine_.data_group().take_bytes_sent();
+  const int64_t first = place_.dp_rank * local_sequences_;
   sampler_.load(step_, first, first + local_sequences_, tokens_, targets_);
   std::optional<StepDump> dump = begin_dump();
-  if (dump) comm_.take_bytes_sent();
 
   const int64_t interval = config_.logging.layer_stats_interval;
   const bool stats = interval > 0 && ((step_ + 1) % interval == 0 || step_ == 0);
-  std::vector<model::LayerSums> sums(stats ? static_cast<size_t>(engine_.stage().num_sites()) : 0);
+  std::vector<model::LayerSums> sums(stats ? static_cast<size_t>(engine_.num_sites()) : 0);
   std::vector<double> token_losses(dump ? tokens_.size() : 0);
   const double loss_sum = engine_.accumulate_gradients(tokens_, targets_, 1.0 / static_cast<double>(tokens_per_step()),
                                                        stats ? &sums : nullptr, token_losses);
-  int64_t bytes = comm_.take_bytes_sent();
   double totals[2] = {loss_sum, engine_.owned_gradient_square()};
   sum_over_ranks(totals);
   StepMetrics metrics;
@@ -223,10 +226,8 @@ void Trainer::step() {
 
   const double clip = config_.train.grad_clip;
   const double scale = clip > 0 && metrics.grad_norm > clip ? clip / metrics.grad_norm : 1.0;
-  comm_.take_bytes_sent();
   engine_.update(step_ + 1, metrics.lr, scale);
-  bytes += comm_.take_bytes_sent();
-  metrics.comm_bytes.data = sum_bytes_sent(bytes);
+  metrics.comm_bytes = sum_bytes_sent(engine_.data_group().take_bytes_sent() + engine_.take_tied_bytes());
   if (dump) {
     dump_values(*dump, "parameters_after", false);
     dump->finish();
@@ -246,13 +247,14 @@ void Trainer::step() {
 
 void Trainer::dump_gradients(StepDump& dump, double loss, std::span<double> token_losses) {
   dump_values(dump, "gradients", true);
-  const int64_t count = static_cast<int64_t>(token_losses.size()), begin = comm_.rank() * count;
+  const int64_t count = static_cast<int64_t>(token_losses.size()), begin = place_.dp_rank * count;
   const Shape shape{config_.train.global_batch_size, config_.data.seq_len};
   std::vector<float> narrow(token_losses.begin(), token_losses.end());
   const bool wide = config_.train.precision == Precision::fp64;
   const TensorView data =
       wide ? TensorView(token_losses.data(), DType::f64, {count}) : TensorView(narrow.data(), DType::f32, {count});
-  const std::vector<TensorPiece> losses = {{"token_loss", shape, begin, begin + count, data}};
+  std::vector<TensorPiece> losses = {{"token_loss", shape, begin, begin + count, data}};
+  if (!engine_.stage().has_last_chunk()) losses.clear();
   dump.add(losses);
   dump.add_scalar("loss", loss, data.dtype);
   dump.add_scalar("aux_loss", 0.0, data.dtype);
@@ -291,10 +293,10 @@ void Trainer::save_checkpoint_if_due() {
   info.sampler_fingerprint = sampler_.fingerprint();
   info.sequences_consumed = step_ * config_.train.global_batch_size;
   info.seed = config_.run.seed;
-  info.data_parallel = comm_.size();
+  info.data_parallel = engine_.mesh().data;
   info.program_version = program_version;
   const auto started = Clock::now();
-  save_checkpoint(folder_.checkpoints(), info, engine_.optimizer().state(), comm_, config_.checkpoint.keep);
+  save_checkpoint(folder_.checkpoints(), info, engine_.optimizer().primary_state(), comm_, config_.checkpoint.keep);
   log::info("saved {} in {:.2f} s", (folder_.checkpoints() / checkpoint_folder_name(step_)).string(),
             seconds_since(started));
 }

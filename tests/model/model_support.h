@@ -53,13 +53,17 @@ inline void set(const TensorView& x, int64_t i, double value) {
 
 class SmallModel {
  public:
+  // layers_per_chunk: on one rank; empty: one chunk.
   SmallModel(const ModelConfig& config, DType dtype, Recompute recompute = Recompute::none, int64_t sequences = 2,
-             int64_t seq_len = 7)
+             int64_t seq_len = 7, std::vector<int64_t> layers_per_chunk = {})
       : config_(config),
+        plan_(make_stage_plan(
+            config_, layers_per_chunk.empty() ? std::vector<int64_t>{config.num_hidden_layers} : layers_per_chunk, 1,
+            BlockTransport::cached)),
         scratch_({}, &ledger, "scratch"),
         ctx{stream_, scratch_, refusals_, ops::Backend::fastest},
         parameters(config_, dtype, 1, {}, &ledger),
-        stage({config_, dtype, recompute, {}, &ledger}, parameters),
+        stage({config_, dtype, recompute, {}, &ledger}, plan_, 0, sequences * seq_len, parameters),
         shape_{sequences, seq_len},
         tokens_(static_cast<size_t>(shape_.num_tokens())),
         targets_(tokens_.size()),
@@ -72,25 +76,41 @@ class SmallModel {
     for (size_t p = 0; p < parameters.specs().size(); ++p) randomise(static_cast<int>(p));
   }
 
-  Stage::Batch batch() {
+  Stage::Pass pass(bool train) {
     const int64_t n = shape_.num_tokens();
     const DType acc = accumulation_dtype(parameters.matrices().dtype);
-    return {shape_, TensorView(tokens_.data(), DType::i32, {n}), TensorView(targets_.data(), DType::i32, {n}),
-            TensorView(losses_.data(), acc, {n}), 1.0 / static_cast<double>(n)};
+    Stage::Pass p;
+    p.shape = shape_;
+    p.tokens = TensorView(tokens_.data(), DType::i32, {n});
+    p.targets = TensorView(targets_.data(), DType::i32, {n});
+    p.token_loss = TensorView(losses_.data(), acc, {n});
+    p.grad_scale = 1.0 / static_cast<double>(n);
+    p.train = train;
+    return p;
   }
 
-  double loss(bool train = false, std::vector<LayerSums>* sums = nullptr) {
-    const Stage::Batch b = batch();
-    stage.forward(ctx, b, train, sums);
+  double loss() { return run(pass(false), pipeline::ActionKind::backward); }
+
+  // split_backward: input gradients first, then weight gradients, as a zero-bubble schedule does.
+  double loss_and_gradients(std::vector<LayerSums>* sums = nullptr, const std::function<void(int)>& ready = {},
+                            bool split_backward = false) {
+    Stage::Pass p = pass(true);
+    p.sums = sums;
+    p.ready = ready;
+    return run(p, split_backward ? pipeline::ActionKind::backward_input : pipeline::ActionKind::backward);
+  }
+
+  double run(const Stage::Pass& p, pipeline::ActionKind backward) {
+    stage.begin(ctx, p);
+    const int num_chunks = plan_.num_chunks();
+    for (int c = 0; c < num_chunks; ++c) stage.run({c, pipeline::ActionKind::forward, 0});
     double sum = 0;
-    for (int64_t i = 0; i < b.token_loss.num_elements(); ++i) sum += get(b.token_loss, i);
-    return sum * b.grad_scale;
-  }
-
-  double loss_and_gradients(std::vector<LayerSums>* sums = nullptr, const std::function<void(int)>& ready = {}) {
-    const double value = loss(true, sums);
-    stage.backward(ctx, batch(), ready, sums);
-    return value;
+    for (int64_t i = 0; i < p.token_loss.num_elements(); ++i) sum += get(p.token_loss, i);
+    for (int c = num_chunks - 1; p.train && c >= 0; --c) stage.run({c, backward, 0});
+    if (p.train && backward == pipeline::ActionKind::backward_input)
+      for (int c = num_chunks - 1; c >= 0; --c) stage.run({c, pipeline::ActionKind::backward_weight, 0});
+    stage.end();
+    return sum * p.grad_scale;
   }
 
   std::vector<double> gradient(int parameter) const {
@@ -117,6 +137,7 @@ class SmallModel {
   }
 
   ModelConfig config_;
+  StagePlan plan_;
   Stream stream_;
   Arena scratch_;
   ops::RefusalLog refusals_;

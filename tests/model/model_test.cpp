@@ -192,10 +192,10 @@ TEST(Model, SteadyStateAllocatesNothing) {
 TEST(Model, LayerSumsEqualDirectSums) {
   for (const Case& c : cases()) {
     SmallModel model(config_of(c), DType::f64);
-    std::vector<LayerSums> sums(static_cast<size_t>(model.stage.num_sites()));
+    std::vector<LayerSums> sums(static_cast<size_t>(2 * config_of(c).num_hidden_layers + 1));
     model.loss_and_gradients(&sums);
     // The first site reads the embedding rows.
-    const Stage::Batch batch = model.batch();
+    const Stage::Pass batch = model.pass(false);
     const TensorView table = model.parameters.value("model.embed_tokens.weight");
     double expected = 0;
     for (int64_t t = 0; t < batch.tokens.num_elements(); ++t)
@@ -222,16 +222,27 @@ TEST(Model, LayerSumsEqualDirectSums) {
   }
 }
 
-TEST(BlockLayout, CountsDecoderLayersAndKeepsTheRemainder) {
-  EXPECT_EQ(make_block_layout(small_config(Residual::block_attnres, 5, 2)).begin, (std::vector<int>{0, 4, 8, 10}));
-  EXPECT_EQ(make_block_layout(small_config(Residual::block_attnres, 2, 7)).begin, (std::vector<int>{0, 4}));
-  EXPECT_EQ(make_block_layout(small_config(Residual::full_attnres, 2)).begin, (std::vector<int>{0, 1, 2, 3, 4}));
-  const BlockLayout layout = make_block_layout(small_config(Residual::block_attnres, 5, 2));
-  EXPECT_EQ(layout.block_of(3), 0);
-  EXPECT_EQ(layout.block_of(4), 1);
-  EXPECT_EQ(layout.block_of(9), 2);
-  EXPECT_TRUE(layout.opens_block(8));
-  EXPECT_FALSE(layout.opens_block(9));
+// One rank that holds several chunks, their boundaries anywhere, and a backward pass in two halves.
+TEST(Model, ChunksAndSplitBackwardChangeNothing) {
+  for (const Case& c : cases()) {
+    const int64_t layers = config_of(c).num_hidden_layers;
+    std::vector<std::vector<int64_t>> splits = {{layers}, {1, layers - 1}, {0, layers}, {layers, 0}, {0, layers, 0}};
+    splits.emplace_back(static_cast<size_t>(layers), 1);
+    for (Recompute mode : {Recompute::none, Recompute::selective, Recompute::full}) {
+      SmallModel whole(config_of(c), DType::f64, mode);
+      const double loss = whole.loss_and_gradients();
+      for (const auto& split : splits) {
+        for (bool split_backward : {false, true}) {
+          SmallModel parts(config_of(c), DType::f64, mode, 2, 7, split);
+          EXPECT_NEAR(parts.loss_and_gradients(nullptr, {}, split_backward), loss, 1e-13);
+          EXPECT_NEAR(parts.loss(), loss, 1e-13);
+          for (size_t p = 0; p < whole.parameters.specs().size(); ++p)
+            EXPECT_LT(relative_error(parts.gradient(static_cast<int>(p)), whole.gradient(static_cast<int>(p))), 1e-12)
+                << whole.parameters.specs()[p].name << ", " << split.size() << " chunks, first " << split[0];
+        }
+      }
+    }
+  }
 }
 
 TEST(Parameters, InitialValuesDoNotDependOnTheLayout) {

@@ -1,0 +1,110 @@
+// A chunk: a contiguous range of sublayers with their residual scheme, the embedding in the first one and the head in the
+// last. Runs one micro-batch forward and backward; parameter gradients accumulate in the flat gradient buffers.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "model/mla.h"
+#include "model/mlp.h"
+#include "model/residual.h"
+
+namespace lamina::model {
+
+// Sums over tokens that the log needs, per site; the trainer adds them over micro-batches and ranks.
+struct LayerSums {
+  double hidden_square = 0;           // sum of h^2 over tokens and channels, h being what the scheme hands over
+  double output_square = 0;           // of the sublayer's output
+  double gradient_square = 0;         // of the loss's gradient with respect to that output
+  std::vector<double> depth_weights;  // sum over micro-batches of the mean over tokens
+};
+
+struct ChunkOptions {  // the configuration must outlive the chunk
+  const ModelConfig& config;
+  DType dtype;
+  Recompute recompute = Recompute::none;
+  Device device;
+  MemoryLedger* ledger = nullptr;
+};
+
+class Chunk {
+ public:
+  struct LayerSaved {
+    Mla::Saved mixer;
+    Mlp::Saved mlp;
+  };
+  // One micro-batch in flight: what backward needs. Not movable: its pass refers to the chunk.
+  class Slot {
+   public:
+    Slot(const Chunk& chunk, const ChunkOptions& options, ResidualWorkspace& workspace);
+    WeightGradients& weights() { return weights_; }
+
+   private:
+    friend class Chunk;
+    Arena keep_;
+    std::unique_ptr<ResidualPass> pass_;
+    std::vector<LayerSaved> layers_;
+    WeightGradients weights_;
+    TensorView d_head_input_;
+  };
+
+  // What one micro-batch runs on. Views on the device; tokens, targets [num_tokens] i32, token_loss [num_tokens] acc.
+  struct Input {
+    BatchShape shape;
+    TensorView tokens;                       // first chunk
+    TensorView targets, token_loss;          // last chunk; token_loss is written
+    double grad_scale = 0;                   // the weight of one token's loss in the total
+    bool train = false;                      // backward follows
+    std::vector<LayerSums>* sums = nullptr;  // [sites of the model], or null
+    std::function<void()> progress;          // called between sublayers
+  };
+
+  Chunk(const ChunkOptions& options, const ChunkRange& range, Parameters& parameters);
+
+  // `streams.in` of the first chunk is written here (the embedding), of the others it is read.
+  void forward(ops::OpContext& ctx, Slot& slot, const Input& input, const ResidualPass::Streams& streams,
+               const Summaries& summaries);
+  // The head's input instead of a loss: [num_tokens, hidden_size], valid until the next call. Last chunk.
+  TensorView forward_hidden(ops::OpContext& ctx, Slot& slot, const Input& input, const ResidualPass::Streams& streams,
+                            const Summaries& summaries);
+
+  // Fills [tokens, hidden] acc with the gradient of `streams.out`.
+  using FillGradient = std::function<void(TensorView)>;
+  // Once after each forward with train. Deferred weight gradients wait in slot.weights().
+  // `done(sublayer)` is called after each sublayer, in order, and after the embedding and output site.
+  void backward(ops::OpContext& ctx, Slot& slot, const Input& input, bool defer_weights, const FillGradient& outgoing,
+                const std::function<void(const std::vector<int>&)>& done);
+  // Gradient of `streams.in` [tokens, hidden] acc, after backward.
+  TensorView incoming_gradient(Slot& slot) const { return slot.pass_->incoming_gradient(); }
+
+  const ChunkRange& range() const { return range_; }
+  bool has_embedding() const { return range_.index == 0; }
+  const std::vector<Site>& sites() const { return sites_; }
+  TensorView head_weight() const { return head_; }
+
+ private:
+  struct Layer {
+    Mla mixer;
+    Mlp mlp;
+  };
+  void build_sites(const ModelConfig& config, Parameters& parameters);
+  TensorView run_sublayers(ops::OpContext& ctx, Slot& slot, const Input& input, const ResidualPass::Streams& streams,
+                           const Summaries& summaries);
+  void run_sublayer(ops::OpContext& ctx, Slot& slot, const BatchShape& shape, int sublayer, TensorView x, TensorView y);
+  void sublayer_backward(ops::OpContext& ctx, Slot& slot, const BatchShape& shape, int sublayer);
+  void observe(ops::OpContext& ctx, const Slot& slot, const Input& input, int site) const;
+  size_t local_layer(int sublayer) const { return static_cast<size_t>((sublayer - range_.begin) / 2); }
+
+  ChunkRange range_;
+  ResidualOptions residual_;
+  int64_t hidden_size_;
+  std::vector<Site> sites_;
+  std::vector<Layer> layers_;
+  std::vector<std::vector<int>> reported_;  // per sublayer: its parameters, depth queries left out
+  std::vector<int> queries_;                // the depth queries of all sites
+  TensorView embedding_, d_embedding_, head_, d_head_;
+  int embedding_index_ = -1, head_index_ = -1;
+};
+
+}  // namespace lamina::model

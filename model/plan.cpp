@@ -1,0 +1,291 @@
+#include "model/plan.h"
+
+#include <algorithm>
+#include <map>
+#include <set>
+
+#include "configs/schema/decode.h"
+#include "core/base/error.h"
+#include "model/plan_pipeline.h"
+#include "parallel/pipeline/block_routes.h"
+
+namespace lamina::model {
+namespace {
+
+// Tokens whose logits the head has at one time.
+constexpr double head_piece = 1024;
+
+struct Sizes {
+  ElementSizes element;
+  double tokens = 0, hidden = 0;
+  double row() const { return hidden * element.compute; }
+};
+
+double group_bandwidth(const PlanDevice& device, int span) {
+  const bool inside = span <= device.ranks_per_node && device.ranks_per_node % span == 0;
+  return 1e9 * (inside ? device.node_gbps : device.bandwidth_gbps);
+}
+
+ParameterCount chunk_parameters(const ModelConfig& model, const ChunkPlan& chunk, int num_chunks) {
+  ParameterCount count;
+  if (chunk.chunk == 0) count += embedding_parameters(model);
+  for (int64_t i = 0; i < chunk.num_layers; ++i) count += layer_parameters(model, chunk.first_layer + i);
+  if (chunk.chunk + 1 == num_chunks) count += head_parameters(model);
+  return count;
+}
+
+// Seconds of one micro-batch in one chunk.
+struct ChunkSeconds {
+  double forward = 0, backward_input = 0, backward_weight = 0;
+};
+
+ChunkSeconds chunk_seconds(const PlanInputs& inputs, const Plan& plan, const ChunkPlan& chunk, int num_chunks) {
+  const ModelConfig& model = inputs.config.model;
+  const ElementSizes sizes = element_sizes(inputs.config.train.precision);
+  const double flops = inputs.device.tflops * 1e12, bytes = inputs.device.memory_gbps * 1e9;
+  const auto tokens = static_cast<double>(plan.tokens_per_microbatch);
+  const double exchange =
+      expert_exchange_bytes(model, plan.parallel.expert, sizes) / group_bandwidth(inputs.device, plan.parallel.expert);
+  ChunkSeconds s;
+  for (int64_t layer = chunk.first_layer; layer < chunk.first_layer + chunk.num_layers; ++layer) {
+    const Flops forward = layer_forward_flops(model, layer, inputs.config.data.seq_len);
+    const Traffic traffic = layer_traffic(model, layer, sizes, plan.recompute);
+    const double reads = depth_read_flops(model, layer);
+    s.forward += (forward.total() + reads) / flops + traffic.forward / bytes;
+    s.backward_input += (forward.matmul + 2 * forward.core + 2 * reads +
+                         recompute_flops(model, layer, inputs.config.data.seq_len, plan.recompute)) /
+                            flops +
+                        traffic.backward / bytes;
+    s.backward_weight += forward.matmul / flops;
+    if (model.is_moe(layer)) {  // dispatch and combine; their gradients; with full recomputation the dispatch again
+      s.forward += 2 * exchange;
+      s.backward_input += (plan.recompute == Recompute::full ? 3 : 2) * exchange;
+    }
+  }
+  if (chunk.chunk == 0) {
+    s.forward += 2 * static_cast<double>(model.hidden_size) * sizes.compute / bytes;
+    s.backward_weight += 3 * static_cast<double>(model.hidden_size) * sizes.accumulation / bytes;
+  }
+  // The head's loss, its input's gradient and its weight's are one pass over the logits, in forward.
+  if (chunk.chunk + 1 == num_chunks)
+    s.forward += 3 * head_forward_flops(model).total() / flops +
+                 4 * static_cast<double>(model.vocab_size) * sizes.accumulation / bytes;
+  return {s.forward * tokens, s.backward_input * tokens, s.backward_weight * tokens};
+}
+
+double chunk_flops(const PlanInputs& inputs, const Plan& plan, const ChunkPlan& chunk, int num_chunks) {
+  const ModelConfig& model = inputs.config.model;
+  double flops = 0;
+  for (int64_t layer = chunk.first_layer; layer < chunk.first_layer + chunk.num_layers; ++layer)
+    flops +=
+        3 * (layer_forward_flops(model, layer, inputs.config.data.seq_len).total() + depth_read_flops(model, layer)) +
+        recompute_flops(model, layer, inputs.config.data.seq_len, plan.recompute);
+  if (chunk.chunk + 1 == num_chunks) flops += 3 * head_forward_flops(model).total();
+  return flops * static_cast<double>(plan.tokens_per_microbatch);
+}
+
+std::vector<ChunkPlan> make_chunks(const PlanInputs& inputs, const Plan& plan, pipeline::ChunkCosts& costs) {
+  const Config& config = inputs.config;
+  const ElementSizes sizes = element_sizes(config.train.precision);
+  const auto num_chunks = static_cast<int>(plan.parallel.split.size());
+  std::vector<ChunkPlan> chunks(plan.parallel.split.size());
+  int64_t layer = 0;
+  for (int c = 0; c < num_chunks; ++c) {
+    ChunkPlan& chunk = chunks[static_cast<size_t>(c)];
+    chunk.chunk = c;
+    chunk.first_layer = layer;
+    chunk.num_layers = plan.parallel.split[static_cast<size_t>(c)];
+    layer += chunk.num_layers;
+    chunk.parameters = chunk_parameters(config.model, chunk, num_chunks).total();
+    chunk.activation_bytes =
+        static_cast<double>(plan.tokens_per_microbatch) *
+        chunk_activation_bytes(config.model, static_cast<int>(2 * chunk.first_layer), static_cast<int>(2 * layer),
+                               c + 1 == num_chunks, sizes, plan.recompute);
+    const ChunkSeconds seconds = chunk_seconds(inputs, plan, chunk, num_chunks);
+    chunk.forward_seconds = seconds.forward;
+    chunk.backward_seconds = seconds.backward_input + seconds.backward_weight;
+    costs.forward.push_back(seconds.forward);
+    costs.backward_input.push_back(seconds.backward_input);
+    costs.backward_weight.push_back(seconds.backward_weight);
+  }
+  return chunks;
+}
+
+void add_hops(const PlanInputs& inputs, const Plan& plan, const pipeline::BlockRoutes& routes,
+              pipeline::ChunkCosts& costs) {
+  if (plan.parallel.pipeline == 1) return;
+  const bool one_node = inputs.num_ranks <= inputs.device.ranks_per_node;
+  const double rate = 1e9 * (one_node ? inputs.device.node_gbps : inputs.device.bandwidth_gbps);
+  // What waits for a hop is the hidden stream, which goes first; the summaries follow it.
+  for (size_t c = 0; c + 1 < routes.chunks.size(); ++c) {
+    const double bytes =
+        plan.stream_message_bytes + static_cast<double>(routes.chunks[c].sent.size()) * plan.summary_message_bytes;
+    costs.hop_forward.push_back(bytes / rate);
+    costs.hop_backward.push_back(bytes / rate);
+  }
+}
+
+// Temporaries of the largest sublayer, made again or not, and their gradients; the residual scheme's; a piece of logits.
+double workspace_bytes(const PlanInputs& inputs, const Plan& plan, const RankPlan& rank, const Sizes& s) {
+  const ModelConfig& model = inputs.config.model;
+  double sublayer = 0, deferred = 0, means = 0, logits = 0;
+  for (const ChunkPlan& chunk : rank.chunks) {
+    double operands = 0;
+    for (int64_t layer = chunk.first_layer; layer < chunk.first_layer + chunk.num_layers; ++layer) {
+      for (int64_t i : {2 * layer, 2 * layer + 1})
+        sublayer =
+            std::max(sublayer, sublayer_activation_bytes(model, static_cast<int>(i), s.element, Recompute::none));
+      operands += layer_deferred_bytes(model, layer, s.element);
+    }
+    deferred = std::max(deferred, operands);
+    if (chunk.chunk + 1 == static_cast<int>(plan.parallel.split.size()))
+      logits = std::min(head_piece, s.tokens) * static_cast<double>(model.vocab_size) * s.element.accumulation;
+  }
+  if (model.residual == Residual::block_attnres)
+    means = static_cast<double>(2 * std::min(model.attn_res_block_size, model.num_hidden_layers)) * s.row();
+  else if (model.residual == Residual::full_attnres)
+    means = s.row();
+  // Output, read, normalised input, its gradient and the output's; the open sum's gradient twice.
+  const double residual = 5 * s.row() + 2 * s.hidden * s.element.accumulation + means;
+  const double streams = plan.parallel.pipeline > 1 ? 4 * s.row() : 0;  // received and sent, both directions
+  const bool splits = plan.parallel.schedule == ScheduleName::zero_bubble && plan.parallel.pipeline > 1;
+  return s.tokens * (2 * sublayer + residual + streams + (splits ? deferred : 0)) + logits;
+}
+
+void fill_memory(const PlanInputs& inputs, const Plan& plan, RankPlan& rank, const Sizes& s) {
+  const ParameterCount& held = rank.parameters;
+  const auto trained = static_cast<double>(held.matrices + held.experts + held.vectors);
+  const double vectors = static_cast<double>(held.vectors + held.buffers);
+  MemoryPlan& memory = rank.memory;
+  memory.parameters =
+      static_cast<double>(held.matrices + held.experts) * s.element.compute + vectors * s.element.accumulation;
+  memory.gradients = trained * s.element.accumulation;
+  // The masters of what is stored in the accumulation dtype are the parameters themselves.
+  const double mastered =
+      s.element.compute < s.element.accumulation ? static_cast<double>(held.matrices + held.experts) : 0;
+  const int data = plan.parallel.data;
+  const double shared = static_cast<double>(data) / plan.parallel.expert;  // ranks with the same experts
+  const double expert_share = static_cast<double>(held.experts) / shared;
+  const double dense_share = static_cast<double>(held.matrices + held.vectors) / data;
+  memory.optimizer = (2 * (dense_share + expert_share) +
+                      (mastered > 0 ? static_cast<double>(held.matrices) / data + expert_share : 0)) *
+                     s.element.accumulation;
+  memory.summaries = rank.peak_summaries * s.tokens * s.row();
+  memory.summary_gradients = rank.peak_summary_gradients * s.tokens * s.hidden * s.element.accumulation;
+  memory.workspace = workspace_bytes(inputs, plan, rank, s);
+}
+
+void fill_traffic(const PlanInputs& inputs, const Plan& plan, const pipeline::BlockRoutes& routes, RankPlan& rank,
+                  const Sizes& s) {
+  const ModelConfig& model = inputs.config.model;
+  const auto num_chunks = static_cast<int>(routes.chunks.size());
+  const auto microbatches = static_cast<double>(plan.num_microbatches);
+  for (const ChunkPlan& chunk : rank.chunks) {
+    const pipeline::ChunkRoutes& route = routes.chunks[static_cast<size_t>(chunk.chunk)];
+    if (plan.parallel.pipeline > 1) {  // forward over the hop out, backward over the hop in
+      rank.pipeline_hidden_bytes += microbatches * plan.stream_message_bytes *
+                                    ((chunk.chunk + 1 < num_chunks ? 1 : 0) + (chunk.chunk > 0 ? 1 : 0));
+      rank.pipeline_block_bytes +=
+          microbatches * plan.summary_message_bytes * static_cast<double>(route.sent.size() + route.received.size());
+    }
+    for (int64_t layer = chunk.first_layer; layer < chunk.first_layer + chunk.num_layers; ++layer)
+      if (model.is_moe(layer))
+        rank.expert_bytes += (plan.recompute == Recompute::full ? 5 : 4) * microbatches * s.tokens *
+                             expert_exchange_bytes(model, plan.parallel.expert, s.element);
+    rank.flops += microbatches * chunk_flops(inputs, plan, chunk, num_chunks);
+    rank.busy_seconds += microbatches * (chunk.forward_seconds + chunk.backward_seconds);
+  }
+  // A ring's share: gradients scattered in the accumulation dtype, parameters gathered in their own.
+  const double data = plan.parallel.data, same_experts = data / plan.parallel.expert;
+  const ParameterCount& held = rank.parameters;
+  const double matrix = s.element.accumulation + s.element.compute;
+  rank.data_bytes =
+      (static_cast<double>(held.matrices) * matrix + static_cast<double>(held.vectors) * 2 * s.element.accumulation) *
+          (1 - 1 / data) +
+      static_cast<double>(held.experts) * matrix * (1 - 1 / same_experts);
+}
+
+double data_seconds(const PlanInputs& inputs, const Plan& plan) {
+  double slowest = 0;
+  for (const RankPlan& rank : plan.ranks) slowest = std::max(slowest, rank.data_bytes);
+  return slowest / group_bandwidth(inputs.device, plan.parallel.data);
+}
+
+// Each rank's parameters; a tied embedding is also on the last pipeline rank.
+ParameterCount rank_parameters(const ModelConfig& model, const Plan& plan, const RankPlan& rank) {
+  const auto num_chunks = static_cast<int>(plan.parallel.split.size());
+  ParameterCount count;
+  for (const ChunkPlan& chunk : rank.chunks) count += chunk_parameters(model, chunk, num_chunks);
+  if (model.tie_word_embeddings && plan.parallel.pipeline > 1 && rank.pp_rank + 1 == plan.parallel.pipeline)
+    count += embedding_parameters(model);
+  count.experts /= plan.parallel.expert;
+  return count;
+}
+
+}  // namespace
+
+double Plan::peak_bytes() const {
+  double peak = 0;
+  for (const RankPlan& rank : ranks) peak = std::max(peak, rank.memory.total());
+  return peak;
+}
+
+bool Plan::fits(const PlanDevice& device) const {
+  return peak_bytes() <= device.memory_gib * 1024 * 1024 * 1024;
+}
+
+Plan make_plan(const PlanInputs& inputs) {
+  const Config& config = inputs.config;
+  LAMINA_CHECK(config.model.vocab_size > 0, "model.vocab_size is not resolved");
+  Plan plan;
+  plan.parallel = config.parallel;
+  plan.parallel.data = resolve_data_parallel(config, inputs.num_ranks);
+  plan.parallel.split = resolve_split(config);
+  plan.recompute = config.train.recompute;
+  plan.num_ranks = inputs.num_ranks;
+  plan.num_microbatches = config.train.global_batch_size / (config.train.micro_batch_size * plan.parallel.data);
+  plan.tokens_per_microbatch = config.train.micro_batch_size * config.data.seq_len;
+  plan.tokens_per_step = config.train.global_batch_size * config.data.seq_len;
+  plan.num_parameters = model_parameters(config.model).total();
+  plan.flops_per_step =
+      training_flops_per_token(config.model, config.data.seq_len).total() * static_cast<double>(plan.tokens_per_step);
+  const Sizes sizes{element_sizes(config.train.precision), static_cast<double>(plan.tokens_per_microbatch),
+                    static_cast<double>(config.model.hidden_size)};
+  plan.stream_message_bytes = plan.summary_message_bytes = sizes.tokens * sizes.row();
+
+  pipeline::ChunkCosts costs;
+  std::vector<ChunkPlan> chunks = make_chunks(inputs, plan, costs);
+  const pipeline::BlockRoutes routes =
+      make_block_routes(pipeline::make_chunk_split(plan.parallel.split), pipeline::make_block_layout(config.model),
+                        plan.parallel.pipeline, plan.parallel.block_transport);
+  add_hops(inputs, plan, routes, costs);
+  std::vector<double> activations;
+  for (const ChunkPlan& chunk : chunks) activations.push_back(chunk.activation_bytes);
+  const PipelineRun run =
+      run_pipeline({plan.parallel.schedule, plan.parallel.pipeline, plan.num_microbatches}, costs, activations, routes);
+  for (int r = 0; r < plan.parallel.pipeline; ++r) {
+    RankPlan& rank = plan.ranks.emplace_back();
+    rank.pp_rank = r;
+    for (size_t c = static_cast<size_t>(r); c < chunks.size(); c += static_cast<size_t>(plan.parallel.pipeline)) {
+      chunks[c].peak_microbatches = static_cast<int>(run.peak_microbatches[c]);
+      chunks[c].num_sent = static_cast<int>(routes.chunks[c].sent.size());
+      rank.chunks.push_back(chunks[c]);
+    }
+    const auto i = static_cast<size_t>(r);
+    rank.parameters = rank_parameters(config.model, plan, rank);
+    rank.peak_summaries = static_cast<int>(run.peak_summaries[i]);
+    rank.peak_summary_gradients = static_cast<int>(run.peak_summary_gradients[i]);
+    rank.memory.activations = run.peak_activation[i];
+    fill_memory(inputs, plan, rank, sizes);
+    fill_traffic(inputs, plan, routes, rank, sizes);
+  }
+  plan.pipeline_seconds = run.makespan;
+  double busy = 0;
+  for (const RankPlan& rank : plan.ranks) busy += rank.busy_seconds;
+  plan.bubble = 1 - busy / (plan.parallel.pipeline * run.makespan);
+  plan.data_seconds = data_seconds(inputs, plan);
+  plan.mfu = plan.flops_per_step / (inputs.num_ranks * inputs.device.tflops * 1e12 * plan.step_seconds());
+  return plan;
+}
+
+}  // namespace lamina::model

@@ -1,0 +1,94 @@
+// What a run will need and take, from its configuration alone: memory, messages, bubble and time of every pipeline rank, for
+// models and numbers of ranks far beyond this machine. Pure functions; `lamina plan` prints the result.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "configs/schema/config.h"
+#include "model/cost_model.h"
+
+namespace lamina::model {
+
+// One rank's device and its network. The defaults are an H100 SXM 80 GB in nodes of eight: dense bf16 and HBM3 as its data
+// sheet has them, NVLink in one direction, one 400 Gb/s link per GPU.
+struct PlanDevice {
+  double tflops = 989.5;       // of matrix products
+  double memory_gib = 80;      // that the run may use
+  double memory_gbps = 3350;   // 10^9 bytes per second, as the next two
+  double bandwidth_gbps = 50;  // sent by one rank to other nodes
+  double node_gbps = 450;      // sent by one rank inside its node
+  int ranks_per_node = 8;
+};
+
+struct PlanInputs {
+  Config config;  // model.vocab_size resolved
+  int num_ranks = 1;
+  PlanDevice device;
+};
+
+struct MemoryPlan {  // bytes of one rank at its peak
+  double parameters = 0, gradients = 0;
+  double optimizer = 0;          // masters and both moments; ZeRO-1 shares them out over the data-parallel ranks
+  double activations = 0;        // of the micro-batches in flight, summaries not counted
+  double summaries = 0;          // block cache: values
+  double summary_gradients = 0;  // block cache: accumulators
+  double workspace = 0;  // one sublayer's temporaries, operands of deferred weight gradients, streams on their way
+  double total() const {
+    return parameters + gradients + optimizer + activations + summaries + summary_gradients + workspace;
+  }
+};
+
+struct ChunkPlan {
+  int chunk = 0;
+  int64_t first_layer = 0, num_layers = 0;
+  int64_t parameters = 0;
+  double activation_bytes = 0;                       // one micro-batch in flight
+  int peak_microbatches = 0;                         // in flight
+  double forward_seconds = 0, backward_seconds = 0;  // one micro-batch, exchange with experts included
+  int num_sent = 0;                                  // summaries on the hop out of this chunk
+};
+
+struct RankPlan {
+  int pp_rank = 0;
+  std::vector<ChunkPlan> chunks;
+  ParameterCount parameters;  // held by one rank: its share of the experts
+  MemoryPlan memory;
+  int peak_summaries = 0, peak_summary_gradients = 0;
+  double flops = 0;  // in one step, recomputation included
+  // Bytes that one rank sends in a step.
+  double pipeline_hidden_bytes = 0, pipeline_block_bytes = 0, data_bytes = 0, expert_bytes = 0;
+  double busy_seconds = 0;  // in one step
+};
+
+struct Plan {
+  ParallelConfig parallel;  // data and split resolved
+  Recompute recompute = Recompute::none;
+  int num_ranks = 1;
+  int64_t num_microbatches = 1, tokens_per_microbatch = 0, tokens_per_step = 0;
+  int64_t num_parameters = 0;
+  std::vector<RankPlan> ranks;  // [pp_rank]; the data-parallel ranks of each are alike
+  double stream_message_bytes = 0, summary_message_bytes = 0;
+  double flops_per_step = 0;  // of the model, recomputation not counted
+  double bubble = 0;          // of the schedule: the share of pipeline time in which a rank computes nothing
+  double pipeline_seconds = 0, data_seconds = 0;
+  double step_seconds() const { return pipeline_seconds + data_seconds; }
+  double mfu = 0;  // at most: flops_per_step over what all devices could do in step_seconds
+  double peak_bytes() const;
+  bool fits(const PlanDevice& device) const;
+};
+
+// Throws Error with the reason where the layout is not possible.
+Plan make_plan(const PlanInputs& inputs);
+
+// Layouts of the same model and batch on the same ranks: every pipeline x virtual_stages x data x expert x recompute that is
+// possible with the configured schedule, transport and micro-batch, the split balanced. Those that fit come first, the
+// quickest first; the others by memory.
+std::vector<Plan> search_layouts(const PlanInputs& inputs);
+
+std::string to_text(const Plan& plan, const PlanInputs& inputs);
+// A table of the first `most`.
+std::string to_text(const std::vector<Plan>& layouts, const PlanInputs& inputs, size_t most = 8);
+
+}  // namespace lamina::model

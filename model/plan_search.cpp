@@ -1,0 +1,58 @@
+#include <algorithm>
+
+#include "core/base/error.h"
+#include "model/plan.h"
+
+namespace lamina::model {
+namespace {
+
+constexpr int most_virtual_stages = 4;
+
+std::vector<int> divisors(int64_t number, int64_t most) {
+  std::vector<int> result;
+  for (int64_t d = 1; d <= std::min(number, most); ++d)
+    if (number % d == 0) result.push_back(static_cast<int>(d));
+  return result;
+}
+
+std::vector<int> expert_sizes(const ModelConfig& model, int data) {
+  std::vector<int> sizes;
+  for (int expert : divisors(data, model.num_experts == 0 ? 1 : model.num_experts))
+    if (model.num_experts % expert == 0) sizes.push_back(expert);
+  return sizes;
+}
+
+}  // namespace
+
+std::vector<Plan> search_layouts(const PlanInputs& inputs) {
+  const Config& config = inputs.config;
+  const int64_t most_chunks = config.model.num_hidden_layers + 2;
+  std::vector<Plan> plans;
+  for (int pipeline : divisors(inputs.num_ranks, most_chunks)) {
+    const int data = inputs.num_ranks / pipeline;
+    if (config.train.global_batch_size % (config.train.micro_batch_size * data) != 0) continue;
+    const bool one_chunk = pipeline == 1 || config.parallel.schedule == ScheduleName::one_f_one_b;
+    const int most_stages = one_chunk ? 1 : std::max(config.parallel.virtual_stages, most_virtual_stages);
+    for (int stages = 1; stages <= most_stages && int64_t{stages} * pipeline <= most_chunks; ++stages)
+      for (int expert : expert_sizes(config.model, data))
+        for (Recompute recompute : {Recompute::none, Recompute::selective, Recompute::full}) {
+          PlanInputs candidate = inputs;
+          ParallelConfig& parallel = candidate.config.parallel;
+          parallel.pipeline = pipeline;
+          parallel.virtual_stages = stages;
+          parallel.data = data;
+          parallel.expert = expert;
+          parallel.split.clear();
+          candidate.config.train.recompute = recompute;
+          plans.push_back(make_plan(candidate));
+        }
+  }
+  std::stable_sort(plans.begin(), plans.end(), [&](const Plan& a, const Plan& b) {
+    const bool a_fits = a.fits(inputs.device), b_fits = b.fits(inputs.device);
+    if (a_fits != b_fits) return a_fits;
+    return a_fits ? a.step_seconds() < b.step_seconds() : a.peak_bytes() < b.peak_bytes();
+  });
+  return plans;
+}
+
+}  // namespace lamina::model

@@ -1,0 +1,178 @@
+#include <algorithm>
+
+#include "core/base/error.h"
+#include "model/plan.h"
+
+namespace lamina::model {
+namespace {
+
+constexpr double gib = 1024.0 * 1024 * 1024;
+
+// Three significant digits and a unit.
+std::string bytes_text(double bytes) {
+  static constexpr const char* units[] = {"B", "KiB", "MiB", "GiB", "TiB", "PiB"};
+  size_t unit = 0;
+  while (bytes >= 1000 && unit + 1 < std::size(units)) {
+    bytes /= 1024;
+    ++unit;
+  }
+  return fmt::format("{:.{}f} {}", bytes, unit == 0 || bytes >= 100 ? 0 : bytes >= 10 ? 1 : 2, units[unit]);
+}
+
+std::string seconds_text(double seconds) {
+  if (seconds >= 1) return fmt::format("{:.2f} s", seconds);
+  if (seconds >= 1e-3) return fmt::format("{:.2f} ms", seconds * 1e3);
+  return fmt::format("{:.2f} us", seconds * 1e6);
+}
+
+std::string flops_text(double flops) {
+  static constexpr const char* units[] = {"", "K", "M", "G", "T", "P", "E", "Z"};
+  size_t unit = 0;
+  while (flops >= 1000 && unit + 1 < std::size(units)) {
+    flops /= 1000;
+    ++unit;
+  }
+  return fmt::format("{:.2f} {}FLOP", flops, units[unit]);
+}
+
+const char* name_of(Recompute recompute) {
+  switch (recompute) {
+    case Recompute::none:
+      return "none";
+    case Recompute::selective:
+      return "selective";
+    case Recompute::full:
+      return "full";
+  }
+  return "?";
+}
+
+const char* name_of(ScheduleName schedule) {
+  switch (schedule) {
+    case ScheduleName::gpipe:
+      return "gpipe";
+    case ScheduleName::one_f_one_b:
+      return "1f1b";
+    case ScheduleName::interleaved_1f1b:
+      return "interleaved_1f1b";
+    case ScheduleName::zero_bubble:
+      return "zero_bubble";
+  }
+  return "?";
+}
+
+std::string layers_text(const ChunkPlan& chunk, int num_chunks) {
+  std::string text;
+  const auto add = [&](const std::string& part) { text += (text.empty() ? "" : " + ") + part; };
+  if (chunk.chunk == 0) add("embedding");
+  if (chunk.num_layers == 1) add(fmt::format("{}", chunk.first_layer));
+  if (chunk.num_layers > 1) add(fmt::format("{}-{}", chunk.first_layer, chunk.first_layer + chunk.num_layers - 1));
+  if (chunk.chunk + 1 == num_chunks) add("head");
+  return text;
+}
+
+std::string summary_text(const Plan& plan, const PlanInputs& inputs) {
+  const Config& config = inputs.config;
+  const ParallelConfig& parallel = plan.parallel;
+  const PlanDevice& device = inputs.device;
+  const bool has_experts = config.model.num_experts > 0, has_blocks = config.model.residual != Residual::standard;
+  std::string text;
+  text += fmt::format("model        {} parameters, {} layers, {} per step\n", plan.num_parameters,
+                      config.model.num_hidden_layers, flops_text(plan.flops_per_step));
+  text += fmt::format("ranks        {} = pipeline {} x data {}{}; virtual_stages {}, {}{}\n", plan.num_ranks,
+                      parallel.pipeline, parallel.data, has_experts ? fmt::format(" (expert {})", parallel.expert) : "",
+                      parallel.virtual_stages, name_of(parallel.schedule),
+                      !has_blocks                                          ? ""
+                      : parallel.block_transport == BlockTransport::cached ? ", blocks cached"
+                                                                           : ", blocks in full");
+  text +=
+      fmt::format("batch        {} sequences of {} = {} per micro-batch x data {} x {} micro-batches; recompute {}\n",
+                  config.train.global_batch_size, config.data.seq_len, config.train.micro_batch_size, parallel.data,
+                  plan.num_microbatches, name_of(plan.recompute));
+  text += fmt::format(
+      "device       {} TFLOP/s, {} GiB at {} GB/s; {} GB/s inside a node of {}, {} GB/s between nodes\n", device.tflops,
+      device.memory_gib, device.memory_gbps, device.node_gbps, device.ranks_per_node, device.bandwidth_gbps);
+  return text;
+}
+
+std::string chunk_table(const Plan& plan) {
+  const auto num_chunks = static_cast<int>(plan.parallel.split.size());
+  std::string text =
+      fmt::format("\n{:>4} {:>5}  {:<18} {:>14} {:>12} {:>9} {:>11} {:>11} {:>14}\n", "rank", "chunk", "layers",
+                  "parameters", "activations", "in flight", "forward", "backward", "summaries sent");
+  for (const RankPlan& rank : plan.ranks)
+    for (const ChunkPlan& chunk : rank.chunks)
+      text += fmt::format("{:>4} {:>5}  {:<18} {:>14} {:>12} {:>9} {:>11} {:>11} {:>14}\n", rank.pp_rank, chunk.chunk,
+                          layers_text(chunk, num_chunks), chunk.parameters, bytes_text(chunk.activation_bytes),
+                          chunk.peak_microbatches, seconds_text(chunk.forward_seconds),
+                          seconds_text(chunk.backward_seconds), chunk.num_sent);
+  return text;
+}
+
+std::string memory_table(const Plan& plan) {
+  std::string text =
+      fmt::format("\n{:>4} {:>11} {:>11} {:>11} {:>11} {:>17} {:>11} {:>11} {:>11}\n", "rank", "parameters",
+                  "gradients", "optimizer", "activations", "summaries", "gradients", "workspace", "memory");
+  for (const RankPlan& rank : plan.ranks) {
+    const MemoryPlan& m = rank.memory;
+    text += fmt::format("{:>4} {:>11} {:>11} {:>11} {:>11} {:>17} {:>11} {:>11} {:>11}\n", rank.pp_rank,
+                        bytes_text(m.parameters), bytes_text(m.gradients), bytes_text(m.optimizer),
+                        bytes_text(m.activations), fmt::format("{} = {}", rank.peak_summaries, bytes_text(m.summaries)),
+                        bytes_text(m.summary_gradients), bytes_text(m.workspace), bytes_text(m.total()));
+  }
+  return text;
+}
+
+std::string traffic_table(const Plan& plan) {
+  std::string text = fmt::format("\n{:>4} {:>14} {:>16} {:>16} {:>14} {:>14} {:>11}\n", "rank", "computed",
+                                 "pipeline_hidden", "pipeline_blocks", "data", "expert", "busy");
+  for (const RankPlan& rank : plan.ranks)
+    text += fmt::format("{:>4} {:>14} {:>16} {:>16} {:>14} {:>14} {:>10.1f}%\n", rank.pp_rank, flops_text(rank.flops),
+                        bytes_text(rank.pipeline_hidden_bytes), bytes_text(rank.pipeline_block_bytes),
+                        bytes_text(rank.data_bytes), bytes_text(rank.expert_bytes),
+                        100 * rank.busy_seconds / plan.pipeline_seconds);
+  return text;
+}
+
+}  // namespace
+
+std::string to_text(const Plan& plan, const PlanInputs& inputs) {
+  std::string text = summary_text(plan, inputs) + chunk_table(plan) + memory_table(plan) + traffic_table(plan);
+  text +=
+      fmt::format("\nmessages     {} of hidden stream per hop and micro-batch", bytes_text(plan.stream_message_bytes));
+  if (inputs.config.model.residual != Residual::standard)
+    text += fmt::format(", {} per summary", bytes_text(plan.summary_message_bytes));
+  text += fmt::format("\nbubble       {:.1f} %\n", 100 * plan.bubble);
+  text += fmt::format("step         {} at least: {} pipeline, {} data; {:.0f} tokens/s, MFU at most {:.1f} %\n",
+                      seconds_text(plan.step_seconds()), seconds_text(plan.pipeline_seconds),
+                      seconds_text(plan.data_seconds), static_cast<double>(plan.tokens_per_step) / plan.step_seconds(),
+                      100 * plan.mfu);
+  const double peak = plan.peak_bytes() / gib;
+  text += plan.fits(inputs.device)
+              ? fmt::format("memory       fits: {:.1f} of {} GiB on the fullest rank\n", peak, inputs.device.memory_gib)
+              : fmt::format("memory       DOES NOT FIT: {:.1f} of {} GiB on the fullest rank\n", peak,
+                            inputs.device.memory_gib);
+  return text;
+}
+
+std::string to_text(const std::vector<Plan>& layouts, const PlanInputs& inputs, size_t most) {
+  const auto num_fit = static_cast<size_t>(
+      std::count_if(layouts.begin(), layouts.end(), [&](const Plan& plan) { return plan.fits(inputs.device); }));
+  const size_t shown = std::min(most, num_fit > 0 ? num_fit : layouts.size());
+  std::string text =
+      fmt::format("layouts      {} possible on {} ranks, {} fit", layouts.size(), inputs.num_ranks, num_fit);
+  if (layouts.empty()) return text + "\n";
+  text += num_fit > 0 ? "; the quickest:\n" : "; those that need least:\n";
+  text += fmt::format("{:>8} {:>14} {:>6} {:>6} {:>10} {:>13} {:>9} {:>11} {:>9} {:>11} {:>8}\n", "pipeline",
+                      "virtual_stages", "data", "expert", "recompute", "micro-batches", "chunks", "memory", "bubble",
+                      "step", "MFU");
+  for (const Plan& plan : std::vector<Plan>(layouts.begin(), layouts.begin() + static_cast<std::ptrdiff_t>(shown)))
+    text += fmt::format("{:>8} {:>14} {:>6} {:>6} {:>10} {:>13} {:>9} {:>11} {:>8.1f}% {:>11} {:>7.1f}%\n",
+                        plan.parallel.pipeline, plan.parallel.virtual_stages, plan.parallel.data, plan.parallel.expert,
+                        name_of(plan.recompute), plan.num_microbatches, plan.parallel.split.size(),
+                        bytes_text(plan.peak_bytes()), 100 * plan.bubble, seconds_text(plan.step_seconds()),
+                        100 * plan.mfu);
+  return text;
+}
+
+}  // namespace lamina::model

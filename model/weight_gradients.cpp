@@ -1,0 +1,27 @@
+#include "model/weight_gradients.h"
+
+#include "core/ops/matmul.h"
+
+namespace lamina::model {
+
+void WeightGradients::begin(bool deferred) {
+  LAMINA_CHECK(products_.empty(), "{} weight gradients of the pass before were not computed", products_.size());
+  deferred_ = deferred;
+  if (deferred) arena_.reset();
+}
+
+void WeightGradients::add(ops::OpContext& ctx, const TensorView& dy, const TensorView& x, const TensorView& dw) {
+  if (deferred_)
+    products_.push_back({dy, x, dw});
+  else
+    ops::linear_weight_gradient(ctx, dy, x, dw);
+}
+
+void WeightGradients::run(ops::OpContext& ctx) {
+  LAMINA_CHECK(deferred_);
+  for (const Product& product : products_) ops::linear_weight_gradient(ctx, product.dy, product.x, product.dw);
+  products_.clear();
+  arena_.reset();
+}
+
+}  // namespace lamina::model

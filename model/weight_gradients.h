@@ -1,0 +1,34 @@
+// Weight gradients of linear layers, dw += dy^T x: computed at once, or kept for a later action (the schedules that split the
+// backward pass, arXiv 2401.10241).
+#pragma once
+
+#include <vector>
+
+#include "core/ops/op.h"
+
+namespace lamina::model {
+
+class WeightGradients {
+ public:
+  WeightGradients(Device device, MemoryLedger* ledger) : arena_(device, ledger, "deferred weight gradients") {}
+
+  // At the start of a backward pass. When deferred, what add() gets must live until run(): in operands(), or in memory
+  // that nobody touches until then.
+  void begin(bool deferred);
+  bool deferred() const { return deferred_; }
+  // Where to take operands from: this object's own memory when deferred, otherwise scratch.
+  Arena& operands(ops::OpContext& ctx) { return deferred_ ? arena_ : ctx.scratch; }
+
+  void add(ops::OpContext& ctx, const TensorView& dy, const TensorView& x, const TensorView& dw);
+  void run(ops::OpContext& ctx);  // the deferred ones, in the order of add(); frees their operands
+
+ private:
+  struct Product {
+    TensorView dy, x, dw;
+  };
+  Arena arena_;
+  bool deferred_ = false;
+  std::vector<Product> products_;
+};
+
+}  // namespace lamina::model
