@@ -1,3 +1,4 @@
+#include <fmt/ranges.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -14,6 +15,7 @@
 #include "data/sampler.h"
 #include "launch/commands.h"
 #include "launch/process.h"
+#include "model/cost_model.h"
 #include "model/parameters.h"
 #include "trainer/run_folder.h"
 
@@ -72,6 +74,7 @@ void check(const CheckOptions& options) {
   Config config = load_config(options.config, options.overrides);
   const int ranks = options.ranks > 0 ? options.ranks : launcher_ranks().size;
   const TrainConfig& train = config.train;
+  require_trainable(config);
   const int data_size = resolve_data_parallel(config, ranks);
   if (config.model.vocab_size == 0) config.model.vocab_size = data_vocab_size(config.data);
   const Sampler sampler(config.data, config.run.seed, train.global_batch_size, config.model.vocab_size);
@@ -83,6 +86,10 @@ void check(const CheckOptions& options) {
   fmt::print("model          {} parameters, {} layer{}, vocabulary {}, {}\n", model::num_parameters(config.model),
              config.model.num_hidden_layers, plural(config.model.num_hidden_layers), config.model.vocab_size,
              residual_text(config.model));
+  if (config.parallel.pipeline * config.parallel.virtual_stages > 1)
+    fmt::print("pipeline       {} rank{} x {} chunk{}, layers per chunk {}\n", config.parallel.pipeline,
+               plural(config.parallel.pipeline), config.parallel.virtual_stages, plural(config.parallel.virtual_stages),
+               fmt::join(model::resolve_split(config), " "));
   fmt::print("batch          {} sequences = {} per micro-batch x {} rank{} x {} micro-batch{}\n",
              train.global_batch_size, train.micro_batch_size, data_size, plural(data_size), num_microbatches,
              num_microbatches == 1 ? "" : "es");

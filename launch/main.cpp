@@ -93,6 +93,7 @@ int run(int argc, char** argv) {
   register_eval(app);
   register_sample(app);
   register_check(app);
+  register_plan(app);
   register_inspect(app);
   try {
     app.parse(argc, argv);
