@@ -21,6 +21,7 @@ struct HopViews {
 };
 
 // A rank's chunks. All views stay valid until the matching call below says otherwise; a call per (chunk, micro-batch).
+// sent_forward() and sent_backward() come between two steps, or from inside run() when that calls Executor::progress().
 class ChunkRunner {
  public:
   virtual ~ChunkRunner() = default;
@@ -56,6 +57,8 @@ class Executor {
   Executor(comm::Communicator& comm, ChunkRunner& runner, int num_chunks);
 
   // Collective over the group: every rank runs its own list of the same program. Returns when all its sends are done.
+  // When a step throws, all transfers in flight are given up without waiting for the peers, before the exception leaves (the
+  // views may be freed then), and the communicator refuses further work: the job has to end.
   ExecutionReport run(const std::vector<Step>& steps, Stream& stream);
   // Moves pending transfers on; to be called now and then inside long compute steps. Cheap.
   void progress();

@@ -4,7 +4,6 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <filesystem>
 #include <fstream>
 #include <functional>
 #include <map>
@@ -55,8 +54,7 @@ Layout random_layout(std::mt19937& random) {
 }
 
 std::string golden_path() {
-  const auto tests = std::filesystem::path(__FILE__).parent_path().parent_path().parent_path();
-  return (tests / "golden" / "pipeline" / "block_routes.txt").string();
+  return LAMINA_SOURCE_DIR "/tests/golden/pipeline/block_routes.txt";
 }
 
 TEST(BlockRoutes, EqualAnIndependentProgram) {

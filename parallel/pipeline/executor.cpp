@@ -1,0 +1,173 @@
+#include "parallel/pipeline/executor.h"
+
+#include <algorithm>
+#include <chrono>
+#include <utility>
+
+#include "core/base/error.h"
+
+namespace lamina::pipeline {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+// A hop's two directions have a tag each, named by the chunk that receives, so that messages between the same two ranks match
+// by chunk; micro-batches of a chunk come in order.
+int tag_of(int receiving_chunk, bool is_backward) {
+  return 2 * receiving_chunk + (is_backward ? 1 : 0);
+}
+
+bool same_work(const Step& step, StepKind kind, const Action& action) {
+  return step.kind == kind && step.action.chunk == action.chunk && step.action.microbatch == action.microbatch;
+}
+
+}  // namespace
+
+Executor::Executor(comm::Communicator& comm, ChunkRunner& runner, int num_chunks)
+    : comm_(comm), runner_(runner), num_chunks_(num_chunks) {
+  LAMINA_CHECK(num_chunks >= 1 && num_chunks % comm.size() == 0, "{} chunks on {} ranks", num_chunks, comm.size());
+}
+
+ExecutionReport Executor::run(const std::vector<Step>& steps, Stream& stream) {
+  // Destroyed by an exception, pending requests are given up and not waited for; the peers may never come. That holds only
+  // while the stack unwinds, not once a handler runs.
+  struct GiveUp {
+    Executor& executor;
+    ~GiveUp() {
+      executor.receiving_.clear();
+      executor.sending_.clear();
+    }
+  } const give_up{*this};
+
+  ExecutionReport report;
+  report.costs.resize(static_cast<size_t>(num_chunks_ / comm_.size()));
+  const auto start = Clock::now();
+  for (const Step& step : steps) {
+    if (before_step) before_step(step);
+    const int chunk = step.action.chunk;
+    LAMINA_CHECK(chunk >= 0 && chunk < num_chunks_ && chunk % comm_.size() == comm_.rank(), "{} on rank {} of {}",
+                 to_string(step), comm_.rank(), comm_.size());
+    switch (step.kind) {
+      case StepKind::compute:
+        compute(step.action, report);
+        break;
+      case StepKind::receive_forward:
+      case StepKind::receive_backward:
+        post_receive(step, stream);
+        break;
+      case StepKind::send_forward:
+      case StepKind::send_backward:
+        start_send(step, stream, report);
+        break;
+    }
+    retire_sends(false);
+  }
+  LAMINA_CHECK(receiving_.empty(), "{} was posted and never used", to_string(receiving_.front().step));
+  retire_sends(true);
+  report.seconds = seconds_since(start);
+  return report;
+}
+
+void Executor::progress() {
+  retire_sends(false);
+  if (!sending_.empty()) return;
+  // One test of a pending request moves all of them.
+  for (Transfer& transfer : receiving_)
+    for (comm::Request& request : transfer.requests)
+      if (!request.test()) return;
+}
+
+void Executor::post_receive(const Step& step, Stream& stream) {
+  const bool is_backward = step.kind == StepKind::receive_backward;
+  const int chunk = step.action.chunk, source_chunk = is_backward ? chunk + 1 : chunk - 1;
+  LAMINA_CHECK(comm_.size() > 1 && source_chunk >= 0 && source_chunk < num_chunks_, "{}: chunk {} of {} on {} ranks",
+               to_string(step), source_chunk, num_chunks_, comm_.size());
+  for (const Transfer& pending : receiving_)
+    LAMINA_CHECK(!same_work(pending.step, step.kind, step.action), "{} is posted twice", to_string(step));
+  views_.stream = {};
+  views_.summaries.clear();
+  if (is_backward) {
+    runner_.receive_backward(chunk, step.action.microbatch, views_);
+  } else {
+    runner_.receive_forward(chunk, step.action.microbatch, views_);
+  }
+  Transfer& transfer = receiving_.emplace_back(Transfer{step, {}});
+  const int source = source_chunk % comm_.size(), tag = tag_of(chunk, is_backward);
+  transfer.requests.push_back(comm_.recv(views_.stream, source, tag, stream));
+  for (const TensorView& summary : views_.summaries)
+    transfer.requests.push_back(comm_.recv(summary, source, tag, stream));
+}
+
+void Executor::start_send(const Step& step, Stream& stream, ExecutionReport& report) {
+  const bool is_backward = step.kind == StepKind::send_backward;
+  const int chunk = step.action.chunk, target_chunk = is_backward ? chunk - 1 : chunk + 1;
+  LAMINA_CHECK(comm_.size() > 1 && target_chunk >= 0 && target_chunk < num_chunks_, "{}: chunk {} of {} on {} ranks",
+               to_string(step), target_chunk, num_chunks_, comm_.size());
+  views_.stream = {};
+  views_.summaries.clear();
+  if (is_backward) {
+    runner_.send_backward(chunk, step.action.microbatch, views_);
+  } else {
+    runner_.send_forward(chunk, step.action.microbatch, views_);
+  }
+  Transfer& transfer = sending_.emplace_back(Transfer{step, {}});
+  const int target = target_chunk % comm_.size(), tag = tag_of(target_chunk, is_backward);
+  transfer.requests.push_back(comm_.send(views_.stream, target, tag, stream));
+  report.stream_bytes_sent += views_.stream.num_bytes();
+  for (const TensorView& summary : views_.summaries) {
+    transfer.requests.push_back(comm_.send(summary, target, tag, stream));
+    report.summary_bytes_sent += summary.num_bytes();
+  }
+}
+
+void Executor::wait_for(const Action& action) {
+  if (comm_.size() == 1 || action.kind == ActionKind::backward_weight) return;
+  const bool is_forward = action.kind == ActionKind::forward;
+  if (action.chunk == (is_forward ? 0 : num_chunks_ - 1)) return;
+  const StepKind kind = is_forward ? StepKind::receive_forward : StepKind::receive_backward;
+  const auto found = std::find_if(receiving_.begin(), receiving_.end(),
+                                  [&](const Transfer& pending) { return same_work(pending.step, kind, action); });
+  LAMINA_CHECK(found != receiving_.end(), "{} has no receive posted", to_string(action));
+  for (comm::Request& request : found->requests) request.wait();
+  receiving_.erase(found);
+}
+
+void Executor::retire_sends(bool all) {
+  for (auto transfer = sending_.begin(); transfer != sending_.end();) {
+    bool done = true;
+    for (comm::Request& request : transfer->requests) {
+      if (all) request.wait();
+      done = done && request.test();
+    }
+    if (!done) {
+      ++transfer;
+      continue;
+    }
+    const Step step = transfer->step;
+    transfer = sending_.erase(transfer);
+    if (step.kind == StepKind::send_forward) {
+      runner_.sent_forward(step.action.chunk, step.action.microbatch);
+    } else {
+      runner_.sent_backward(step.action.chunk, step.action.microbatch);
+    }
+  }
+}
+
+void Executor::compute(const Action& action, ExecutionReport& report) {
+  wait_for(action);
+  const auto start = Clock::now();
+  runner_.run(action);
+  const double seconds = seconds_since(start);
+  report.busy_seconds += seconds;
+  const auto local = static_cast<size_t>(action.chunk / comm_.size());
+  ExecutionReport::Cost& cost = report.costs[local][static_cast<size_t>(action.kind)];
+  cost.seconds += seconds;
+  ++cost.count;
+}
+
+}  // namespace lamina::pipeline
