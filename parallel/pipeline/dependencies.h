@@ -125,23 +125,24 @@ std::vector<int> walk_schedule(const Schedule& schedule, const Table& table, Vis
   return walk(schedule, needs, visit);
 }
 
-// The way from a rank that waits for ever back to itself, as "rank 0 waits at 0B0 for 1B0; rank 1 waits at ..".
-// why(rank) is the entry that it waits for, describe(rank) the words for it.
-template <class Why, class Describe>
-std::string describe_cycle(int rank, int num_ranks, Why&& why, Describe&& describe) {
-  std::vector<int> seen_at(static_cast<size_t>(num_ranks), -1), path;
-  while (seen_at[static_cast<size_t>(rank)] < 0) {
-    seen_at[static_cast<size_t>(rank)] = static_cast<int>(path.size());
-    path.push_back(rank);
-    rank = why(rank).rank;
-  }
-  std::string text;
-  const size_t first = static_cast<size_t>(seen_at[static_cast<size_t>(rank)]), length = path.size() - first;
-  constexpr size_t most = 6;
-  for (size_t i = 0; i < std::min(length, most); ++i)
-    text += fmt::format("{}{}", i == 0 ? "" : "; ", describe(path[first + i]));
-  if (length > most) text += fmt::format("; .. round {} ranks", length);
-  return text;
+// The ranks that wait for each other, found from one that waits for ever; why(rank) is the entry that it waits for.
+template <class Why>
+std::vector<int> waiting_cycle(int rank, size_t num_ranks, Why&& why) {
+  std::vector<bool> seen(num_ranks, false);
+  for (; !seen[static_cast<size_t>(rank)]; rank = why(rank).rank) seen[static_cast<size_t>(rank)] = true;
+  std::vector<int> cycle;
+  const int first = rank;
+  do cycle.push_back(rank);
+  while ((rank = why(rank).rank) != first);
+  return cycle;
+}
+// "deadlock: rank 0 waits at 0B0 for 1B0; ..": describe(rank) is such a part; a long cycle is cut short.
+template <class Describe>
+std::string describe_deadlock(const std::vector<int>& cycle, Describe&& describe) {
+  constexpr size_t most = 4;
+  std::string text = "deadlock";
+  for (size_t i = 0; i < std::min(cycle.size(), most); ++i) text += (i == 0 ? ": " : "; ") + describe(cycle[i]);
+  return cycle.size() > most ? text + fmt::format("; .. round {} ranks", cycle.size()) : text;
 }
 
 // The grid, or of a large schedule the neighbourhood of the entry at `marked`: 4 ranks and 8 columns on each side.

@@ -251,15 +251,16 @@ class ProgramValidator {
       needs(rank, reached[static_cast<size_t>(rank)], [&](Position position) { send = position; });
       return send;
     };
-    for (int rank = 0; rank < num_ranks_; ++rank) {
-      const int index = reached[static_cast<size_t>(rank)];
-      if (index == static_cast<int>(program_[static_cast<size_t>(rank)].size())) continue;
-      const std::string cycle = describe_cycle(rank, num_ranks_, why, [&](int waiting) {
-        return fmt::format("rank {} waits at {} for {} of rank {}", waiting,
-                           to_string(step_at({waiting, reached[static_cast<size_t>(waiting)]})),
-                           to_string(step_at(why(waiting))), why(waiting).rank);
-      });
-      fail({rank, index}, "program: deadlock: " + cycle);
+    for (int stuck = 0; stuck < num_ranks_; ++stuck) {
+      if (reached[static_cast<size_t>(stuck)] == static_cast<int>(program_[static_cast<size_t>(stuck)].size()))
+        continue;
+      const std::vector<int> cycle = waiting_cycle(stuck, program_.size(), why);
+      const auto waits_at = [&](int rank) { return Position{rank, reached[static_cast<size_t>(rank)]}; };
+      fail(waits_at(cycle[0]), "program: " + describe_deadlock(cycle, [&](int rank) {
+                                 return fmt::format("rank {} waits at {} for {} of rank {}", rank,
+                                                    to_string(step_at(waits_at(rank))), to_string(step_at(why(rank))),
+                                                    why(rank).rank);
+                               }));
     }
   }
 

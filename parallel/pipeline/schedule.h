@@ -8,18 +8,18 @@
 //   interleaved_1f1b  the same over V chunks per rank (arXiv 2104.04473); with V = 1 it is 1f1b
 //   zero_bubble       interleaved_1f1b with the backward split in input and weight gradients, the latter filling the
 //                     bubble (arXiv 2401.10241; with V = 1 it is that paper's ZB-H1). Chosen over the V-shaped placement,
-//                     with which a rank's chunks would lie apart and share fewer block summaries, and over ZB-H2, which
-//                     halves the bubble again for twice the activations.
+//                     whose largest hop carries twice the block summaries (2 P - 2 against P - 1 with a block per chunk), and
+//                     over ZB-H2, which has no bubble but twice the activations.
 //
 // With equal chunks, hops that cost nothing and W = I = F (B = I + W) no order of these dependencies is faster, in chunk
 // times and for M micro-batches on P ranks:
 //   gpipe, 1f1b, interleaved_1f1b   max(3 (M V + P - 1), 3 (M + C - 1)) for every M
 //   zero_bubble                     3 M V + P - 1 for M >= P; for fewer it is found by search and never behind 1F1B
-// Micro-batches in flight on a rank (started forwards whose B or W has not ended), the most at one time:
+// Micro-batches in flight on a rank (started forwards whose B or W has not ended), at most:
 //   gpipe                           M V
 //   1f1b                            min(M, P - rank)
-//   interleaved_1f1b                min(M V, 2 (P - rank - 1) + (V - 1) G + 1), G = P when M is a multiple of P; otherwise the
-//                                   micro-batches go in floor(M / P) even groups and G is the largest, less than 2 P
+//   interleaved_1f1b                min(M V, 2 (P - rank - 1) + (V - 1) G + 1), G = P when M < P or a multiple of P;
+//                                   otherwise they go in floor(M / P) even groups, G is the largest, less than 2 P
 //   zero_bubble                     on every rank no more than interleaved_1f1b has on rank 0: the last ranks keep their
 //                                   weight gradients for the end, which is what fills the bubble
 #pragma once

@@ -126,12 +126,12 @@ void check_progress(const Schedule& schedule, const PositionTable& table) {
   };
   for (size_t i = 0; i < schedule.size(); ++i) {
     if (static_cast<size_t>(reached[i]) == schedule[i].size()) continue;
-    const int rank = static_cast<int>(i);
-    const std::string cycle = describe_cycle(rank, static_cast<int>(schedule.size()), why, [&](int waiting) {
-      return fmt::format("rank {} waits at {} for {}", waiting, to_string(at(schedule, waits_at(waiting))),
-                         to_string(at(schedule, why(waiting))));
-    });
-    fail(schedule, waits_at(rank), "schedule: deadlock: " + cycle);
+    const std::vector<int> cycle = waiting_cycle(static_cast<int>(i), schedule.size(), why);
+    fail(schedule, waits_at(cycle[0]), "schedule: " + describe_deadlock(cycle, [&](int rank) {
+                                         return fmt::format("rank {} waits at {} for {}", rank,
+                                                            to_string(at(schedule, waits_at(rank))),
+                                                            to_string(at(schedule, why(rank))));
+                                       }));
   }
 }
 
