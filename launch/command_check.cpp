@@ -90,8 +90,9 @@ void check(const CheckOptions& options) {
     fmt::print("pipeline       {} rank{} x {} chunk{}, layers per chunk {}\n", config.parallel.pipeline,
                plural(config.parallel.pipeline), config.parallel.virtual_stages, plural(config.parallel.virtual_stages),
                fmt::join(model::resolve_split(config), " "));
-  fmt::print("batch          {} sequences = {} per micro-batch x {} rank{} x {} micro-batch{}\n",
-             train.global_batch_size, train.micro_batch_size, data_size, plural(data_size), num_microbatches,
+  fmt::print("batch          {} sequences = {} per micro-batch x {} {}rank{} x {} micro-batch{}\n",
+             train.global_batch_size, train.micro_batch_size, data_size,
+             config.parallel.pipeline > 1 ? "data-parallel " : "", plural(data_size), num_microbatches,
              num_microbatches == 1 ? "" : "es");
   fmt::print("tokens         {} per step x {} steps = {}\n", tokens_per_step, train.num_steps,
              tokens_per_step * train.num_steps);

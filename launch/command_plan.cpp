@@ -18,6 +18,7 @@ struct PlanOptions {
   std::vector<std::string> overrides;
   int ranks = 0;  // 0: as many as the launcher started, or one
   int layouts = 8;
+  bool schedules = false;
   model::PlanDevice device;
 };
 
@@ -28,6 +29,10 @@ void plan(const PlanOptions& options) {
   inputs.device = options.device;
   if (inputs.config.model.vocab_size == 0) inputs.config.model.vocab_size = data_vocab_size(inputs.config.data);
 
+  if (options.schedules) {
+    fmt::print("{}", schedules_to_text(compare_schedules(inputs)));
+    return;
+  }
   std::string refusal;
   try {
     fmt::print("{}", to_text(make_plan(inputs), inputs));
@@ -73,6 +78,10 @@ void register_plan(CLI::App& app) {
   command->add_option("--layouts", options->layouts, "Other layouts to show; 0: none")
       ->capture_default_str()
       ->check(CLI::Range(0, 1000).description("N"));
+  command->add_flag(
+      "--schedules", options->schedules,
+      "Only a table of this layout with every schedule and both transports of blocks; bytes per step of one "
+      "replica");
   add_device_options(*command, options->device);
   command->callback([options] { plan(*options); });
 }

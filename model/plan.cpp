@@ -282,7 +282,7 @@ Plan make_plan(const PlanInputs& inputs) {
   plan.pipeline_seconds = run.makespan;
   double busy = 0;
   for (const RankPlan& rank : plan.ranks) busy += rank.busy_seconds;
-  plan.bubble = 1 - busy / (plan.parallel.pipeline * run.makespan);
+  plan.bubble = std::max(0.0, 1 - busy / (plan.parallel.pipeline * run.makespan));  // sums round
   plan.data_seconds = data_seconds(inputs, plan);
   plan.mfu = plan.flops_per_step / (inputs.num_ranks * inputs.device.tflops * 1e12 * plan.step_seconds());
   return plan;

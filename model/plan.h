@@ -87,7 +87,12 @@ Plan make_plan(const PlanInputs& inputs);
 // quickest first; the others by memory.
 std::vector<Plan> search_layouts(const PlanInputs& inputs);
 
+// The configured layout with each schedule and, where blocks travel, both transports: gpipe, 1f1b (one chunk per rank),
+// interleaved_1f1b (several), zero_bubble. The split is the configured one.
+std::vector<Plan> compare_schedules(const PlanInputs& inputs);
+
 std::string to_text(const Plan& plan, const PlanInputs& inputs);
+std::string schedules_to_text(const std::vector<Plan>& plans);
 // A table of the first `most`.
 std::string to_text(const std::vector<Plan>& layouts, const PlanInputs& inputs, size_t most = 8);
 

@@ -107,12 +107,13 @@ PipelineRun run_pipeline(const PipelineShape& shape, const pipeline::ChunkCosts&
     return run_whole_pipeline(part, costs, activation_bytes, routes);
   };
   const auto virtual_stages = static_cast<int64_t>(costs.forward.size()) / shape.num_ranks;
-  for (int64_t rounds = 2 + virtual_stages; (rounds + 2) * round + remainder < shape.num_microbatches; rounds *= 2) {
+  for (int64_t rounds = 8 + 2 * virtual_stages; (rounds + 3) * round + remainder < shape.num_microbatches;
+       rounds *= 2) {
     const int64_t first = rounds * round + remainder;
-    const PipelineRun a = run(first), b = run(first + round), c = run(first + 2 * round);
-    if (!same(Extrapolation{1}(a, b), c)) continue;
-    const int64_t missing = (shape.num_microbatches - first) / round - 2;
-    return Extrapolation{static_cast<double>(missing)}(b, c);
+    const PipelineRun a = run(first), b = run(first + round), c = run(first + 2 * round), d = run(first + 3 * round);
+    if (!same(Extrapolation{1}(a, b), c) || !same(Extrapolation{1}(b, c), d)) continue;
+    const int64_t missing = (shape.num_microbatches - first) / round - 3;
+    return Extrapolation{static_cast<double>(missing)}(c, d);
   }
   return run(shape.num_microbatches);
 }

@@ -25,8 +25,9 @@ struct PipelineRun {
   std::vector<double> peak_summary_gradients;  // [pp_rank], accumulators alive
 };
 
-// Schedules go in rounds of num_ranks micro-batches. Once two rounds in turn have added the same to every figure, all later
-// ones do; until then the number simulated is doubled.
+// Schedules go in rounds of num_ranks micro-batches, and in the steady state every round adds the same to each figure. Taken
+// for reached when three rounds in turn have done so (to 1e-9), after eight and two per virtual stage; until then the number
+// simulated is doubled. Few micro-batches are all simulated.
 PipelineRun run_pipeline(const PipelineShape& shape, const pipeline::ChunkCosts& costs,
                          const std::vector<double>& activation_bytes, const pipeline::BlockRoutes& routes);
 // All micro-batches, one by one.

@@ -55,4 +55,24 @@ std::vector<Plan> search_layouts(const PlanInputs& inputs) {
   return plans;
 }
 
+std::vector<Plan> compare_schedules(const PlanInputs& inputs) {
+  const ParallelConfig& parallel = inputs.config.parallel;
+  const bool blocks_travel = inputs.config.model.residual != Residual::standard && parallel.pipeline > 1;
+  std::vector<Plan> plans;
+  for (ScheduleName schedule :
+       {ScheduleName::gpipe, ScheduleName::one_f_one_b, ScheduleName::interleaved_1f1b, ScheduleName::zero_bubble}) {
+    // With one chunk per rank interleaved_1f1b is 1f1b.
+    const auto other = parallel.virtual_stages > 1 ? ScheduleName::one_f_one_b : ScheduleName::interleaved_1f1b;
+    if (schedule == other) continue;
+    for (BlockTransport transport : {BlockTransport::cached, BlockTransport::full}) {
+      if (transport == BlockTransport::full && !blocks_travel) continue;
+      PlanInputs candidate = inputs;
+      candidate.config.parallel.schedule = schedule;
+      candidate.config.parallel.block_transport = transport;
+      plans.push_back(make_plan(candidate));
+    }
+  }
+  return plans;
+}
+
 }  // namespace lamina::model

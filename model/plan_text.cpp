@@ -155,6 +155,24 @@ std::string to_text(const Plan& plan, const PlanInputs& inputs) {
   return text;
 }
 
+std::string schedules_to_text(const std::vector<Plan>& plans) {
+  std::string text = fmt::format("{:<16} {:>9} {:>9} {:>11} {:>8} {:>11} {:>16} {:>16}\n", "schedule", "blocks",
+                                 "bubble", "step", "MFU", "memory", "pipeline_hidden", "pipeline_blocks");
+  for (const Plan& plan : plans) {
+    double hidden = 0, blocks = 0;  // of one replica
+    for (const RankPlan& rank : plan.ranks) {
+      hidden += rank.pipeline_hidden_bytes;
+      blocks += rank.pipeline_block_bytes;
+    }
+    text +=
+        fmt::format("{:<16} {:>9} {:>8.1f}% {:>11} {:>7.1f}% {:>11} {:>16} {:>16}\n", name_of(plan.parallel.schedule),
+                    plan.parallel.block_transport == BlockTransport::cached ? "cached" : "full", 100 * plan.bubble,
+                    seconds_text(plan.step_seconds()), 100 * plan.mfu, bytes_text(plan.peak_bytes()),
+                    bytes_text(hidden), bytes_text(blocks));
+  }
+  return text;
+}
+
 std::string to_text(const std::vector<Plan>& layouts, const PlanInputs& inputs, size_t most) {
   const auto num_fit = static_cast<size_t>(
       std::count_if(layouts.begin(), layouts.end(), [&](const Plan& plan) { return plan.fits(inputs.device); }));

@@ -1,0 +1,75 @@
+#!/usr/bin/env python3
+"""`lamina plan` and `lamina check` as a user runs them: what they print, and how they fail.
+
+    plan_test.py LAMINA ROOT
+"""
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+TINY = "model.vocab_size=259"
+
+
+def main() -> int:
+    program, root = sys.argv[1], Path(sys.argv[2])
+    faults: list[str] = []
+
+    def lamina(*arguments: str) -> subprocess.CompletedProcess:
+        with tempfile.TemporaryDirectory() as folder:
+            done = subprocess.run([program, *arguments], cwd=folder, capture_output=True, text=True, timeout=60)
+            left = list(Path(folder).iterdir())
+            if left:
+                faults.append(f"{arguments}: left {left}")
+            return done
+
+    def expect(name: str, done: subprocess.CompletedProcess, code: int, output: str = "", error: str = "") -> None:
+        if done.returncode != code:
+            faults.append(f"{name}: exit {done.returncode}, expected {code}: {done.stderr}")
+        if output and not re.search(output, done.stdout):
+            faults.append(f"{name}: /{output}/ is not in the output: {done.stdout}")
+        if error and not re.search(error, done.stderr):
+            faults.append(f"{name}: /{error}/ is not in the message: {done.stderr}")
+        if code != 0 and len(done.stderr.strip().splitlines()) != 1:
+            faults.append(f"{name}: the reason is not one line: {done.stderr}")
+
+    tiny, large = str(root / "configs/tiny.yaml"), str(root / "configs/kimi_linear_48b.yaml")
+    expect("help", lamina("plan", "--help"), 0, r"Examples:\n +lamina plan")
+    expect("no data is read", lamina("plan", tiny, TINY), 0, r"memory +fits: .* of 80 GiB")
+    expect("the tokenizer's vocabulary", lamina("plan", tiny), 1, error=r"data/english")
+    begin = time.monotonic()
+    expect("1,024 ranks", lamina("plan", large, "--ranks", "1024", "parallel.expert=8"), 0, r"layouts +\d+ possible on 1024")
+    if time.monotonic() - begin > 20:  # under a second where nothing else runs
+        faults.append(f"1,024 ranks took {time.monotonic() - begin:.1f} s")
+    expect("too small", lamina("plan", large, "--ranks", "8", "parallel.expert=2"), 0,
+           r"memory +DOES NOT FIT: [\d.]+ of 80 GiB(.|\n)*, 0 fit; those that need least")
+    expect("larger devices", lamina("plan", large, "--ranks", "8", "parallel.expert=2", "--memory-gib", "139"), 0,
+           r", [1-9]\d* fit; the quickest")
+    expect("an impossible layout has its reason, and the possible ones",
+           lamina("plan", tiny, TINY, "--ranks", "3", "parallel.pipeline=2"), 1, r"layouts +\d+ possible on 3 ranks",
+           r"parallel\.pipeline: found 2 with 3 ranks, expected a divisor")
+    expect("no other layouts", lamina("plan", tiny, TINY, "--layouts", "0"), 0, r"fits: [^\n]*\n\Z")
+    expect("schedules", lamina("plan", large, "--ranks", "64", "parallel.expert=8", "--schedules"), 0,
+           r"gpipe +cached(.|\n)*interleaved_1f1b +full(.|\n)*zero_bubble +cached")
+    expect("a bad number", lamina("plan", tiny, TINY, "--memory-gib", "-1"), 1, error=r"memory-gib")
+    expect("an unknown option", lamina("plan", tiny, "--rank", "3"), 1, error=r"did you mean --ranks\?")
+
+    expect("check: planned, not trained", lamina("check", large, "--ranks", "64"), 1,
+           error=r"model\.mixers: found kda, expected mla alone: this version plans Kimi Delta Attention but does not train it")
+    expect("check: ranks", lamina("check", tiny, TINY, "--ranks", "6", "parallel.pipeline=4"), 1,
+           error=r"parallel\.pipeline: found 4 with 6 ranks, expected a divisor .* the nearest are 4 and 8")
+    expect("check: batch", lamina("check", tiny, TINY, "--ranks", "6", "parallel.pipeline=2"), 1,
+           error=r"expected a multiple of 12: .* micro_batch_size \(4\) x data \(3\)")
+    expect("check: chunks", lamina("check", tiny, TINY, "--ranks", "4", "parallel.pipeline=4", "parallel.virtual_stages=3"),
+           1, error=r"= 12 chunks, expected at most 10")
+    expect("check: split", lamina("check", tiny, TINY, "--ranks", "2", "parallel.pipeline=2", "parallel.split=[4,5]"), 1,
+           error=r"parallel\.split\[1\]: found 5, expected at most 4")
+    for fault in faults:
+        print(fault)
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
