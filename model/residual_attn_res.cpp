@@ -211,6 +211,11 @@ TensorView AttnResPass::output_gradient(ops::OpContext& ctx, int) {
 
 void AttnResPass::read_backward(ops::OpContext& ctx, int site, TensorView dx) {
   const int block = block_of_site(site);
+  if (site == num_sublayers_ && !keep_inputs_) {  // no reread() made the output site's h again
+    if (!is_open(block)) phase1(ctx, block, false);
+    state(site).h = h_;
+    merge(ctx, site, {}, h_, x_, false);
+  }
   if (!is_open(block)) open(block);  // nothing of this block was made again: only room for dh is needed
   if (site == 0) {
     const auto [gradient, mode] = summaries_.deposit(0);

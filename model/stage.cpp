@@ -158,7 +158,7 @@ void Stage::make_room_for_input(int index, int microbatch) {
   InFlight& state = in_flight(index, microbatch);
   const int summary = routes(index).arrives_as_stream;
   state.owns_in = summary < 0;
-  state.in = summary < 0 ? take_stream() : cache_->put(index, microbatch, summary);
+  state.in = summary < 0 ? take_stream() : cache_->reserve(index, microbatch, summary);
 }
 
 void Stage::forward(int index, int microbatch) {
@@ -171,6 +171,8 @@ void Stage::forward(int index, int microbatch) {
     make_room_for_input(index, microbatch);
   LAMINA_CHECK(state.in && state.slot == nullptr, "{}F{} without its input, or twice", index, microbatch);
   state.slot = take_slot(index);
+  if (routes(index).arrives_as_stream >= 0) cache_->arrived(index, microbatch, routes(index).arrives_as_stream);
+  for (int summary : routes(index).received) cache_->arrived(index, microbatch, summary);
   chunk(index).forward(*ctx_, *state.slot, input(microbatch), {state.in, state.out}, summaries(index, microbatch));
   if (!pass_.train) release_after_forward(index, microbatch);
 }
@@ -273,7 +275,7 @@ void Stage::receive_forward(int index, int microbatch, pipeline::HopViews& views
   make_room_for_input(index, microbatch);
   views.stream = in_flight(index, microbatch).in;
   views.summaries.clear();
-  for (int summary : routes(index).received) views.summaries.push_back(cache_->put(index, microbatch, summary));
+  for (int summary : routes(index).received) views.summaries.push_back(cache_->reserve(index, microbatch, summary));
 }
 
 void Stage::send_forward(int index, int microbatch, pipeline::HopViews& views) {
@@ -322,6 +324,7 @@ TensorView Stage::forward_hidden(ops::OpContext& ctx, const BatchShape& shape, T
   InFlight& state = in_flight(0, 0);
   make_room_for_input(0, 0);
   state.slot = take_slot(0);
+  if (cache_) cache_->arrived(0, 0, 0);
   const TensorView hidden = chunk(0).forward_hidden(ctx, *state.slot, input(0), {state.in, {}}, summaries(0, 0));
   release_after_forward(0, 0);
   end();

@@ -75,19 +75,36 @@ void BlockCache::check_empty() const {
   }
 }
 
-TensorView BlockCache::put(int chunk, int microbatch, int summary) {
+TensorView BlockCache::reserve(int chunk, int microbatch, int summary) {
   Entry& e = entry(chunk, microbatch, summary);
   LAMINA_CHECK(e.value == nullptr, "summary {} of micro-batch {} is on pipeline rank {} already (chunk {})", summary,
                microbatch, pp_rank_, chunk);
   e.value = values_.take();
-  e.released = false;
-  peak_ = std::max(peak_, ++held_);
+  e.released = e.held = false;
   return view(e.value, dtype_);
+}
+
+void BlockCache::count(Entry& e) {
+  e.held = true;
+  peak_ = std::max(peak_, ++held_);
+}
+
+TensorView BlockCache::put(int chunk, int microbatch, int summary) {
+  const TensorView room = reserve(chunk, microbatch, summary);
+  count(entry(chunk, microbatch, summary));
+  return room;
+}
+
+void BlockCache::arrived(int chunk, int microbatch, int summary) {
+  Entry& e = entry(chunk, microbatch, summary);
+  LAMINA_CHECK(e.value != nullptr && !e.held, "summary {} of micro-batch {} arrived in chunk {} unexpectedly", summary,
+               microbatch, chunk);
+  count(e);
 }
 
 TensorView BlockCache::value(int chunk, int microbatch, int summary) const {
   const Entry& e = entry(chunk, microbatch, summary);
-  LAMINA_CHECK(e.value != nullptr, "summary {} of micro-batch {} is not on pipeline rank {} (chunk {})", summary,
+  LAMINA_CHECK(e.value != nullptr && e.held, "summary {} of micro-batch {} is not on pipeline rank {} (chunk {})", summary,
                microbatch, pp_rank_, chunk);
   return view(e.value, dtype_);
 }
@@ -95,7 +112,7 @@ TensorView BlockCache::value(int chunk, int microbatch, int summary) const {
 void BlockCache::free_value(Entry& e) {
   values_.give(e.value);
   e.value = nullptr;
-  --held_;
+  held_ -= e.held ? 1 : 0;
 }
 
 void BlockCache::pin(int chunk, int microbatch, int summary) {

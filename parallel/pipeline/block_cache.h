@@ -28,6 +28,9 @@ class BlockCache {
 
   // Values. `chunk` is the one that brings, reads or sends; with `cached` all chunks of the rank share a copy.
   TensorView put(int chunk, int microbatch, int summary);  // uninitialised room for a copy that must not be there yet
+  // The same for one that a message brings: room is reserved when the receive is posted, the summary is held from arrived().
+  TensorView reserve(int chunk, int microbatch, int summary);
+  void arrived(int chunk, int microbatch, int summary);
   TensorView value(int chunk, int microbatch, int summary) const;
   void pin(int chunk, int microbatch, int summary);  // a message reads it: release() takes effect after unpin()
   void unpin(int chunk, int microbatch, int summary);
@@ -46,8 +49,9 @@ class BlockCache {
   TensorView complete_gradient(int chunk, int microbatch, int summary) const;
   void drop_gradient(int chunk, int microbatch, int summary);
 
-  int num_held() const { return held_; }   // values
-  int peak_held() const { return peak_; }  // since begin()
+  int num_held() const { return held_; }                  // values
+  int peak_held() const { return peak_; }                 // since begin()
+  int num_buffers() const { return values_.peak_out(); }  // those reserved for messages included, since ever
 
  private:
   struct Entry {
@@ -55,7 +59,7 @@ class BlockCache {
     void* gradient = nullptr;
     ops::GradMode mode = ops::GradMode::overwrite;
     int pins = 0;
-    bool released = false;
+    bool released = false, held = false;
     std::vector<int> depositors;  // chunk, or num_chunks + chunk for its hop
   };
   Entry& entry(int chunk, int microbatch, int summary);
@@ -64,6 +68,7 @@ class BlockCache {
   int copy_of(int chunk) const;  // which of the rank's copies this chunk uses
   Accumulator deposit(int depositor, int chunk, int microbatch, int summary);
   void free_value(Entry& entry);
+  void count(Entry& entry);
   TensorView view(void* data, DType dtype) const { return {data, dtype, shape_, device_}; }
 
   const BlockRoutes& routes_;

@@ -1,0 +1,136 @@
+// A training step of the engine at any layout, in threads: the loss and every gradient, gathered from their owners.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <functional>
+#include <map>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "core/base/rng.h"
+#include "parallel/comm/thread.h"
+#include "trainer/engine.h"
+
+namespace lamina {
+
+inline Config tiny_config(Residual residual, int64_t layers, int64_t block_size) {
+  Config c;
+  c.run.seed = 3;
+  c.model.vocab_size = 13;
+  c.model.hidden_size = 8;
+  c.model.num_hidden_layers = layers;
+  c.model.residual = residual;
+  c.model.attn_res_block_size = block_size;
+  c.model.num_attention_heads = 2;
+  c.model.kv_lora_rank = 4;
+  c.model.qk_nope_head_dim = 3;
+  c.model.qk_rope_head_dim = 2;
+  c.model.v_head_dim = 3;
+  c.model.intermediate_size = 8;
+  c.model.initializer_range = 0.3;
+  c.data.seq_len = 4;
+  c.train.micro_batch_size = 1;
+  c.train.global_batch_size = 1;
+  c.train.precision = Precision::fp64;
+  c.train.optimizer.lr = 1e-2;
+  return c;
+}
+
+using Tensors = std::map<std::string, std::vector<double>>;
+
+struct StepResult {
+  double loss = 0;  // mean over tokens
+  Tensors gradients;
+  int64_t stream_bytes = 0, summary_bytes = 0;  // sent, over all ranks
+  std::vector<int> peak_summaries;              // [world rank]
+  pipeline::Schedule schedule;
+};
+
+inline double element_of(const TensorView& x, int64_t i) {
+  if (x.dtype == DType::f64) return static_cast<double*>(x.data)[i];
+  if (x.dtype == DType::bf16) return static_cast<double>(static_cast<bf16*>(x.data)[i]);
+  return static_cast<double>(static_cast<float*>(x.data)[i]);
+}
+
+// Depth queries start at zero, where every read is a mean; away from it a wrong route shows.
+inline void randomise_queries(Engine& engine) {
+  const model::Parameters& parameters = engine.parameters();
+  for (size_t p = 0; p < parameters.specs().size(); ++p) {
+    const model::ParameterSpec& spec = parameters.specs()[p];
+    if (spec.init != model::Init::zeros || !parameters.is_held(static_cast<int>(p))) continue;
+    const CounterRng rng(17, spec.name);
+    const TensorView value = parameters.value(static_cast<int>(p));
+    for (int64_t i = 0; i < value.num_elements(); ++i) {
+      const double x = 0.3 * rng.normal(static_cast<uint64_t>(i));
+      if (value.dtype == DType::f64)
+        static_cast<double*>(value.data)[i] = x;
+      else
+        static_cast<float*>(value.data)[i] = static_cast<float>(x);
+    }
+  }
+}
+
+inline std::vector<int32_t> random_tokens(const Config& c, const char* stream) {
+  const CounterRng rng(9, stream);
+  std::vector<int32_t> tokens(static_cast<size_t>(c.train.global_batch_size * c.data.seq_len));
+  for (size_t i = 0; i < tokens.size(); ++i)
+    tokens[i] = static_cast<int32_t>(rng.below(i, static_cast<uint64_t>(c.model.vocab_size)));
+  return tokens;
+}
+
+// `each_rank`, when given, is called with the engine before the step.
+inline StepResult run_step(const Config& c, int num_ranks, const std::function<void(Engine&)>& each_rank = {}) {
+  const std::vector<int32_t> tokens = random_tokens(c, "tokens"), targets = random_tokens(c, "targets");
+  StepResult result;
+  result.peak_summaries.resize(static_cast<size_t>(num_ranks));
+  std::mutex mutex;
+  comm::run_threads(num_ranks, [&](comm::Communicator& comm) {
+    Engine engine(c, comm, nullptr);
+    engine.initialise();
+    randomise_queries(engine);
+    if (each_rank) each_rank(engine);
+    const auto data = static_cast<size_t>(engine.mesh().data), dp_rank = static_cast<size_t>(engine.place().dp_rank);
+    const size_t share = tokens.size() / data;
+    const double loss = engine.accumulate_gradients(std::span(tokens).subspan(share * dp_rank, share),
+                                                    std::span(targets).subspan(share * dp_rank, share),
+                                                    1.0 / static_cast<double>(tokens.size()));
+    const std::lock_guard lock(mutex);
+    result.loss += loss / static_cast<double>(tokens.size());
+    result.stream_bytes += engine.last_execution().stream_bytes_sent;
+    result.summary_bytes += engine.last_execution().summary_bytes_sent;
+    result.schedule = engine.schedule();
+    result.peak_summaries[static_cast<size_t>(comm.rank())] = engine.stage().peak_summaries();
+    for (const OwnedSlice& slice : engine.optimizer().owned()) {
+      if (!engine.parameters().is_primary(slice.parameter)) continue;
+      const auto& spec = engine.parameters().specs()[static_cast<size_t>(slice.parameter)];
+      std::vector<double>& values = result.gradients[spec.name];
+      values.resize(static_cast<size_t>(spec.shape.num_elements()), std::nan(""));
+      for (int64_t i = slice.begin; i < slice.end; ++i)
+        values[static_cast<size_t>(i)] = element_of(slice.gradient, i - slice.begin);
+    }
+  });
+  return result;
+}
+
+// Norm of the difference over the norm, of the worst tensor; its name too. Infinite when a tensor is missing or not finite.
+inline std::pair<double, std::string> worst_difference(const Tensors& found, const Tensors& expected) {
+  std::pair<double, std::string> worst{0, ""};
+  for (const auto& [name, values] : expected) {
+    double difference = 0, norm = 0;
+    const auto at = found.find(name);
+    if (at == found.end() || at->second.size() != values.size()) return {INFINITY, name};
+    for (size_t i = 0; i < values.size(); ++i) {
+      difference += std::pow(at->second[i] - values[i], 2);
+      norm += values[i] * values[i];
+    }
+    // The query of a read with one source has a gradient of exactly zero.
+    const double relative = norm == 0 ? std::sqrt(difference) : std::sqrt(difference / norm);
+    if (!(relative <= worst.first)) worst = {std::isnan(relative) ? INFINITY : relative, name};
+  }
+  return worst;
+}
+
+}  // namespace lamina
