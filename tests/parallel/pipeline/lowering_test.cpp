@@ -324,7 +324,11 @@ std::string program_text(const Layout& layout) {
   const Program program = lower(layout.make(), layout.num_chunks());
   for (size_t rank = 0; rank < program.size(); ++rank) {
     text += fmt::format("rank {}:", rank);
-    for (const Step& step : program[rank]) text += (step.kind == StepKind::compute ? " | " : ", ") + to_string(step);
+    for (size_t i = 0; i < program[rank].size(); ++i) {
+      const Step& step = program[rank][i];
+      text += i == 0 ? " " : step.kind == StepKind::compute ? " | " : ", ";
+      text += to_string(step);
+    }
     text += '\n';
   }
   return text + '\n';
