@@ -60,6 +60,7 @@ class Engine {
   comm::Communicator& world() { return world_; }
   comm::Communicator& data_group() { return *data_; }
   int num_sites() const { return static_cast<int>(2 * config_.model.num_hidden_layers) + 1; }
+  const model::StagePlan& plan() const { return plan_; }
   const pipeline::Schedule& schedule() const { return schedule_; }                // of a training step
   const pipeline::ExecutionReport& last_execution() const { return execution_; }  // of the last accumulate_gradients()
   // Bytes this rank has sent since the last call to add up a tied embedding's gradient over its two holders.

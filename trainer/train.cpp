@@ -1,5 +1,6 @@
 #include "trainer/train.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <optional>
@@ -16,6 +17,7 @@
 #include "trainer/layer_stats.h"
 #include "trainer/lr_schedule.h"
 #include "trainer/metrics.h"
+#include "trainer/pipeline_stats.h"
 #include "trainer/run_folder.h"
 #include "trainer/step_dump.h"
 #include "trainer/version.h"
@@ -64,6 +66,9 @@ class Trainer {
   void step();
   void check_finite(double loss, double grad_norm);
   CommBytes sum_bytes_sent(int64_t data);
+  PipelineStats measure_pipeline();
+  JsonRow peak_bytes();
+  bool logs_step() const;  // of the step that was just completed
   void dump_values(StepDump& dump, const std::string& group, bool gradients);
   void dump_gradients(StepDump& dump, double loss, std::span<double> token_losses);
   std::optional<StepDump> begin_dump();
@@ -96,6 +101,15 @@ void Trainer::describe() const {
             config_.model.num_hidden_layers, config_.train.global_batch_size, config_.data.seq_len,
             config_.train.num_steps, count_text(static_cast<double>(tokens_per_step() * config_.train.num_steps)),
             comm_.size(), comm_.size() == 1 ? "" : "s", name_of(compute_dtype(config_.train.precision)));
+  const ParallelConfig& parallel = config_.parallel;
+  if (parallel.pipeline * parallel.virtual_stages > 1) {
+    const pipeline::ChunkSplit& split = engine_.plan().split;
+    std::string layers;
+    for (int c = 0; c < split.num_chunks(); ++c)
+      layers += fmt::format(" {}", (split.begin[static_cast<size_t>(c) + 1] - split.begin[static_cast<size_t>(c)]) / 2);
+    log::info("pipeline {} x {} virtual stages x data {}, {}, layers per chunk{}", parallel.pipeline,
+              parallel.virtual_stages, engine_.mesh().data, name_of(parallel.schedule), layers);
+  }
   log::info("run folder {}", folder_.root.string());
 }
 
@@ -138,6 +152,35 @@ CommBytes Trainer::sum_bytes_sent(int64_t data) {
                      static_cast<double>(execution.summary_bytes_sent), static_cast<double>(data)};
   sum_over_ranks(bytes);
   return {std::llround(bytes[0]), std::llround(bytes[1]), std::llround(bytes[2]), 0};
+}
+
+// Peak bytes of what depends on the layout, per rank.
+JsonRow Trainer::peak_bytes() {
+  static constexpr const char* purposes[] = {"activations", "block summaries", "block summary gradients",
+                                             "hidden streams"};
+  const auto entries = ledger_.entries();
+  JsonRow row;
+  for (const char* purpose : purposes) {
+    std::vector<double> bytes(static_cast<size_t>(comm_.size()));
+    const auto found = entries.find(purpose);
+    if (found != entries.end())
+      bytes[static_cast<size_t>(comm_.rank())] = static_cast<double>(found->second.peak_bytes);
+    sum_over_ranks(bytes);
+    std::string key = purpose;
+    std::replace(key.begin(), key.end(), ' ', '_');
+    row.add(key, std::span<const double>(bytes));
+  }
+  return row;
+}
+
+bool Trainer::logs_step() const {
+  return step_ % config_.logging.interval == 0 || step_ == first_step_ + 1 || step_ == config_.train.num_steps;
+}
+
+PipelineStats Trainer::measure_pipeline() {
+  if (engine_.mesh().pipeline == 1) return {};
+  return pipeline_stats(comm_, engine_.schedule(), engine_.last_execution(), place_.pp_rank,
+                        engine_.plan().num_chunks(), engine_.mesh().data);
 }
 
 // Every rank learns of a non-finite value, and the message says in which tensor it was first seen.
@@ -213,6 +256,7 @@ void Trainer::step() {
   std::vector<double> token_losses(dump ? tokens_.size() : 0);
   const double loss_sum = engine_.accumulate_gradients(tokens_, targets_, 1.0 / static_cast<double>(tokens_per_step()),
                                                        stats ? &sums : nullptr, token_losses);
+  const PipelineStats stats_of_pipeline = measure_pipeline();
   double totals[2] = {loss_sum, engine_.owned_gradient_square()};
   sum_over_ranks(totals);
   StepMetrics metrics;
@@ -239,6 +283,13 @@ void Trainer::step() {
   const std::optional<Evaluation> evaluation = validate_if_due();
   if (evaluation) metrics.validation_loss = evaluation->loss;
   JsonRow row = to_row(metrics);
+  if (engine_.mesh().pipeline > 1) {
+    JsonRow pipeline;
+    pipeline.add("bubble", stats_of_pipeline.bubble).add("bubble_bound", stats_of_pipeline.bubble_bound);
+    pipeline.add("efficiency", stats_of_pipeline.efficiency);
+    row.add("pipeline", pipeline);
+  }
+  if (logs_step()) row.add("peak_bytes", peak_bytes());
   row.add("gflops", flops_per_token_ * metrics.tokens_per_second / 1e9);
   if (evaluation) row.add("validation_bits_per_byte", evaluation->bits_per_byte);
   metrics_.write(row);
@@ -264,9 +315,7 @@ void Trainer::console_line(const StepMetrics& metrics, const std::optional<Evalu
   if (evaluation)
     log::info("step {} validation: loss {:.4f}, perplexity {:.2f}, {:.4f} bits per byte", step_, evaluation->loss,
               evaluation->perplexity, evaluation->bits_per_byte);
-  const bool due =
-      step_ % config_.logging.interval == 0 || step_ == first_step_ + 1 || step_ == config_.train.num_steps;
-  if (!due) return;
+  if (!logs_step()) return;
   const double per_step = seconds_since(start_) / static_cast<double>(step_ - first_step_);
   const double left = per_step * static_cast<double>(config_.train.num_steps - step_);
   log::info("step {}/{} ({:.0f} %)  loss {:.4f}  grad norm {:.3f}  lr {:.2e}  {} tokens/s  {:.1f} GFLOP/s  {} left",
@@ -323,6 +372,7 @@ void Trainer::run() {
 }  // namespace
 
 void train(Config config, comm::Communicator& comm) {
+  require_trainable(config);
   std::optional<Sampler> sampler;
   run_and_agree(comm, [&] {
     if (config.model.vocab_size == 0) config.model.vocab_size = data_vocab_size(config.data);

@@ -22,6 +22,10 @@ std::string to_yaml(const Config& config);
 // Throws Error with the product rule and every factor in its message.
 int resolve_data_parallel(const Config& config, int world_size);
 
+std::string name_of(ScheduleName schedule);  // as in the file
+std::string name_of(BlockTransport transport);
+std::string name_of(Recompute recompute);
+
 // `lamina plan` knows more models than the program can run: throws Error, in one line, for one that it can't.
 void require_trainable(const Config& config);
 

@@ -137,4 +137,26 @@ std::string to_yaml(const Config& config) {
   return out;
 }
 
+namespace {
+
+template <class E>
+std::string enum_name(E value) {
+  for (const auto& [name, item] : schema::enum_names<E>::value)
+    if (item == value) return name;
+  LAMINA_CHECK(false, "value {}", static_cast<int>(value));
+  return {};
+}
+
+}  // namespace
+
+std::string name_of(ScheduleName schedule) {
+  return enum_name(schedule);
+}
+std::string name_of(BlockTransport transport) {
+  return enum_name(transport);
+}
+std::string name_of(Recompute recompute) {
+  return enum_name(recompute);
+}
+
 }  // namespace lamina
