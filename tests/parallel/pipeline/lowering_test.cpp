@@ -2,7 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <chrono>
+#include <ctime>
 #include <deque>
 #include <map>
 #include <random>
@@ -345,14 +345,14 @@ TEST(Lowering, SmallOnesAreGolden) {
 }
 
 TEST(Lowering, HundredsOfRanksTakeLittleTime) {
-  const auto start = std::chrono::steady_clock::now();
+  const std::clock_t start = std::clock();  // of the processor: the machine may be busy
   for (const Layout& layout :
        {Layout{ScheduleName::one_f_one_b, 512, 1, 1024}, Layout{ScheduleName::zero_bubble, 64, 8, 1024}}) {
     const Program program = lower(layout.make(), layout.num_chunks());
     ASSERT_NO_THROW(validate(program, layout.num_chunks())) << layout.to_string();
   }
-  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-  EXPECT_LT(seconds.count(), 30);  // measured: about 1 s optimised; the limit is for sanitizers on a busy machine
+  const double seconds = static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC;
+  EXPECT_LT(seconds, 30);  // measured: about 1 s optimised; the limit is for sanitizers
 }
 
 }  // namespace

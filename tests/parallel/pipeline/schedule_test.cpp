@@ -4,7 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <chrono>
+#include <ctime>
 #include <map>
 #include <optional>
 #include <random>
@@ -399,7 +399,7 @@ TEST(Schedule, SmallOnesAreGolden) {
 }
 
 TEST(Schedule, HundredsOfRanksTakeLittleTime) {
-  const auto start = std::chrono::steady_clock::now();
+  const std::clock_t start = std::clock();  // of the processor: the machine may be busy
   for (const Layout& layout :
        {Layout{ScheduleName::gpipe, 512, 1, 1024}, Layout{ScheduleName::one_f_one_b, 512, 1, 1024},
         Layout{ScheduleName::interleaved_1f1b, 64, 8, 1024}, Layout{ScheduleName::interleaved_1f1b, 512, 2, 700},
@@ -409,9 +409,9 @@ TEST(Schedule, HundredsOfRanksTakeLittleTime) {
     const Schedule schedule = layout.make();
     ASSERT_NO_THROW(validate(schedule, layout.num_chunks(), layout.num_microbatches));
   }
-  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-  RecordProperty("seconds", std::to_string(seconds.count()));
-  EXPECT_LT(seconds.count(), 30);  // measured: under 1 s optimised; the limit is for sanitizers on a busy machine
+  const double seconds = static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC;
+  RecordProperty("seconds", std::to_string(seconds));
+  EXPECT_LT(seconds, 30);  // measured: under 1 s optimised; the limit is for sanitizers
 }
 
 }  // namespace

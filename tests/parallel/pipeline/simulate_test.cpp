@@ -4,7 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <chrono>
+#include <ctime>
 #include <map>
 #include <random>
 #include <tuple>
@@ -281,7 +281,7 @@ TEST(Simulate, SummariesAreGolden) {
       "Equal chunks, F = I = W = 1. idle: chunk times that a rank waits; peak: micro-batches in flight, first and last "
       "rank\n"
       "schedule          ranks x chunks, micro-batches   makespan    idle  bubble   peak\n";
-  const auto start = std::chrono::steady_clock::now();
+  const std::clock_t start = std::clock();  // of the processor: the machine may be busy
   for (const auto& [p, v, m] :
        {Size{1, 2, 4},     Size{2, 2, 8},     Size{4, 1, 8},     Size{4, 1, 16},     Size{4, 2, 8},
         Size{4, 2, 16},    Size{8, 2, 8},     Size{8, 2, 16},    Size{4, 4, 3},      Size{4, 4, 7},
@@ -295,8 +295,8 @@ TEST(Simulate, SummariesAreGolden) {
                           timeline.peak_activation.front(), timeline.peak_activation.back());
     }
   expect_golden("summary.txt", text);
-  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-  EXPECT_LT(seconds.count(), 30);  // measured: under 1 s optimised; the limit is for sanitizers on a busy machine
+  const double seconds = static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC;
+  EXPECT_LT(seconds, 30);  // measured: under 1 s optimised; the limit is for sanitizers
 }
 
 }  // namespace
