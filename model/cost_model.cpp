@@ -1,8 +1,11 @@
 #include "model/cost_model.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "parallel/pipeline/block_routes.h"
+#include "parallel/pipeline/schedule.h"
+#include "parallel/pipeline/simulate.h"
 
 namespace lamina::model {
 namespace {
@@ -278,25 +281,30 @@ double chunk_activation_bytes(const ModelConfig& c, int begin, int end, bool is_
   return bytes + (is_last ? static_cast<double>(c.hidden_size) * sizes.compute : 0);
 }
 
-double layer_deferred_bytes(const ModelConfig& c, int64_t layer, const ElementSizes& sizes) {
+double layer_deferred_bytes(const ModelConfig& c, int64_t layer, const ElementSizes& sizes, Recompute recompute) {
   const auto d = static_cast<double>(c.hidden_size);
-  double width = 4 * d;  // x and dy of both sublayers
+  double width =
+      2 * d + (recompute == Recompute::none ? 0 : 2 * d);  // dy of both sublayers, and x where it was made again
   if (c.mixer(layer) == Mixer::kda) {
     const auto heads = static_cast<double>(c.linear_num_heads), head = static_cast<double>(c.linear_head_dim);
-    width +=
-        3 * heads * head + 2 * head + heads + 2 * heads * head + heads * head;  // gradients of its products; output
+    width += 3 * heads * head + 2 * head + heads + 2 * heads * head;
   } else {
-    const Intermediates m = mla_intermediates(c);
-    width += m.expensive + static_cast<double>(c.kv_lora_rank) +
-             static_cast<double>(c.num_attention_heads * (c.qk_nope_head_dim + c.v_head_dim));
+    const auto heads = static_cast<double>(c.num_attention_heads),
+               rank = static_cast<double>(c.q_lora_rank.value_or(0));
+    const double queries = heads * static_cast<double>(qk_head_dim(c));
+    width += (rank > 0 ? rank : 0) + queries + static_cast<double>(c.kv_lora_rank + c.qk_rope_head_dim) +
+             heads * static_cast<double>(c.qk_nope_head_dim + c.v_head_dim);
   }
-  // Gradient of gate and up, and the activation that the down projection is multiplied with.
   if (c.is_moe(layer))
-    width += static_cast<double>(c.num_experts_per_token) * 2 * d +
-             3 * static_cast<double>(c.moe_intermediate_size * (c.num_experts_per_token + c.num_shared_experts));
+    width += static_cast<double>(c.num_experts_per_token) * d +
+             static_cast<double>(c.moe_intermediate_size * (c.num_experts_per_token + c.num_shared_experts));
   else
-    width += 3 * static_cast<double>(c.intermediate_size);
-  return width * sizes.compute;
+    width += static_cast<double>(c.intermediate_size);
+  double bytes = width * sizes.compute;
+  for (int64_t sublayer : {2 * layer, 2 * layer + 1})  // what was made again
+    bytes += sublayer_activation_bytes(c, static_cast<int>(sublayer), sizes, Recompute::none) -
+             sublayer_activation_bytes(c, static_cast<int>(sublayer), sizes, recompute);
+  return bytes;
 }
 
 Traffic layer_traffic(const ModelConfig& c, int64_t layer, const ElementSizes& sizes, Recompute recompute) {
@@ -343,14 +351,33 @@ pipeline::LayerCosts layer_costs(const ModelConfig& c, int64_t seq_len, Precisio
   return costs;
 }
 
-std::vector<int64_t> resolve_split(const Config& config) {
-  const ParallelConfig& parallel = config.parallel;
-  if (!parallel.split.empty()) return parallel.split;
+std::vector<int64_t> choose_split(const pipeline::LayerCosts& costs, const ParallelConfig& parallel) {
   const int num_chunks = parallel.pipeline * parallel.virtual_stages;
-  if (num_chunks == 1) return {config.model.num_hidden_layers};
-  return pipeline::balanced_split(
-      layer_costs(config.model, config.data.seq_len, config.train.precision, config.train.recompute), parallel.pipeline,
-      parallel.virtual_stages);
+  if (num_chunks == 1) return {static_cast<int64_t>(costs.layer.size())};
+  const std::vector<int64_t> by_rank = balanced_split(costs, parallel.pipeline, parallel.virtual_stages);
+  if (parallel.pipeline == 1 || parallel.virtual_stages == 1) return by_rank;
+  const std::vector<int64_t> by_chunk = balanced_split(costs, num_chunks, 1);
+  const pipeline::Schedule schedule =
+      pipeline::make_schedule(parallel.schedule, parallel.pipeline, num_chunks, 4 * parallel.pipeline);
+  const auto makespan = [&](const std::vector<int64_t>& split) {
+    pipeline::ChunkCosts chunks;
+    auto layer = costs.layer.begin();
+    for (int64_t count : split) {
+      const double cost = std::accumulate(layer, layer + count, 0.0);
+      layer += count;
+      for (auto* part : {&chunks.forward, &chunks.backward_input, &chunks.backward_weight}) part->push_back(cost / 3);
+    }
+    chunks.forward.front() += costs.embedding;
+    chunks.forward.back() += costs.head;
+    return pipeline::simulate(schedule, chunks).makespan;
+  };
+  return makespan(by_chunk) < makespan(by_rank) ? by_chunk : by_rank;
+}
+
+std::vector<int64_t> resolve_split(const Config& config) {
+  if (!config.parallel.split.empty()) return config.parallel.split;
+  return choose_split(layer_costs(config.model, config.data.seq_len, config.train.precision, config.train.recompute),
+                      config.parallel);
 }
 
 }  // namespace lamina::model

@@ -75,8 +75,9 @@ double sublayer_activation_bytes(const ModelConfig& config, int sublayer, const 
 // gradient of the head's input.
 double chunk_activation_bytes(const ModelConfig& config, int begin, int end, bool is_last, const ElementSizes& sizes,
                               Recompute recompute);
-// Operands of the weight gradients that a split backward pass keeps between its halves: dy and x of every product.
-double layer_deferred_bytes(const ModelConfig& config, int64_t layer, const ElementSizes& sizes);
+// Operands of the weight gradients that a split backward pass keeps between its halves: the gradients of the products' results
+// (of gate and up in the place of these), the activation that the down projection takes, and what was made again.
+double layer_deferred_bytes(const ModelConfig& config, int64_t layer, const ElementSizes& sizes, Recompute recompute);
 // Traffic of everything that is not a product: each intermediate is written and read once in forward; read twice, and its
 // gradient written and read, in backward. A model, not a measurement.
 struct Traffic {
@@ -92,7 +93,11 @@ double expert_exchange_bytes(const ModelConfig& config, int expert_ranks, const 
 // the same time. The head's forward holds its whole backward.
 pipeline::LayerCosts layer_costs(const ModelConfig& config, int64_t seq_len, Precision precision, Recompute recompute);
 
-// Decoder layers per chunk: parallel.split, or the balanced one. model.vocab_size must be resolved.
+// The split for these costs: equal ranks set the pace of the steady state, equal chunks shorten its beginning and end. Of the two
+// the one whose schedule takes less time when simulated over four rounds of micro-batches.
+std::vector<int64_t> choose_split(const pipeline::LayerCosts& costs, const ParallelConfig& parallel);
+
+// Decoder layers per chunk: parallel.split, or the chosen one. model.vocab_size must be resolved.
 std::vector<int64_t> resolve_split(const Config& config);
 
 }  // namespace lamina::model

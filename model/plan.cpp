@@ -101,6 +101,10 @@ std::vector<ChunkPlan> make_chunks(const PlanInputs& inputs, const Plan& plan, p
         static_cast<double>(plan.tokens_per_microbatch) *
         chunk_activation_bytes(config.model, static_cast<int>(2 * chunk.first_layer), static_cast<int>(2 * layer),
                                c + 1 == num_chunks, sizes, plan.recompute);
+    if (config.parallel.schedule == ScheduleName::zero_bubble)
+      for (int64_t i = chunk.first_layer; i < layer; ++i)
+        chunk.deferred_bytes += static_cast<double>(plan.tokens_per_microbatch) *
+                                layer_deferred_bytes(config.model, i, sizes, plan.recompute);
     const ChunkSeconds seconds = chunk_seconds(inputs, plan, chunk, num_chunks);
     chunk.forward_seconds = seconds.forward;
     chunk.backward_seconds = seconds.backward_input + seconds.backward_weight;
@@ -125,31 +129,26 @@ void add_hops(const PlanInputs& inputs, const Plan& plan, const pipeline::BlockR
   }
 }
 
-// Temporaries of the largest sublayer, made again or not, and their gradients; the residual scheme's; a piece of logits.
+// What the pass that runs needs, once per rank: the largest sublayer's temporaries and their gradients, the residual scheme's,
+// a piece of logits.
 double workspace_bytes(const PlanInputs& inputs, const Plan& plan, const RankPlan& rank, const Sizes& s) {
   const ModelConfig& model = inputs.config.model;
-  double sublayer = 0, deferred = 0, means = 0, logits = 0;
+  double sublayer = 0, logits = 0;
   for (const ChunkPlan& chunk : rank.chunks) {
-    double operands = 0;
-    for (int64_t layer = chunk.first_layer; layer < chunk.first_layer + chunk.num_layers; ++layer) {
-      for (int64_t i : {2 * layer, 2 * layer + 1})
-        sublayer =
-            std::max(sublayer, sublayer_activation_bytes(model, static_cast<int>(i), s.element, Recompute::none));
-      operands += layer_deferred_bytes(model, layer, s.element);
-    }
-    deferred = std::max(deferred, operands);
+    for (int64_t i = 2 * chunk.first_layer; i < 2 * (chunk.first_layer + chunk.num_layers); ++i)
+      sublayer = std::max(sublayer, sublayer_activation_bytes(model, static_cast<int>(i), s.element, Recompute::none));
     if (chunk.chunk + 1 == static_cast<int>(plan.parallel.split.size()))
       logits = std::min(head_piece, s.tokens) * static_cast<double>(model.vocab_size) * s.element.accumulation;
   }
+  if (plan.recompute != Recompute::none) sublayer *= 2;  // made again, and its gradient
+  // Output, read, normalised input and the output's gradient; the input made again, and its gradient; the open sum's gradient.
+  double residual = 6 * s.row() + s.hidden * s.element.accumulation;
+  // The means of a block's reads over its summaries, and the gradients of what was read; the output's read is one of them.
   if (model.residual == Residual::block_attnres)
-    means = static_cast<double>(2 * std::min(model.attn_res_block_size, model.num_hidden_layers)) * s.row();
-  else if (model.residual == Residual::full_attnres)
-    means = s.row();
-  // Output, read, normalised input, its gradient and the output's; the open sum's gradient twice.
-  const double residual = 5 * s.row() + 2 * s.hidden * s.element.accumulation + means;
-  const double streams = plan.parallel.pipeline > 1 ? 4 * s.row() : 0;  // received and sent, both directions
-  const bool splits = plan.parallel.schedule == ScheduleName::zero_bubble && plan.parallel.pipeline > 1;
-  return s.tokens * (2 * sublayer + residual + streams + (splits ? deferred : 0)) + logits;
+    residual += 2 * static_cast<double>(2 * std::min(model.attn_res_block_size, model.num_hidden_layers) + 1) * s.row();
+  if (model.residual == Residual::full_attnres) residual += 4 * s.row();
+  const double streams = plan.parallel.pipeline > 1 ? 6 * s.row() : 0;  // on their way, both directions
+  return s.tokens * (sublayer + residual + streams) + logits;
 }
 
 void fill_memory(const PlanInputs& inputs, const Plan& plan, RankPlan& rank, const Sizes& s) {
@@ -234,6 +233,27 @@ bool Plan::fits(const PlanDevice& device) const {
   return peak_bytes() <= device.memory_gib * 1024 * 1024 * 1024;
 }
 
+pipeline::LayerCosts device_costs(const PlanInputs& inputs) {
+  Plan plan;  // one layer at a time, of one token
+  plan.parallel = inputs.config.parallel;
+  plan.recompute = inputs.config.train.recompute;
+  plan.tokens_per_microbatch = 1;
+  const auto seconds = [&](int chunk, int64_t first_layer, int64_t num_layers) {
+    ChunkPlan part;
+    part.chunk = chunk;
+    part.first_layer = first_layer;
+    part.num_layers = num_layers;
+    const ChunkSeconds s = chunk_seconds(inputs, plan, part, 3);
+    return s.forward + s.backward_input + s.backward_weight;
+  };
+  pipeline::LayerCosts costs;
+  for (int64_t layer = 0; layer < inputs.config.model.num_hidden_layers; ++layer)
+    costs.layer.push_back(seconds(1, layer, 1));
+  costs.embedding = seconds(0, 0, 0);
+  costs.head = seconds(2, 0, 0);
+  return costs;
+}
+
 Plan make_plan(const PlanInputs& inputs) {
   const Config& config = inputs.config;
   LAMINA_CHECK(config.model.vocab_size > 0, "model.vocab_size is not resolved");
@@ -259,10 +279,8 @@ Plan make_plan(const PlanInputs& inputs) {
       make_block_routes(pipeline::make_chunk_split(plan.parallel.split), pipeline::make_block_layout(config.model),
                         plan.parallel.pipeline, plan.parallel.block_transport);
   add_hops(inputs, plan, routes, costs);
-  std::vector<double> activations;
-  for (const ChunkPlan& chunk : chunks) activations.push_back(chunk.activation_bytes);
   const PipelineRun run =
-      run_pipeline({plan.parallel.schedule, plan.parallel.pipeline, plan.num_microbatches}, costs, activations, routes);
+      run_pipeline({plan.parallel.schedule, plan.parallel.pipeline, plan.num_microbatches}, costs, routes);
   for (int r = 0; r < plan.parallel.pipeline; ++r) {
     RankPlan& rank = plan.ranks.emplace_back();
     rank.pp_rank = r;
@@ -270,12 +288,13 @@ Plan make_plan(const PlanInputs& inputs) {
       chunks[c].peak_microbatches = static_cast<int>(run.peak_microbatches[c]);
       chunks[c].num_sent = static_cast<int>(routes.chunks[c].sent.size());
       rank.chunks.push_back(chunks[c]);
+      // A place that a micro-batch has used stays booked for the next one in the same chunk.
+      rank.memory.activations += chunks[c].peak_microbatches * (chunks[c].activation_bytes + chunks[c].deferred_bytes);
     }
     const auto i = static_cast<size_t>(r);
     rank.parameters = rank_parameters(config.model, plan, rank);
     rank.peak_summaries = static_cast<int>(run.peak_summaries[i]);
     rank.peak_summary_gradients = static_cast<int>(run.peak_summary_gradients[i]);
-    rank.memory.activations = run.peak_activation[i];
     fill_memory(inputs, plan, rank, sizes);
     fill_traffic(inputs, plan, routes, rank, sizes);
   }

@@ -31,10 +31,10 @@ struct PlanInputs {
 struct MemoryPlan {  // bytes of one rank at its peak
   double parameters = 0, gradients = 0;
   double optimizer = 0;          // masters and both moments; ZeRO-1 shares them out over the data-parallel ranks
-  double activations = 0;        // of the micro-batches in flight, summaries not counted
+  double activations = 0;        // places of the micro-batches in flight, summaries not counted
   double summaries = 0;          // block cache: values
   double summary_gradients = 0;  // block cache: accumulators
-  double workspace = 0;  // one sublayer's temporaries, operands of deferred weight gradients, streams on their way
+  double workspace = 0;          // one sublayer's temporaries, the residual scheme's, streams on their way
   double total() const {
     return parameters + gradients + optimizer + activations + summaries + summary_gradients + workspace;
   }
@@ -45,6 +45,7 @@ struct ChunkPlan {
   int64_t first_layer = 0, num_layers = 0;
   int64_t parameters = 0;
   double activation_bytes = 0;                       // one micro-batch in flight
+  double deferred_bytes = 0;                         // zero_bubble: operands of its weight gradients
   int peak_microbatches = 0;                         // in flight
   double forward_seconds = 0, backward_seconds = 0;  // one micro-batch, exchange with experts included
   int num_sent = 0;                                  // summaries on the hop out of this chunk
@@ -82,9 +83,12 @@ struct Plan {
 // Throws Error with the reason where the layout is not possible.
 Plan make_plan(const PlanInputs& inputs);
 
+// Seconds per token and layer on `device`, exchange with the experts included, as make_plan() counts them.
+pipeline::LayerCosts device_costs(const PlanInputs& inputs);
+
 // Layouts of the same model and batch on the same ranks: every pipeline x virtual_stages x data x expert x recompute that is
-// possible with the configured schedule, transport and micro-batch, the split balanced. Those that fit come first, the
-// quickest first; the others by memory.
+// possible with the configured schedule, transport and micro-batch, split for the device's costs. Those that fit come first,
+// the quickest first; the others by memory.
 std::vector<Plan> search_layouts(const PlanInputs& inputs);
 
 // The configured layout with each schedule and, where blocks travel, both transports: gpipe, 1f1b (one chunk per rank),

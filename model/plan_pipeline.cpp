@@ -45,7 +45,6 @@ struct Extrapolation {
   }
   PipelineRun operator()(const PipelineRun& before, const PipelineRun& after) const {
     return {(*this)(before.makespan, after.makespan), (*this)(before.peak_microbatches, after.peak_microbatches),
-            (*this)(before.peak_activation, after.peak_activation),
             (*this)(before.peak_summaries, after.peak_summaries),
             (*this)(before.peak_summary_gradients, after.peak_summary_gradients)};
   }
@@ -59,8 +58,7 @@ bool same(const std::vector<double>& a, const std::vector<double>& b) {
 }
 bool same(const PipelineRun& a, const PipelineRun& b) {
   return same(a.makespan, b.makespan) && same(a.peak_microbatches, b.peak_microbatches) &&
-         same(a.peak_activation, b.peak_activation) && same(a.peak_summaries, b.peak_summaries) &&
-         same(a.peak_summary_gradients, b.peak_summary_gradients);
+         same(a.peak_summaries, b.peak_summaries) && same(a.peak_summary_gradients, b.peak_summary_gradients);
 }
 
 std::vector<double> as_numbers(const std::vector<int>& counts) {
@@ -89,22 +87,22 @@ std::vector<int> peak_summary_gradients(const pipeline::BlockRoutes& routes, con
 }
 
 PipelineRun run_whole_pipeline(const PipelineShape& shape, const pipeline::ChunkCosts& costs,
-                               const std::vector<double>& activation_bytes, const pipeline::BlockRoutes& routes) {
+                               const pipeline::BlockRoutes& routes) {
   const auto num_chunks = static_cast<int>(costs.forward.size());
   const pipeline::Schedule schedule =
       pipeline::make_schedule(shape.schedule, shape.num_ranks, num_chunks, static_cast<int>(shape.num_microbatches));
-  const pipeline::Timeline timeline = pipeline::simulate(schedule, costs, activation_bytes);
-  return {timeline.makespan, as_numbers(timeline.peak_microbatches), timeline.peak_activation,
+  const pipeline::Timeline timeline = pipeline::simulate(schedule, costs);
+  return {timeline.makespan, as_numbers(timeline.peak_microbatches),
           as_numbers(pipeline::peak_summaries(routes, schedule)), as_numbers(peak_summary_gradients(routes, schedule))};
 }
 
 PipelineRun run_pipeline(const PipelineShape& shape, const pipeline::ChunkCosts& costs,
-                         const std::vector<double>& activation_bytes, const pipeline::BlockRoutes& routes) {
+                         const pipeline::BlockRoutes& routes) {
   const int64_t round = shape.num_ranks, remainder = shape.num_microbatches % round;
   const auto run = [&](int64_t microbatches) {
     PipelineShape part = shape;
     part.num_microbatches = microbatches;
-    return run_whole_pipeline(part, costs, activation_bytes, routes);
+    return run_whole_pipeline(part, costs, routes);
   };
   const auto virtual_stages = static_cast<int64_t>(costs.forward.size()) / shape.num_ranks;
   for (int64_t rounds = 8 + 2 * virtual_stages; (rounds + 3) * round + remainder < shape.num_microbatches;

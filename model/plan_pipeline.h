@@ -20,7 +20,6 @@ struct PipelineShape {
 struct PipelineRun {
   double makespan = 0;
   std::vector<double> peak_microbatches;       // [chunk]
-  std::vector<double> peak_activation;         // [pp_rank], weighted by activation_bytes
   std::vector<double> peak_summaries;          // [pp_rank]
   std::vector<double> peak_summary_gradients;  // [pp_rank], accumulators alive
 };
@@ -29,10 +28,10 @@ struct PipelineRun {
 // for reached when three rounds in turn have done so (to 1e-9), after eight and two per virtual stage; until then the number
 // simulated is doubled. Few micro-batches are all simulated.
 PipelineRun run_pipeline(const PipelineShape& shape, const pipeline::ChunkCosts& costs,
-                         const std::vector<double>& activation_bytes, const pipeline::BlockRoutes& routes);
+                         const pipeline::BlockRoutes& routes);
 // All micro-batches, one by one.
 PipelineRun run_whole_pipeline(const PipelineShape& shape, const pipeline::ChunkCosts& costs,
-                               const std::vector<double>& activation_bytes, const pipeline::BlockRoutes& routes);
+                               const pipeline::BlockRoutes& routes);
 
 // The most accumulators of summary gradients alive on each rank at one time: from the first backward that deposits to the end
 // of the one of the chunk that brought or finished the summary.

@@ -1,3 +1,5 @@
+#include <fmt/ranges.h>
+
 #include <algorithm>
 
 #include "core/base/error.h"
@@ -103,9 +105,9 @@ std::string chunk_table(const Plan& plan) {
   for (const RankPlan& rank : plan.ranks)
     for (const ChunkPlan& chunk : rank.chunks)
       text += fmt::format("{:>4} {:>5}  {:<18} {:>14} {:>12} {:>9} {:>11} {:>11} {:>14}\n", rank.pp_rank, chunk.chunk,
-                          layers_text(chunk, num_chunks), chunk.parameters, bytes_text(chunk.activation_bytes),
-                          chunk.peak_microbatches, seconds_text(chunk.forward_seconds),
-                          seconds_text(chunk.backward_seconds), chunk.num_sent);
+                          layers_text(chunk, num_chunks), chunk.parameters,
+                          bytes_text(chunk.activation_bytes + chunk.deferred_bytes), chunk.peak_microbatches,
+                          seconds_text(chunk.forward_seconds), seconds_text(chunk.backward_seconds), chunk.num_sent);
   return text;
 }
 
@@ -181,15 +183,17 @@ std::string to_text(const std::vector<Plan>& layouts, const PlanInputs& inputs, 
       fmt::format("layouts      {} possible on {} ranks, {} fit", layouts.size(), inputs.num_ranks, num_fit);
   if (layouts.empty()) return text + "\n";
   text += num_fit > 0 ? "; the quickest:\n" : "; those that need least:\n";
-  text += fmt::format("{:>8} {:>14} {:>6} {:>6} {:>10} {:>13} {:>9} {:>11} {:>9} {:>11} {:>8}\n", "pipeline",
-                      "virtual_stages", "data", "expert", "recompute", "micro-batches", "chunks", "memory", "bubble",
-                      "step", "MFU");
-  for (const Plan& plan : std::vector<Plan>(layouts.begin(), layouts.begin() + static_cast<std::ptrdiff_t>(shown)))
-    text += fmt::format("{:>8} {:>14} {:>6} {:>6} {:>10} {:>13} {:>9} {:>11} {:>8.1f}% {:>11} {:>7.1f}%\n",
-                        plan.parallel.pipeline, plan.parallel.virtual_stages, plan.parallel.data, plan.parallel.expert,
-                        name_of(plan.recompute), plan.num_microbatches, plan.parallel.split.size(),
-                        bytes_text(plan.peak_bytes()), 100 * plan.bubble, seconds_text(plan.step_seconds()),
-                        100 * plan.mfu);
+  text +=
+      fmt::format("{:>8} {:>14} {:>6} {:>6} {:>10} {:>13} {:>9} {:>8} {:>11} {:>7}  {}\n", "pipeline", "virtual_stages",
+                  "data", "expert", "recompute", "micro-batches", "memory", "bubble", "step", "MFU", "split");
+  for (size_t i = 0; i < shown; ++i) {
+    const Plan& plan = layouts[i];
+    text +=
+        fmt::format("{:>8} {:>14} {:>6} {:>6} {:>10} {:>13} {:>9} {:>7.1f}% {:>11} {:>6.1f}%  [{}]\n",
+                    plan.parallel.pipeline, plan.parallel.virtual_stages, plan.parallel.data, plan.parallel.expert,
+                    name_of(plan.recompute), plan.num_microbatches, bytes_text(plan.peak_bytes()), 100 * plan.bubble,
+                    seconds_text(plan.step_seconds()), 100 * plan.mfu, fmt::join(plan.parallel.split, ","));
+  }
   return text;
 }
 
