@@ -8,7 +8,7 @@
 #include "core/base/error.h"
 #include "model/mla.h"
 #include "model/mlp.h"
-#include "model_support.h"
+#include "tests/model/model_support.h"
 
 namespace lamina::model {
 namespace {
@@ -161,6 +161,22 @@ TEST(CostModel, ActivationsOfTheSchemes) {
     EXPECT_LT(recompute_flops(c, 1, 64, Recompute::full),
               layer_forward_flops(c, 1, 64).total() + depth_read_flops(c, 1));
   }
+}
+
+// What `deferred weight gradients` in the log of a run shows: configs/tiny.yaml on two pipeline ranks with zero_bubble, per
+// token and layer.
+TEST(CostModel, OperandsOfDeferredWeightGradients) {
+  const ModelConfig tiny = load_config(LAMINA_SOURCE_DIR "/configs/tiny.yaml").model;
+  const ElementSizes sizes = element_sizes(Precision::bf16);
+  // Gradients of both outputs, of q | c | k_shared and of k_nope | v; the activation.
+  const double none = 2 * (2 * 256 + (4 * 64 + 64 + 16) + 4 * (48 + 64) + 768);
+  // Both inputs, the normalised latent, keys and values, packed keys.
+  const double selective = none + 2 * (2 * 256 + 64 + 4 * (48 + 64) + 4 * 64);
+  // The projections, attention's output, and its statistics; gate and up.
+  const double full = selective + 2 * (4 * 64 + 64 + 16 + 4 * 64 + 2 * 768) + 4 * (1 + 4);
+  EXPECT_EQ(layer_deferred_bytes(tiny, 0, sizes, Recompute::none), none);
+  EXPECT_EQ(layer_deferred_bytes(tiny, 0, sizes, Recompute::selective), selective);
+  EXPECT_EQ(layer_deferred_bytes(tiny, 0, sizes, Recompute::full), full);
 }
 
 TEST(CostModel, ExpertsExchangeRowsWithOthers) {
