@@ -7,7 +7,7 @@ namespace lamina {
 namespace {
 
 constexpr int64_t alignment = 64;
-constexpr int64_t smallest_slab = int64_t{1} << 20;
+constexpr int64_t smallest_slab = int64_t{16} << 10;  // a pipeline has many arenas, some of them small
 
 int64_t round_up(int64_t bytes) {
   return (bytes + alignment - 1) / alignment * alignment;
@@ -26,7 +26,7 @@ TensorView Arena::take(DType dtype, const Shape& shape) {
     slabs_[current_].used = 0;
   }
   if (current_ >= slabs_.size() || slabs_[current_].used + bytes > slabs_[current_].buffer.num_bytes()) {
-    slabs_.push_back({Buffer(std::max({bytes, smallest_slab, capacity_bytes() / 2}), device_, ledger_, purpose_), 0});
+    slabs_.push_back({Buffer(std::max({bytes, smallest_slab, capacity_bytes()}), device_, ledger_, purpose_), 0});
     current_ = slabs_.size() - 1;
   }
   Slab& slab = slabs_[current_];
