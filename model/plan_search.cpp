@@ -34,7 +34,10 @@ std::vector<Plan> search_layouts(const PlanInputs& inputs) {
     if (config.train.global_batch_size % (config.train.micro_batch_size * data) != 0) continue;
     const bool one_chunk = pipeline == 1 || config.parallel.schedule == ScheduleName::one_f_one_b;
     const int most_stages = one_chunk ? 1 : std::max(config.parallel.virtual_stages, most_virtual_stages);
-    for (int stages = 1; stages <= most_stages && int64_t{stages} * pipeline <= most_chunks; ++stages)
+    for (int stages = 1; stages <= most_stages && int64_t{stages} * pipeline <= most_chunks; ++stages) {
+      // The exchange makes the layers with experts dearer, about the same for every group of one kind and however much is
+      // recomputed.
+      std::array<std::vector<int64_t>, 3> splits;
       for (Recompute recompute : {Recompute::none, Recompute::selective, Recompute::full}) {
         PlanInputs candidate = inputs;
         ParallelConfig& parallel = candidate.config.parallel;
@@ -42,8 +45,6 @@ std::vector<Plan> search_layouts(const PlanInputs& inputs) {
         parallel.virtual_stages = stages;
         parallel.data = data;
         candidate.config.train.recompute = recompute;
-        // The exchange makes the layers with experts dearer, about the same for every group of one kind.
-        std::array<std::vector<int64_t>, 3> splits;
         for (int expert : expert_sizes(config.model, data)) {
           parallel.expert = expert;
           std::vector<int64_t>& split = splits[expert == 1 ? 0 : expert <= inputs.device.ranks_per_node ? 1 : 2];
@@ -52,6 +53,7 @@ std::vector<Plan> search_layouts(const PlanInputs& inputs) {
           plans.push_back(make_plan(candidate));
         }
       }
+    }
   }
   std::stable_sort(plans.begin(), plans.end(), [&](const Plan& a, const Plan& b) {
     const bool a_fits = a.fits(inputs.device), b_fits = b.fits(inputs.device);
