@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "configs/schema/decode.h"
+#include "core/base/log.h"
 #include "core/io/file.h"
 #include "data/sampler.h"
 #include "launch/commands.h"
@@ -31,12 +32,25 @@ void write_text(const Sampler& sampler, const std::string& path) {
   io::write_file_atomically(path, tokenizer->decode(all));
 }
 
+// Any layout gives the same loss: the configuration's pipeline when the ranks allow it, otherwise every rank holds the model.
+void choose_layout(const ParallelConfig& asked, int world_size, Config& config) {
+  config.parallel = asked;
+  if (world_size % asked.pipeline != 0) {
+    log::info("{} rank{}, not a multiple of parallel.pipeline ({}): every rank holds the whole model", world_size,
+              world_size == 1 ? "" : "s", asked.pipeline);
+    config.parallel = {};
+  }
+  config.parallel.data = world_size / config.parallel.pipeline;
+  config.train.global_batch_size = config.train.micro_batch_size * config.parallel.data;
+}
+
 // The model is the checkpoint's; the data, the batch and the precision are the configuration's.
 Evaluation evaluate_checkpoint(const Config& asked, const EvalOptions& options, comm::Communicator& comm) {
   Restored restored = restore_parameters(options.checkpoint, comm, [&](Config& config) {
     config.data = asked.data;
     config.train.micro_batch_size = asked.train.micro_batch_size;
     config.train.precision = asked.train.precision;
+    choose_layout(asked.parallel, comm.size(), config);
   });
   const Sampler sampler(asked.data, asked.run.seed, asked.train.global_batch_size, restored.config.model.vocab_size);
   if (sampler.num_validation_sequences() == 0)

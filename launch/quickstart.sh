@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # From a fresh clone to a trained model in about five minutes on two cores: installs what is missing, builds, trains a Block
-# AttnRes model on English prose on two ranks, kills it half-way with kill -9, resumes on one rank, compares with gzip -9 on the
-# same text, and lets the model speak.
+# AttnRes model on English prose in a pipeline of 2 ranks x 2 virtual stages, kills it half-way with kill -9, resumes on one
+# rank, compares with gzip -9 on the same text, and lets the model speak.
 #   launch/quickstart.sh             on Debian's dictionary of English (dict-gcide: definitions and quotations, 24 MB of prose)
 #   launch/quickstart.sh FILE...     on your text (.txt, .jsonl, .gz, .zst; a few MB at least)
 # Runs again as often as you like: tokens and a finished or interrupted run are kept. To start over: rm -rf runs/quickstart
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 data=data/quickstart run=runs/quickstart config=configs/quickstart.yaml
+one_rank=(parallel.pipeline=1 parallel.virtual_stages=1)  # checkpoints load into any layout
 
 say() { printf '\n== %s (%d s)\n' "$*" "$SECONDS"; }
 die() { echo "quickstart: error: $*" >&2; exit 1; }
@@ -63,7 +64,7 @@ num_rows() { if [[ -f $run/metrics.jsonl ]]; then wc -l <"$run/metrics.jsonl"; e
 
 train_and_kill() {  # stops with kill -9 some steps after the checkpoint in the middle
   local middle=$1 pid
-  say "training on 2 ranks; kill -9 comes after step $((middle + 5))"
+  say "training in a pipeline of 2 ranks x 2 virtual stages; kill -9 comes after step $((middle + 5))"
   ranks 2 build/lamina train "$config" &
   pid=$!
   while kill -0 "$pid" 2>/dev/null && [[ $(num_rows) -lt $((middle + 5)) ]]; do sleep 0.2; done
@@ -99,8 +100,8 @@ if [[ -f $run/checkpoints/step-$(printf '%08d' "$steps")/COMMITTED ]]; then
   say "$run is trained already; to train again: rm -rf $run"
 else
   [[ $(num_rows) -gt $middle ]] || train_and_kill "$middle"
-  say "resuming on 1 rank from the newest good checkpoint"
-  lamina train "$config"
+  say "resuming on 1 rank, the whole model as one stage, from the newest good checkpoint"
+  lamina train "$config" "${one_rank[@]}"
 fi
 compare_with_gzip
 say "a paragraph from the model"

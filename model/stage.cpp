@@ -181,7 +181,8 @@ void Stage::release_after_forward(int index, int microbatch) {
   InFlight& state = in_flight(index, microbatch);
   release_slot(index, state);
   if (state.owns_in) give_stream(state.in);
-  if (cache_ && index + plan_.num_ranks >= plan_.num_chunks()) cache_->release_all(microbatch);
+  // A rank's last chunk is the last reader; what a message still takes from the cache is pinned first, in send_forward().
+  if (cache_ && is_last(index)) cache_->release_all(microbatch);
 }
 
 void Stage::fill_outgoing(int index, int microbatch, TensorView gradient) {
@@ -287,6 +288,8 @@ void Stage::send_forward(int index, int microbatch, pipeline::HopViews& views) {
     cache_->pin(index, microbatch, summary);
     views.summaries.push_back(cache_->value(index, microbatch, summary));
   }
+  const bool last_of_rank = index + plan_.num_ranks >= plan_.num_chunks();
+  if (cache_ && !pass_.train && last_of_rank) cache_->release_all(microbatch);
 }
 
 void Stage::sent_forward(int index, int microbatch) {

@@ -42,7 +42,7 @@ inline Config tiny_config(Residual residual, int64_t layers, int64_t block_size)
 using Tensors = std::map<std::string, std::vector<double>>;
 
 struct StepResult {
-  double loss = 0;  // mean over tokens
+  double loss = 0, forward_loss = 0;  // mean over tokens, of the training step and of a forward-only pass
   Tensors gradients;
   int64_t stream_bytes = 0, summary_bytes = 0;  // sent, over all ranks
   std::vector<int> peak_summaries;              // [world rank]
@@ -97,12 +97,17 @@ inline StepResult run_step(const Config& c, int num_ranks, const std::function<v
     const double loss = engine.accumulate_gradients(std::span(tokens).subspan(share * dp_rank, share),
                                                     std::span(targets).subspan(share * dp_rank, share),
                                                     1.0 / static_cast<double>(tokens.size()));
+    const auto execution = engine.last_execution();
+    const int peak = engine.stage().peak_summaries();
+    const double forward_loss = engine.loss(std::span(tokens).subspan(share * dp_rank, share),
+                                            std::span(targets).subspan(share * dp_rank, share));
     const std::lock_guard lock(mutex);
+    result.forward_loss += forward_loss / static_cast<double>(tokens.size());
     result.loss += loss / static_cast<double>(tokens.size());
-    result.stream_bytes += engine.last_execution().stream_bytes_sent;
-    result.summary_bytes += engine.last_execution().summary_bytes_sent;
+    result.stream_bytes += execution.stream_bytes_sent;
+    result.summary_bytes += execution.summary_bytes_sent;
     result.schedule = engine.schedule();
-    result.peak_summaries[static_cast<size_t>(comm.rank())] = engine.stage().peak_summaries();
+    result.peak_summaries[static_cast<size_t>(comm.rank())] = peak;
     for (const OwnedSlice& slice : engine.optimizer().owned()) {
       if (!engine.parameters().is_primary(slice.parameter)) continue;
       const auto& spec = engine.parameters().specs()[static_cast<size_t>(slice.parameter)];

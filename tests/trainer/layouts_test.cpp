@@ -52,6 +52,7 @@ void expect_equal_to_one_rank(OneRank& one_rank, const Config& c) {
   const auto [difference, name] = worst_difference(found.gradients, expected.gradients);
   EXPECT_LE(difference, tolerance(c.train.precision)) << name << " at " << describe(c);
   EXPECT_NEAR(found.loss, expected.loss, tolerance(c.train.precision) * expected.loss) << describe(c);
+  EXPECT_NEAR(found.forward_loss, expected.loss, tolerance(c.train.precision) * expected.loss) << describe(c);
 
   // What was sent and held is what the plan says.
   const auto blocks = pipeline::make_block_layout(c.model);
