@@ -27,6 +27,7 @@ void register_eval(CLI::App& app);
 void register_sample(CLI::App& app);
 void register_check(CLI::App& app);
 void register_plan(CLI::App& app);
+void register_verify(CLI::App& app);
 void register_inspect(CLI::App& app);
 
 }  // namespace lamina

@@ -94,6 +94,7 @@ int run(int argc, char** argv) {
   register_sample(app);
   register_check(app);
   register_plan(app);
+  register_verify(app);
   register_inspect(app);
   try {
     app.parse(argc, argv);

@@ -4,9 +4,8 @@
 #include "trainer/checkpoint_comm.h"
 
 namespace lamina {
-namespace {
 
-std::filesystem::path resolve(const std::filesystem::path& path, comm::Communicator& comm) {
+std::filesystem::path resolve_checkpoint(const std::filesystem::path& path, comm::Communicator& comm) {
   if (!std::filesystem::exists(path))
     throw Error("{}: no such folder, expected a checkpoint or a run folder", path.string());
   if (!std::filesystem::is_directory(path / "checkpoints")) return path;
@@ -15,11 +14,9 @@ std::filesystem::path resolve(const std::filesystem::path& path, comm::Communica
   return *newest;
 }
 
-}  // namespace
-
 Restored restore_parameters(const std::filesystem::path& path, comm::Communicator& comm,
                             const std::function<void(Config&)>& adjust) {
-  const std::filesystem::path checkpoint = resolve(path, comm);
+  const std::filesystem::path checkpoint = resolve_checkpoint(path, comm);
   Restored restored;
   run_and_agree(comm, [&] {
     restored.info = read_checkpoint_info(checkpoint);

@@ -16,7 +16,10 @@ struct Restored {
   std::unique_ptr<Engine> engine;
 };
 
-// `path` is a checkpoint, or a run folder whose newest good checkpoint is taken. Collective. Optimizer state is not read.
+// `path` itself when it is a checkpoint, the newest good one when it is a run folder (every byte of that one is read). Collective.
+std::filesystem::path resolve_checkpoint(const std::filesystem::path& path, comm::Communicator& comm);
+
+// `path` as above. Collective. Optimizer state is not read.
 Restored restore_parameters(const std::filesystem::path& path, comm::Communicator& comm,
                             const std::function<void(Config&)>& adjust = {});
 

@@ -5,6 +5,7 @@
 #include <spdlog/spdlog.h>
 
 #include <memory>
+#include <mutex>
 
 #include "core/base/error.h"
 
@@ -12,6 +13,7 @@ namespace lamina::log {
 namespace {
 
 struct Sink {
+  std::mutex mutex;  // ranks that are threads share the log, and a logger's list of sinks has no lock of its own
   std::shared_ptr<spdlog::logger> logger;
   std::string prefix;
   bool is_first_rank = true;
@@ -49,6 +51,7 @@ spdlog::level::level_enum to_spdlog(Level level) {
 
 void configure(const Options& options) {
   Sink& s = sink();
+  const std::lock_guard lock(s.mutex);
   s.prefix = options.world_size > 1 ? fmt::format("[rank {}] ", options.rank) : "";
   s.is_first_rank = options.rank == 0;
   const Level console = options.rank == 0 ? options.level : std::max(options.level, Level::warning);
@@ -59,19 +62,25 @@ void add_file(const std::filesystem::path& path) {
   try {
     auto file = std::make_shared<spdlog::sinks::basic_file_sink_mt>(path.string(), /*truncate=*/false);
     file->set_pattern("%Y-%m-%dT%H:%M:%S.%e %L %v");
-    file->set_level(sink().is_first_rank ? spdlog::level::debug : spdlog::level::warn);
-    sink().logger->sinks().push_back(std::move(file));
+    Sink& s = sink();
+    const std::lock_guard lock(s.mutex);
+    file->set_level(s.is_first_rank ? spdlog::level::debug : spdlog::level::warn);
+    s.logger->sinks().push_back(std::move(file));
   } catch (const spdlog::spdlog_ex& failure) {
     throw Error("{}: can't open the log: {}", path.string(), failure.what());
   }
 }
 
 void write(Level level, const std::string& message) {
-  sink().logger->log(to_spdlog(level), "{}{}", sink().prefix, message);
+  Sink& s = sink();
+  const std::lock_guard lock(s.mutex);
+  s.logger->log(to_spdlog(level), "{}{}", s.prefix, message);
 }
 
 void flush() {
-  sink().logger->flush();
+  Sink& s = sink();
+  const std::lock_guard lock(s.mutex);
+  s.logger->flush();
 }
 
 }  // namespace lamina::log

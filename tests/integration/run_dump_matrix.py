@@ -36,7 +36,7 @@ class Matrix:
 
     def judge(self, name: str, rows: list[compare_dump.Row]) -> None:
         bad = [row for row in rows if not row.ok]
-        worst = max(rows, key=lambda row: row.error / row.limit if row.limit else math.inf)
+        worst = max(rows, key=lambda row: row.error / row.limit if row.limit else (math.inf if row.error else 0.0))
         print(f"{name:44s} {'FAILED' if bad else 'ok':6s} worst {worst.error:8.1e} of {worst.limit:7.1e}  {worst.name}", flush=True)
         if bad:
             self.failed.append(name)

@@ -13,6 +13,7 @@
 #include "core/base/rng.h"
 #include "parallel/comm/thread.h"
 #include "trainer/engine.h"
+#include "trainer/verify.h"
 
 namespace lamina {
 
@@ -55,24 +56,6 @@ inline double element_of(const TensorView& x, int64_t i) {
   return static_cast<double>(static_cast<float*>(x.data)[i]);
 }
 
-// Depth queries start at zero, where every read is a mean; away from it a wrong route shows.
-inline void randomise_queries(Engine& engine) {
-  const model::Parameters& parameters = engine.parameters();
-  for (size_t p = 0; p < parameters.specs().size(); ++p) {
-    const model::ParameterSpec& spec = parameters.specs()[p];
-    if (spec.init != model::Init::zeros || !parameters.is_held(static_cast<int>(p))) continue;
-    const CounterRng rng(17, spec.name);
-    const TensorView value = parameters.value(static_cast<int>(p));
-    for (int64_t i = 0; i < value.num_elements(); ++i) {
-      const double x = 0.3 * rng.normal(static_cast<uint64_t>(i));
-      if (value.dtype == DType::f64)
-        static_cast<double*>(value.data)[i] = x;
-      else
-        static_cast<float*>(value.data)[i] = static_cast<float>(x);
-    }
-  }
-}
-
 inline std::vector<int32_t> random_tokens(const Config& c, const char* stream) {
   const CounterRng rng(9, stream);
   std::vector<int32_t> tokens(static_cast<size_t>(c.train.global_batch_size * c.data.seq_len));
@@ -90,7 +73,7 @@ inline StepResult run_step(const Config& c, int num_ranks, const std::function<v
   comm::run_threads(num_ranks, [&](comm::Communicator& comm) {
     Engine engine(c, comm, nullptr);
     engine.initialise();
-    randomise_queries(engine);
+    move_depth_queries(engine);
     if (each_rank) each_rank(engine);
     const auto data = static_cast<size_t>(engine.mesh().data), dp_rank = static_cast<size_t>(engine.place().dp_rank);
     const size_t share = tokens.size() / data;
