@@ -97,10 +97,10 @@ check_sanitizers() {
   fi
   section "thread sanitizer"
   # Where threads meet. Loops over cores are left out: the sanitizer doesn't see the barriers of libgomp that order them.
-  local threaded=(tests_core_base tests_core_io tests_parallel_comm tests_parallel_zero tests_data tests_trainer)
+  local threaded=(tests_core_base tests_core_io tests_parallel_comm tests_parallel_pipeline tests_parallel_zero tests_data
+    tests_trainer)
   if build_preset cpu-tsan "${threaded[@]}"; then
-    # The peak of memory says nothing under a sanitizer that shadows all of it.
-    GTEST_FILTER='-PrepareTest.MemoryDoesNotGrowWithTheInput' TSAN_OPTIONS="suppressions=$root/tests/support/tsan.supp:second_deadlock_stack=1" \
+    TSAN_OPTIONS="suppressions=$root/tests/support/tsan.supp:second_deadlock_stack=1" \
       run_ctest build-tsan -R "^($(IFS='|'; echo "${threaded[*]}"))\$"
   else
     count "build with the thread sanitizer" 1
