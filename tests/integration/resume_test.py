@@ -14,7 +14,7 @@ from pathlib import Path
 
 import h5py
 
-from training import Lamina, metrics
+from training import Lamina, merged, metrics
 
 STEPS, KILLS = 40, 7
 
@@ -86,12 +86,15 @@ def wait_for_checkpoint(process: subprocess.Popen, run: Path, already: int) -> N
         time.sleep(0.005)
 
 
-def kill_and_resume(lamina: Lamina, ranks: int, randomly: random.Random) -> None:
-    name = f"killed-{ranks}"
-    undisturbed = lamina.train(f"undisturbed-{ranks}", changes(STEPS), ranks)
-    config, run = lamina.write_config(name, changes(STEPS)), lamina.folder / name
+def kill_and_resume(lamina: Lamina, ranks: int, randomly: random.Random, layout: dict | None = None, max_kills: int = KILLS) -> None:
+    """`layout`: more changes of the experiment."""
+    label = f"{ranks} rank(s){f', {layout}' if layout else ''}"
+    name = f"killed-{len(list(lamina.folder.iterdir()))}"
+    experiment = merged(changes(STEPS), layout or {})
+    undisturbed = lamina.train(f"undisturbed-{name}", experiment, ranks)
+    config, run = lamina.write_config(name, experiment), lamina.folder / name
     kills = 0
-    while kills < KILLS:
+    while kills < max_kills:
         reached = int(checkpoints(run)[-1].name.removeprefix("step-")) if checkpoints(run) else 0
         process = subprocess.Popen(lamina.command(["train", str(config)], ranks), env=lamina.environment,
                                    stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -106,7 +109,7 @@ def kill_and_resume(lamina: Lamina, ranks: int, randomly: random.Random) -> None
         kills += 1
     expect(kills >= 3, f"only {kills} kills before the run was done: it's too short for this test")
     steps_left = sorted(path.name for path in (run / "checkpoints").glob("*"))
-    lamina.train(name, changes(STEPS), ranks)
+    lamina.train(name, experiment, ranks)
     assert_same_bits(undisturbed / f"dump-step-{STEPS}.h5", run / f"dump-step-{STEPS}.h5")
     rows, expected = metrics(run), metrics(undisturbed)
     expect([row["step"] for row in rows] == list(range(1, STEPS + 1)), f"steps in metrics.jsonl: {[row['step'] for row in rows]}")
@@ -114,7 +117,7 @@ def kill_and_resume(lamina: Lamina, ranks: int, randomly: random.Random) -> None
         expect([row[key] for row in rows] == [row[key] for row in expected], f"'{key}' in metrics.jsonl differs")
     left = [path.name for path in (run / "checkpoints").iterdir()]
     expect(sorted(left) == [f"step-{s:08d}" for s in range(STEPS - 2, STEPS + 1)], f"left in checkpoints/: {left}")
-    print(f"{ranks} rank(s): {kills} kills, last of them left {steps_left}; the same bits", flush=True)
+    print(f"{label}: {kills} kills, last of them left {steps_left}; the same bits", flush=True)
 
 
 def flip_bit(path: Path) -> None:
