@@ -515,13 +515,13 @@ std::string fault_of(const LayoutReport& report, double tolerance) {
 
 std::string Verification::fault() const {
   std::string first;
-  int others = -1;
-  for (const LayoutReport& report : layouts) {
-    const std::string fault = fault_of(report, tolerance);
-    if (fault.empty()) continue;
-    if (++others == 0) first = fmt::format("{}: {}", report.layout.name, fault);
-  }
-  return others > 0 ? fmt::format("{} (and {} more layout{})", first, others, others == 1 ? "" : "s") : first;
+  int count = 0;
+  for (const bool refused : {false, true})  // a wrong gradient is more to know than a layout that can't be
+    for (const LayoutReport& report : layouts) {
+      const std::string fault = report.refusal.empty() == refused ? "" : fault_of(report, tolerance);
+      if (!fault.empty() && ++count == 1) first = fmt::format("{}: {}", report.layout.name, fault);
+    }
+  return count > 1 ? fmt::format("{} (and {} more layout{})", first, count - 1, count == 2 ? "" : "s") : first;
 }
 
 std::string to_text(const Verification& verification) {
@@ -555,7 +555,8 @@ std::string to_text(const Verification& verification) {
     } else {
       text += fmt::format("{:>10.6f} {:>9.1e} {:>9.1e}  {:>{}} {:>10}  {:<7}  {}\n", report.loss,
                           report.loss_difference, report.gradient_difference, rows[i].sent, sent, rows[i].held,
-                          fault_of(report, verification.tolerance).empty() ? "ok" : "FAILED", report.worst_tensor);
+                          fault_of(report, verification.tolerance).empty() ? "ok" : "FAILED",
+                          report.gradient_difference == 0 ? "none, all are equal" : report.worst_tensor);
     }
   }
   return text;
