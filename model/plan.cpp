@@ -21,56 +21,12 @@ struct Sizes {
   double row() const { return hidden * element.compute; }
 };
 
-double group_bandwidth(const PlanDevice& device, int span) {
-  const bool inside = span <= device.ranks_per_node && device.ranks_per_node % span == 0;
-  return 1e9 * (inside ? device.node_gbps : device.bandwidth_gbps);
-}
-
 ParameterCount chunk_parameters(const ModelConfig& model, const ChunkPlan& chunk, int num_chunks) {
   ParameterCount count;
   if (chunk.chunk == 0) count += embedding_parameters(model);
   for (int64_t i = 0; i < chunk.num_layers; ++i) count += layer_parameters(model, chunk.first_layer + i);
   if (chunk.chunk + 1 == num_chunks) count += head_parameters(model);
   return count;
-}
-
-// Seconds of one micro-batch in one chunk.
-struct ChunkSeconds {
-  double forward = 0, backward_input = 0, backward_weight = 0;
-};
-
-ChunkSeconds chunk_seconds(const PlanInputs& inputs, const Plan& plan, const ChunkPlan& chunk, int num_chunks) {
-  const ModelConfig& model = inputs.config.model;
-  const ElementSizes sizes = element_sizes(inputs.config.train.precision);
-  const double flops = inputs.device.tflops * 1e12, bytes = inputs.device.memory_gbps * 1e9;
-  const auto tokens = static_cast<double>(plan.tokens_per_microbatch);
-  const double exchange =
-      expert_exchange_bytes(model, plan.parallel.expert, sizes) / group_bandwidth(inputs.device, plan.parallel.expert);
-  ChunkSeconds s;
-  for (int64_t layer = chunk.first_layer; layer < chunk.first_layer + chunk.num_layers; ++layer) {
-    const Flops forward = layer_forward_flops(model, layer, inputs.config.data.seq_len);
-    const Traffic traffic = layer_traffic(model, layer, sizes, plan.recompute);
-    const double reads = depth_read_flops(model, layer);
-    s.forward += (forward.total() + reads) / flops + traffic.forward / bytes;
-    s.backward_input += (forward.matmul + 2 * forward.core + 2 * reads +
-                         recompute_flops(model, layer, inputs.config.data.seq_len, plan.recompute)) /
-                            flops +
-                        traffic.backward / bytes;
-    s.backward_weight += forward.matmul / flops;
-    if (model.is_moe(layer)) {  // dispatch and combine; their gradients; with full recomputation the dispatch again
-      s.forward += 2 * exchange;
-      s.backward_input += (plan.recompute == Recompute::full ? 3 : 2) * exchange;
-    }
-  }
-  if (chunk.chunk == 0) {
-    s.forward += 2 * static_cast<double>(model.hidden_size) * sizes.compute / bytes;
-    s.backward_weight += 3 * static_cast<double>(model.hidden_size) * sizes.accumulation / bytes;
-  }
-  // The head's loss, its input's gradient and its weight's are one pass over the logits, in forward.
-  if (chunk.chunk + 1 == num_chunks)
-    s.forward += 3 * head_forward_flops(model).total() / flops +
-                 4 * static_cast<double>(model.vocab_size) * sizes.accumulation / bytes;
-  return {s.forward * tokens, s.backward_input * tokens, s.backward_weight * tokens};
 }
 
 double chunk_flops(const PlanInputs& inputs, const Plan& plan, const ChunkPlan& chunk, int num_chunks) {
@@ -84,7 +40,7 @@ double chunk_flops(const PlanInputs& inputs, const Plan& plan, const ChunkPlan& 
   return flops * static_cast<double>(plan.tokens_per_microbatch);
 }
 
-std::vector<ChunkPlan> make_chunks(const PlanInputs& inputs, const Plan& plan, pipeline::ChunkCosts& costs) {
+std::vector<ChunkPlan> make_chunks(const PlanInputs& inputs, const Plan& plan, const pipeline::ChunkCosts& costs) {
   const Config& config = inputs.config;
   const ElementSizes sizes = element_sizes(config.train.precision);
   const auto num_chunks = static_cast<int>(plan.parallel.split.size());
@@ -105,28 +61,11 @@ std::vector<ChunkPlan> make_chunks(const PlanInputs& inputs, const Plan& plan, p
       for (int64_t i = chunk.first_layer; i < layer; ++i)
         chunk.deferred_bytes += static_cast<double>(plan.tokens_per_microbatch) *
                                 layer_deferred_bytes(config.model, i, sizes, plan.recompute);
-    const ChunkSeconds seconds = chunk_seconds(inputs, plan, chunk, num_chunks);
-    chunk.forward_seconds = seconds.forward;
-    chunk.backward_seconds = seconds.backward_input + seconds.backward_weight;
-    costs.forward.push_back(seconds.forward);
-    costs.backward_input.push_back(seconds.backward_input);
-    costs.backward_weight.push_back(seconds.backward_weight);
+    const auto i = static_cast<size_t>(c);
+    chunk.forward_seconds = costs.forward[i];
+    chunk.backward_seconds = costs.backward_input[i] + costs.backward_weight[i];
   }
   return chunks;
-}
-
-void add_hops(const PlanInputs& inputs, const Plan& plan, const pipeline::BlockRoutes& routes,
-              pipeline::ChunkCosts& costs) {
-  if (plan.parallel.pipeline == 1) return;
-  const bool one_node = inputs.num_ranks <= inputs.device.ranks_per_node;
-  const double rate = 1e9 * (one_node ? inputs.device.node_gbps : inputs.device.bandwidth_gbps);
-  // What waits for a hop is the hidden stream, which goes first; the summaries follow it.
-  for (size_t c = 0; c + 1 < routes.chunks.size(); ++c) {
-    const double bytes =
-        plan.stream_message_bytes + static_cast<double>(routes.chunks[c].sent.size()) * plan.summary_message_bytes;
-    costs.hop_forward.push_back(bytes / rate);
-    costs.hop_backward.push_back(bytes / rate);
-  }
 }
 
 // What the pass that runs needs, once per rank: the largest sublayer's temporaries and their gradients, the residual scheme's,
@@ -207,7 +146,7 @@ void fill_traffic(const PlanInputs& inputs, const Plan& plan, const pipeline::Bl
 double data_seconds(const PlanInputs& inputs, const Plan& plan) {
   double slowest = 0;
   for (const RankPlan& rank : plan.ranks) slowest = std::max(slowest, rank.data_bytes);
-  return slowest / group_bandwidth(inputs.device, plan.parallel.data);
+  return slowest / inputs.device.group_bandwidth(plan.parallel.data);
 }
 
 // Each rank's parameters; a tied embedding is also on the last pipeline rank.
@@ -233,27 +172,6 @@ bool Plan::fits(const PlanDevice& device) const {
   return peak_bytes() <= device.memory_gib * 1024 * 1024 * 1024;
 }
 
-pipeline::LayerCosts device_costs(const PlanInputs& inputs) {
-  Plan plan;  // one layer at a time, of one token
-  plan.parallel = inputs.config.parallel;
-  plan.recompute = inputs.config.train.recompute;
-  plan.tokens_per_microbatch = 1;
-  const auto seconds = [&](int chunk, int64_t first_layer, int64_t num_layers) {
-    ChunkPlan part;
-    part.chunk = chunk;
-    part.first_layer = first_layer;
-    part.num_layers = num_layers;
-    const ChunkSeconds s = chunk_seconds(inputs, plan, part, 3);
-    return s.forward + s.backward_input + s.backward_weight;
-  };
-  pipeline::LayerCosts costs;
-  for (int64_t layer = 0; layer < inputs.config.model.num_hidden_layers; ++layer)
-    costs.layer.push_back(seconds(1, layer, 1));
-  costs.embedding = seconds(0, 0, 0);
-  costs.head = seconds(2, 0, 0);
-  return costs;
-}
-
 Plan make_plan(const PlanInputs& inputs) {
   const Config& config = inputs.config;
   LAMINA_CHECK(config.model.vocab_size > 0, "model.vocab_size is not resolved");
@@ -273,14 +191,15 @@ Plan make_plan(const PlanInputs& inputs) {
                     static_cast<double>(config.model.hidden_size)};
   plan.stream_message_bytes = plan.summary_message_bytes = sizes.tokens * sizes.row();
 
-  pipeline::ChunkCosts costs;
+  const pipeline::ChunkCosts costs = chunk_costs(inputs, plan.parallel.split);
   std::vector<ChunkPlan> chunks = make_chunks(inputs, plan, costs);
   const pipeline::BlockRoutes routes =
       make_block_routes(pipeline::make_chunk_split(plan.parallel.split), pipeline::make_block_layout(config.model),
                         plan.parallel.pipeline, plan.parallel.block_transport);
-  add_hops(inputs, plan, routes, costs);
-  const PipelineRun run =
-      run_pipeline({plan.parallel.schedule, plan.parallel.pipeline, plan.num_microbatches}, costs, routes);
+  // Ordered for what the run takes it for, and simulated for this device.
+  const PipelineRun run = run_pipeline({plan.parallel.schedule, plan.parallel.pipeline, plan.num_microbatches,
+                                        schedule_costs(config, inputs.num_ranks, plan.parallel.split)},
+                                       costs, routes);
   for (int r = 0; r < plan.parallel.pipeline; ++r) {
     RankPlan& rank = plan.ranks.emplace_back();
     rank.pp_rank = r;

@@ -8,6 +8,7 @@
 
 #include "configs/schema/config.h"
 #include "model/cost_model.h"
+#include "parallel/pipeline/simulate.h"
 
 namespace lamina::model {
 
@@ -20,6 +21,10 @@ struct PlanDevice {
   double bandwidth_gbps = 50;  // sent by one rank to other nodes
   double node_gbps = 450;      // sent by one rank inside its node
   int ranks_per_node = 8;
+  // Bytes per second that one rank sends inside a group of `span` neighbours.
+  double group_bandwidth(int span) const {
+    return 1e9 * (span <= ranks_per_node && ranks_per_node % span == 0 ? node_gbps : bandwidth_gbps);
+  }
 };
 
 struct PlanInputs {
@@ -85,6 +90,10 @@ Plan make_plan(const PlanInputs& inputs);
 
 // Seconds per token and layer on `device`, exchange with the experts included, as make_plan() counts them.
 pipeline::LayerCosts device_costs(const PlanInputs& inputs);
+// Seconds of one micro-batch in the chunks of a split, and on the hops between them.
+pipeline::ChunkCosts chunk_costs(const PlanInputs& inputs, const std::vector<int64_t>& split);
+// The same on the default device whatever the run's own is: what make_schedule() gets, in a run and in its plan.
+pipeline::ChunkCosts schedule_costs(const Config& config, int num_ranks, const std::vector<int64_t>& split);
 
 // Layouts of the same model and batch on the same ranks: every pipeline x virtual_stages x data x expert x recompute that is
 // possible with the configured schedule, transport and micro-batch, split for the device's costs. Those that fit come first,

@@ -89,8 +89,8 @@ std::vector<int> peak_summary_gradients(const pipeline::BlockRoutes& routes, con
 PipelineRun run_whole_pipeline(const PipelineShape& shape, const pipeline::ChunkCosts& costs,
                                const pipeline::BlockRoutes& routes) {
   const auto num_chunks = static_cast<int>(costs.forward.size());
-  const pipeline::Schedule schedule =
-      pipeline::make_schedule(shape.schedule, shape.num_ranks, num_chunks, static_cast<int>(shape.num_microbatches));
+  const pipeline::Schedule schedule = pipeline::make_schedule(
+      shape.schedule, shape.num_ranks, num_chunks, static_cast<int>(shape.num_microbatches), &shape.order_costs);
   const pipeline::Timeline timeline = pipeline::simulate(schedule, costs);
   return {timeline.makespan, as_numbers(timeline.peak_microbatches),
           as_numbers(pipeline::peak_summaries(routes, schedule)), as_numbers(peak_summary_gradients(routes, schedule))};

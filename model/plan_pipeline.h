@@ -15,6 +15,7 @@ struct PipelineShape {
   ScheduleName schedule = ScheduleName::interleaved_1f1b;
   int num_ranks = 1;
   int64_t num_microbatches = 1;
+  pipeline::ChunkCosts order_costs;  // what the schedule is made for
 };
 
 struct PipelineRun {

@@ -9,6 +9,7 @@
 #include "core/ops/elementwise.h"
 #include "core/ops/matmul.h"
 #include "model/cost_model.h"
+#include "model/plan.h"
 
 namespace lamina {
 namespace {
@@ -76,7 +77,9 @@ Engine::Engine(const Config& config, comm::Communicator& comm, MemoryLedger* led
   LAMINA_CHECK(config.model.vocab_size > 0);
   const auto num_microbatches =
       static_cast<int>(config.train.global_batch_size / (config.train.micro_batch_size * mesh_.data));
-  schedule_ = pipeline::make_schedule(config.parallel.schedule, mesh_.pipeline, plan_.num_chunks(), num_microbatches);
+  const pipeline::ChunkCosts costs = model::schedule_costs(config_, comm.size(), model::resolve_split(config_));
+  schedule_ =
+      pipeline::make_schedule(config.parallel.schedule, mesh_.pipeline, plan_.num_chunks(), num_microbatches, &costs);
   steps_ = pipeline::lower(schedule_, plan_.num_chunks())[static_cast<size_t>(place_.pp_rank)];
   executor_.before_step = [this](const pipeline::Step& step) {
     if (before_step) before_step(step);

@@ -98,7 +98,8 @@ std::string to_string(const Action& action) {
   return fmt::format("{}{}{}", action.chunk, letters[static_cast<size_t>(action.kind)], action.microbatch);
 }
 
-Schedule make_schedule(ScheduleName name, int num_ranks, int num_chunks, int num_microbatches) {
+Schedule make_schedule(ScheduleName name, int num_ranks, int num_chunks, int num_microbatches,
+                       const ChunkCosts* costs) {
   const int chunks_per_rank = chunks_per_rank_of(num_ranks, num_chunks, num_microbatches);
   switch (name) {
     case ScheduleName::gpipe:
@@ -111,7 +112,7 @@ Schedule make_schedule(ScheduleName name, int num_ranks, int num_chunks, int num
     case ScheduleName::interleaved_1f1b:
       return interleaved(num_ranks, chunks_per_rank, num_microbatches);
     case ScheduleName::zero_bubble:
-      return zero_bubble_schedule(num_ranks, chunks_per_rank, num_microbatches);
+      return zero_bubble_schedule(num_ranks, chunks_per_rank, num_microbatches, costs);
   }
   LAMINA_CHECK(false, "schedule {}", static_cast<int>(name));
   return {};

@@ -48,12 +48,15 @@ struct Action {
 };
 std::string to_string(const Action& action);  // "2F0": chunk 2, forward, micro-batch 0
 
+struct ChunkCosts;  // simulate.h
+
 using Schedule = std::vector<std::vector<Action>>;  // [pp_rank][time]
 
 // num_chunks is a multiple of num_ranks; any num_microbatches >= 1. Every chunk meets its micro-batches in ascending order in
 // each kind of action, so the order in which gradients are summed is the same for every schedule. Throws Error for 1f1b with
 // several chunks per rank. The result passes validate().
-Schedule make_schedule(ScheduleName name, int num_ranks, int num_chunks, int num_microbatches);
+Schedule make_schedule(ScheduleName name, int num_ranks, int num_chunks, int num_microbatches,
+                       const ChunkCosts* costs = nullptr);
 // Forwards only, for evaluation.
 Schedule forward_schedule(int num_ranks, int num_chunks, int num_microbatches);
 

@@ -21,6 +21,7 @@ std::vector<int> even_groups(int num_ranks, int num_microbatches);
 // Forwards that a rank runs before its first pair of forward and backward (arXiv 2104.04473 section 2.2).
 int interleaved_warmup(int rank, int num_ranks, int chunks_per_rank, int largest_group);
 
-Schedule zero_bubble_schedule(int num_ranks, int chunks_per_rank, int num_microbatches);
+// For these costs; null: every action takes the same time and hops none.
+Schedule zero_bubble_schedule(int num_ranks, int chunks_per_rank, int num_microbatches, const ChunkCosts* costs);
 
 }  // namespace lamina::pipeline

@@ -251,7 +251,7 @@ TEST(PlanPipeline, TheRestOfTheMicrobatchesFollowsExactly) {
           const std::vector<int64_t> split(num_chunks, 1);
           const pipeline::BlockRoutes routes = make_block_routes(
               pipeline::make_chunk_split(split), pipeline::make_block_layout(model), ranks, BlockTransport::cached);
-          const PipelineShape shape{schedule, ranks, microbatches};
+          const PipelineShape shape{schedule, ranks, microbatches, costs};
           const PipelineRun quick = run_pipeline(shape, costs, routes);
           const PipelineRun whole = run_whole_pipeline(shape, costs, routes);
           const auto where = fmt::format("schedule {}, {} x {}, {} micro-batches", static_cast<int>(schedule), ranks,
