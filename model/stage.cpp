@@ -189,7 +189,6 @@ void Stage::fill_outgoing(int index, int microbatch, TensorView gradient) {
   InFlight& state = in_flight(index, microbatch);
   const pipeline::ChunkRoutes& r = routes(index);
   TensorView& stream = state.gradients_in.stream;
-  LAMINA_CHECK(stream, "{}B{} before the gradient of its output", index, microbatch);
   ops::cast(*ctx_, {stream, gradient});
   give_stream(stream);
   if (!r.keeps_leaving) return;
@@ -220,6 +219,8 @@ void Stage::collect_hop_gradients(int index, int microbatch) {
 void Stage::backward(int index, int microbatch, bool defer_weights) {
   InFlight& state = in_flight(index, microbatch);
   LAMINA_CHECK(state.slot != nullptr && pass_.train, "{}B{} before its forward", index, microbatch);
+  LAMINA_CHECK(is_last(index) || state.gradients_in.stream, "{}B{} before the gradient of its output, or twice", index,
+               microbatch);
   if (!hops_are_local()) collect_hop_gradients(index, microbatch);
   const bool last_microbatch = microbatch + 1 == pass_.num_microbatches;
   chunk(index).backward(
