@@ -24,7 +24,7 @@ namespace lamina {
 namespace {
 
 struct Options {
-  int repeats = 5, microbatches = 8;
+  int repeats = 3, microbatches = 8;
   int64_t layers = 8;
 };
 
@@ -49,7 +49,7 @@ Config base_config(const Options& options, Precision precision) {
   c.model.qk_rope_head_dim = 32;
   c.model.v_head_dim = 64;
   c.model.intermediate_size = 1408;
-  c.data.seq_len = 512;
+  c.data.seq_len = 256;
   c.train.micro_batch_size = 1;
   c.train.global_batch_size = options.microbatches;
   c.train.precision = precision;
@@ -156,7 +156,7 @@ void bench(const Options& options, Precision precision) {
   std::vector<Measured> results(layouts.size());
   comm::run_threads(2, [&](comm::Communicator& comm) { run_rank(comm, options, layouts, precision, results); });
   std::printf(
-      "\n%s, hidden 512 x %lld layers, blocks of 1 layer, %d micro-batches of 512 tokens; one rank on 2 threads = 1\n",
+      "\n%s, hidden 512 x %lld layers, blocks of 1 layer, %d micro-batches of 256 tokens; one rank on 2 threads = 1\n",
       std::string(name_of(compute_dtype(precision))).c_str(), static_cast<long long>(options.layers),
       options.microbatches);
   std::printf("%-30s %9s %7s %7s %11s %8s %11s %9s %10s\n", "layout", "seconds", "speed", "bound", "speed/bound",
