@@ -357,6 +357,11 @@ std::vector<int64_t> choose_split(const pipeline::LayerCosts& costs, const Paral
   const std::vector<int64_t> by_rank = balanced_split(costs, parallel.pipeline, parallel.virtual_stages);
   if (parallel.pipeline == 1 || parallel.virtual_stages == 1) return by_rank;
   const std::vector<int64_t> by_chunk = balanced_split(costs, num_chunks, 1);
+  // zero_bubble gets the split of interleaved_1f1b, than which it is then never slower. Its own order, made for costs without
+  // hops as they are here, finds uneven chunks good that hops spoil.
+  const auto name = parallel.schedule == ScheduleName::zero_bubble ? ScheduleName::interleaved_1f1b : parallel.schedule;
+  const pipeline::Schedule schedule =
+      pipeline::make_schedule(name, parallel.pipeline, num_chunks, 4 * parallel.pipeline);
   const auto makespan = [&](const std::vector<int64_t>& split) {
     pipeline::ChunkCosts chunks;
     auto layer = costs.layer.begin();
@@ -367,8 +372,6 @@ std::vector<int64_t> choose_split(const pipeline::LayerCosts& costs, const Paral
     }
     chunks.forward.front() += costs.embedding;
     chunks.forward.back() += costs.head;
-    const pipeline::Schedule schedule =
-        pipeline::make_schedule(parallel.schedule, parallel.pipeline, num_chunks, 4 * parallel.pipeline, &chunks);
     return pipeline::simulate(schedule, chunks).makespan;
   };
   return makespan(by_chunk) < makespan(by_rank) ? by_chunk : by_rank;

@@ -94,7 +94,7 @@ double expert_exchange_bytes(const ModelConfig& config, int expert_ranks, const 
 pipeline::LayerCosts layer_costs(const ModelConfig& config, int64_t seq_len, Precision precision, Recompute recompute);
 
 // The split for these costs: equal ranks set the pace of the steady state, equal chunks shorten its beginning and end. Of the two
-// the one whose schedule takes less time when simulated over four rounds of micro-batches.
+// the one whose schedule (of zero_bubble, interleaved_1f1b) takes less time when simulated over four rounds of micro-batches.
 std::vector<int64_t> choose_split(const pipeline::LayerCosts& costs, const ParallelConfig& parallel);
 
 // Decoder layers per chunk: parallel.split, or the chosen one. model.vocab_size must be resolved.

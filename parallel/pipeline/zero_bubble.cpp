@@ -42,12 +42,13 @@ struct Strategy {
   WeightPolicy weights = WeightPolicy::fill;
 };
 
-// interleaved_1f1b never stalls, and every order but that one has it that a rank never stalls when most_in_flight is more than
-// (chunks_per_rank - 1) * the largest group. Suppose it did: every weight
-// gradient is done, so what is in flight waits for an input gradient. Of the ranks with the fewest input gradients the last
-// one lacks only its own forward for the next. That forward is at most (chunks_per_rank - 1) * group places ahead, so the
-// rank is not full, and it waits for a forward of the rank before it, which has no more forwards and no fewer input
-// gradients behind it and so is not full either, and so on down to the first forward of all, which waits for nothing.
+// In the order of interleaved_1f1b it stalls no more than that schedule does: weight gradients make room for a forward that
+// finds the rank full. In the others a rank never stalls when most_in_flight is more than (chunks_per_rank - 1) * the largest
+// group. Suppose it did: every weight gradient is done, so what is in flight waits for an input gradient. Of the ranks with
+// the fewest input gradients the last one lacks only its own forward for the next. That forward is at most
+// (chunks_per_rank - 1) * group places ahead, so the rank is not full, and it waits for a forward of the rank before it, which
+// has no more forwards and no fewer input gradients behind it and so is not full either, and so on down to the first forward
+// of all, which waits for nothing.
 class ZeroBubble {
  public:
   ZeroBubble(int num_ranks, int chunks_per_rank, int num_microbatches, const Strategy& strategy, const Ticks& ticks)
@@ -74,7 +75,7 @@ class ZeroBubble {
     for (auto& actions : schedule_) actions.reserve(num_actions);
     for (int rank = 0; rank < num_ranks_; ++rank) events_.emplace(0, rank);
     Time last_end = 0;
-    for (; !events_.empty();) {
+    while (!events_.empty()) {
       const auto [now, rank] = events_.top();
       events_.pop();
       if (state(rank).busy_until <= now) last_end = std::max(last_end, start_one(rank, now));
@@ -226,6 +227,16 @@ Ticks to_ticks(const ChunkCosts* costs, int num_ranks, int num_chunks) {
   return ticks;
 }
 
+// Whole numbers, which sums leave exact.
+ChunkCosts as_costs(const Ticks& ticks) {
+  const auto convert = [](const std::vector<Time>& values, size_t size) {
+    return std::vector<double>(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(size));
+  };
+  const size_t size = ticks.forward.size();
+  return {convert(ticks.forward, size), convert(ticks.backward_input, size), convert(ticks.backward_weight, size),
+          convert(ticks.hop_forward, size - 1), convert(ticks.hop_backward, size - 1)};
+}
+
 // No order takes less: a rank waits for its first micro-batch and then has all its work to do; and a chunk has its input
 // gradients but the first, and its weight gradients, to run after the first micro-batch has been through and back.
 Time least_makespan(const Ticks& ticks, int num_ranks, int num_microbatches) {
@@ -247,7 +258,7 @@ Time least_makespan(const Ticks& ticks, int num_ranks, int num_microbatches) {
 
 // No grouping, order or policy is best everywhere: a short last group wastes the least memory, even ones need no rank to wait
 // for its own micro-batches to come round; an order found for the costs keeps all ranks busy where it can, and
-// interleaved_1f1b's leaves every message some time to arrive. Among the candidates is interleaved_1f1b itself with its
+// interleaved_1f1b's leaves messages time to arrive. Among the candidates is interleaved_1f1b itself with its
 // backwards in two parts, so nothing is lost against it.
 Schedule zero_bubble_schedule(int num_ranks, int chunks_per_rank, int num_microbatches, const ChunkCosts* costs) {
   const Ticks ticks = to_ticks(costs, num_ranks, num_ranks * chunks_per_rank);
@@ -274,7 +285,12 @@ Schedule zero_bubble_schedule(int num_ranks, int chunks_per_rank, int num_microb
       least = makespan;
       best = attempt.take();
     }
-    if (least == bound) break;
+    if (least == bound) return best;
+  }
+  // What suits equal costs now and then suits others better than all of these.
+  if (costs != nullptr) {
+    Schedule for_equal_costs = zero_bubble_schedule(num_ranks, chunks_per_rank, num_microbatches, nullptr);
+    if (simulate(for_equal_costs, as_costs(ticks)).makespan < static_cast<double>(least)) return for_equal_costs;
   }
   return best;
 }

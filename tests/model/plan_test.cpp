@@ -222,6 +222,38 @@ TEST(Plan, ComparesSchedulesOfOneLayout) {
   EXPECT_GT(plans[0].ranks[0].memory.activations, plans[2].ranks[0].memory.activations);
 }
 
+TEST(Plan, ZeroBubbleIsNeverBehindOnTheDefaultDevice) {
+  for (const char* pipeline : {"2", "4", "8"})
+    for (const char* stages : {"1", "2", "3"}) {
+      const PlanInputs inputs =
+          inputs_of("kimi_linear_48b.yaml", 64,
+                    {"parallel.expert=8", fmt::format("parallel.pipeline={}", pipeline),
+                     fmt::format("parallel.virtual_stages={}", stages), "train.global_batch_size=2048"});
+      for (const auto transport : {0u, 1u}) {
+        const std::vector<Plan> plans = compare_schedules(inputs);
+        ASSERT_EQ(plans.size(), 6u);
+        EXPECT_LE(plans[4 + transport].pipeline_seconds, plans[2 + transport].pipeline_seconds * (1 + 1e-6))
+            << pipeline << " x " << stages;
+      }
+    }
+}
+
+// A run knows nothing of the device that it is planned for: the order is the same, the times are not.
+TEST(Plan, SchedulesAreMadeForTheDefaultDevice) {
+  PlanInputs inputs = inputs_of("kimi_linear_48b.yaml", 64, {"parallel.expert=8"});
+  const std::vector<int64_t> split = resolve_split(inputs.config);
+  const pipeline::ChunkCosts plain = chunk_costs(inputs, split), made_for = schedule_costs(inputs.config, 64, split);
+  EXPECT_EQ(plain.forward, made_for.forward);
+  EXPECT_EQ(plain.hop_backward, made_for.hop_backward);
+  EXPECT_EQ(plain.hop_forward.size(), split.size() - 1);
+  inputs.device.tflops /= 2;
+  inputs.device.bandwidth_gbps /= 4;
+  const pipeline::ChunkCosts slow = chunk_costs(inputs, split);
+  for (size_t c = 0; c < split.size(); ++c) EXPECT_GT(slow.backward_weight[c] + slow.forward[c], plain.forward[c]);
+  EXPECT_DOUBLE_EQ(slow.hop_forward[0], 4 * plain.hop_forward[0]);
+  EXPECT_TRUE(chunk_costs(inputs_of("tiny.yaml", 1), {4}).hop_forward.empty());
+}
+
 // ---- Extrapolation ----
 
 TEST(PlanPipeline, TheRestOfTheMicrobatchesFollowsExactly) {
