@@ -17,8 +17,10 @@
 #include "core/device/cpu/parallel_for.h"
 #include "data/sampler.h"
 #include "model/cost_model.h"
+#include "model/plan.h"
 #include "parallel/comm/thread.h"
 #include "parallel/pipeline/block_routes.h"
+#include "parallel/pipeline/simulate.h"
 #include "trainer/restore.h"
 
 namespace lamina {
@@ -335,13 +337,15 @@ void Verifier::run_one_rank() {
 void Verifier::add_plan(const Config& config, LayoutReport& report) const {
   const ParallelConfig& parallel = config.parallel;
   const int num_chunks = parallel.pipeline * parallel.virtual_stages;
-  const pipeline::BlockRoutes routes = pipeline::make_block_routes(
-      pipeline::make_chunk_split(model::resolve_split(config)), pipeline::make_block_layout(config.model),
-      parallel.pipeline, parallel.block_transport);
+  const std::vector<int64_t> split = model::resolve_split(config);
+  const pipeline::BlockRoutes routes =
+      pipeline::make_block_routes(pipeline::make_chunk_split(split), pipeline::make_block_layout(config.model),
+                                  parallel.pipeline, parallel.block_transport);
   const auto num_microbatches =
       static_cast<int>(config.train.global_batch_size / (config.train.micro_batch_size * parallel.data));
+  const pipeline::ChunkCosts costs = model::schedule_costs(config, report.layout.num_ranks(), split);  // as the engine
   const pipeline::Schedule schedule =
-      pipeline::make_schedule(parallel.schedule, parallel.pipeline, num_chunks, num_microbatches);
+      pipeline::make_schedule(parallel.schedule, parallel.pipeline, num_chunks, num_microbatches, &costs);
   const auto bytes = static_cast<int64_t>(batch_.tokens.size()) * config.model.hidden_size *
                      size_of(compute_dtype(config.train.precision));
   const int64_t num_hops = parallel.pipeline > 1 ? num_chunks - 1 : 0;
