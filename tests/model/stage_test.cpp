@@ -68,7 +68,7 @@ TEST(Stage, ASteadyPipelineAllocatesOnlyForMessages) {
         EXPECT_EQ(entry.num_allocations, before[purpose].num_allocations) << purpose << " on rank " << comm.rank();
       }
       // A buffer for each message and value that there is in a pass, and no more.
-      const auto& streams = rank.ledger.entries().at("hidden streams");
+      const MemoryLedger::Entry streams = rank.ledger.entries().at("hidden streams");
       int64_t most = 0;
       for (int c = comm.rank(); c < layout.num_chunks(); c += layout.num_ranks) {
         const auto& routes = plan.routes.chunks[static_cast<size_t>(c)];

@@ -119,7 +119,7 @@ TEST(PipelineTransports, CachedAndFullAgree) {
         const StepResult full = run_step(c, pipeline);
         const auto [difference, name] = worst_difference(cached.gradients, full.gradients);
         // A norm's weights sum over tokens what cancels to a twentieth: some roundings more than the whole has.
-        EXPECT_LE(difference, 2 * tolerance)
+        EXPECT_LE(difference, 5 * tolerance)
             << name << " at " << pipeline << " x " << virtual_stages << ", block " << block_size;
         EXPECT_LE(whole_difference(cached.gradients, full.gradients), tolerance);
         EXPECT_EQ(cached.loss, full.loss) << "the forward pass is the same to the bit";
