@@ -46,6 +46,7 @@ ExecutionReport Executor::run(const std::vector<Step>& steps, Stream& stream) {
 
   ExecutionReport report;
   report.costs.resize(static_cast<size_t>(num_chunks_ / comm_.size()));
+  last_microbatch_.assign(report.costs.size(), {-1, -1, -1, -1, -1});
   const auto start = Clock::now();
   for (const Step& step : steps) {
     if (before_step) before_step(step);
@@ -82,6 +83,14 @@ void Executor::progress() {
       if (!request.test()) return;
 }
 
+void Executor::check_order(const Step& step) {
+  const auto local = static_cast<size_t>(step.action.chunk / comm_.size());
+  int& last = last_microbatch_[local][static_cast<size_t>(step.kind)];
+  LAMINA_CHECK(step.action.microbatch > last, "{} after micro-batch {}: messages of a chunk go in ascending order",
+               to_string(step), last);
+  last = step.action.microbatch;
+}
+
 void Executor::post_receive(const Step& step, Stream& stream) {
   const bool is_backward = step.kind == StepKind::receive_backward;
   const int chunk = step.action.chunk, source_chunk = is_backward ? chunk + 1 : chunk - 1;
@@ -89,6 +98,7 @@ void Executor::post_receive(const Step& step, Stream& stream) {
                to_string(step), source_chunk, num_chunks_, comm_.size());
   for (const Transfer& pending : receiving_)
     LAMINA_CHECK(!same_work(pending.step, step.kind, step.action), "{} is posted twice", to_string(step));
+  check_order(step);
   views_.stream = {};
   views_.summaries.clear();
   if (is_backward) {
@@ -104,6 +114,7 @@ void Executor::post_receive(const Step& step, Stream& stream) {
 }
 
 void Executor::start_send(const Step& step, Stream& stream, ExecutionReport& report) {
+  check_order(step);
   const bool is_backward = step.kind == StepKind::send_backward;
   const int chunk = step.action.chunk, target_chunk = is_backward ? chunk - 1 : chunk + 1;
   LAMINA_CHECK(comm_.size() > 1 && target_chunk >= 0 && target_chunk < num_chunks_, "{}: chunk {} of {} on {} ranks",

@@ -76,11 +76,14 @@ class Executor {
   void wait_for(const Action& action);
   void retire_sends(bool all);
   void compute(const Action& action, ExecutionReport& report);
+  void check_order(const Step& step);
 
   comm::Communicator& comm_;
   ChunkRunner& runner_;
   int num_chunks_;
   std::vector<Transfer> receiving_, sending_;  // oldest first
+  // Messages between two ranks match by chunk and order: the last micro-batch of each, [local chunk][kind of step].
+  std::vector<std::array<int, 5>> last_microbatch_;
   HopViews views_;
 };
 

@@ -330,6 +330,7 @@ TEST(ExecutorFaults, ImpossibleStepsAreRefused) {
   EXPECT_THAT(failure_on_rank_1({{receive_backward, {3, forward, 0}}}), HasSubstr("chunk 4 of 4"));
   const Step receive{receive_forward, {1, forward, 0}};
   EXPECT_THAT(failure_on_rank_1({receive, receive}), HasSubstr("is posted twice"));
+  EXPECT_THAT(failure_on_rank_1({{receive_forward, {1, forward, 1}}, receive}), HasSubstr("in ascending order"));
   EXPECT_THAT(failure_on_rank_1({receive}), HasSubstr("was posted and never used"));
   EXPECT_THAT(failure_on_rank_1({{send_forward, {0, forward, 0}}}, 1), HasSubstr("on 1 ranks"));
   const auto self = comm::make_self_communicator();
