@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "configs/schema/decode.h"
 #include "core/base/error.h"
 #include "model/plan.h"
 
@@ -35,32 +36,6 @@ std::string flops_text(double flops) {
     ++unit;
   }
   return fmt::format("{:.2f} {}FLOP", flops, units[unit]);
-}
-
-const char* name_of(Recompute recompute) {
-  switch (recompute) {
-    case Recompute::none:
-      return "none";
-    case Recompute::selective:
-      return "selective";
-    case Recompute::full:
-      return "full";
-  }
-  return "?";
-}
-
-const char* name_of(ScheduleName schedule) {
-  switch (schedule) {
-    case ScheduleName::gpipe:
-      return "gpipe";
-    case ScheduleName::one_f_one_b:
-      return "1f1b";
-    case ScheduleName::interleaved_1f1b:
-      return "interleaved_1f1b";
-    case ScheduleName::zero_bubble:
-      return "zero_bubble";
-  }
-  return "?";
 }
 
 std::string layers_text(const ChunkPlan& chunk, int num_chunks) {

@@ -38,7 +38,8 @@ AttnResPass::AttnResPass(const ResidualOptions& options, const ChunkRange& range
       site_state_(sites.size()) {
   const int last_site = range.begin + range.num_sites() - 1;
   if (last_site < range.begin) return;  // the embedding alone
-  block_state_.resize(static_cast<size_t>(block_of_site(last_site) - first_block_ + 1));
+  const int num_parts = block_of_site(last_site) - first_block_ + 1;
+  block_state_.resize(static_cast<size_t>(num_parts));
   // Site 0 has one source and bypasses the read; the output site is read with the last block.
   for (int site = std::max(range.begin, 1); site <= last_site; ++site)
     block_state(block_of_site(site)).queries.push_back(site);

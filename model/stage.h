@@ -48,12 +48,13 @@ class Stage final : public pipeline::ChunkRunner {
   void run(const pipeline::Action& action) override;
   void end();  // throws InternalError when anything is left behind
 
-  void receive_forward(int chunk, int microbatch, pipeline::HopViews& views) override;
-  void send_forward(int chunk, int microbatch, pipeline::HopViews& views) override;
-  void sent_forward(int chunk, int microbatch) override;
-  void receive_backward(int chunk, int microbatch, pipeline::HopViews& views) override;
-  void send_backward(int chunk, int microbatch, pipeline::HopViews& views) override;
-  void sent_backward(int chunk, int microbatch) override;
+  // index: of a chunk of this rank, among all chunks of the model.
+  void receive_forward(int index, int microbatch, pipeline::HopViews& views) override;
+  void send_forward(int index, int microbatch, pipeline::HopViews& views) override;
+  void sent_forward(int index, int microbatch) override;
+  void receive_backward(int index, int microbatch, pipeline::HopViews& views) override;
+  void send_backward(int index, int microbatch, pipeline::HopViews& views) override;
+  void sent_backward(int index, int microbatch) override;
 
   // The head's input (after the final norm) for tokens without targets: [num_tokens, hidden_size], valid until the next
   // pass. Only when this rank holds the whole model as one chunk.
@@ -85,18 +86,18 @@ class Stage final : public pipeline::ChunkRunner {
   Summaries summaries(int chunk, int microbatch) const { return {cache_.get(), chunk, microbatch}; }
   TensorView take_stream();
   void give_stream(TensorView& view);
-  Chunk::Slot* take_slot(int chunk);
+  Chunk::Slot* take_slot(int index);
   Chunk::Input input(int microbatch) const;
-  void make_room_for_input(int chunk, int microbatch);
-  void make_room_for_output(int chunk, int microbatch);
-  void forward(int chunk, int microbatch);
-  void backward(int chunk, int microbatch, bool defer_weights);
-  void fill_outgoing(int chunk, int microbatch, TensorView gradient);
-  void collect_hop_gradients(int chunk, int microbatch);
-  void make_incoming(int chunk, int microbatch);
-  void release_after_backward(int chunk, int microbatch);
-  void release_after_forward(int chunk, int microbatch);
-  void release_slot(int chunk, InFlight& state);
+  void make_room_for_input(int index, int microbatch);
+  void make_room_for_output(int index, int microbatch);
+  void forward(int index, int microbatch);
+  void backward(int index, int microbatch, bool defer_weights);
+  void fill_outgoing(int index, int microbatch, TensorView gradient);
+  void collect_hop_gradients(int index, int microbatch);
+  void make_incoming(int index, int microbatch);
+  void release_after_backward(int index, int microbatch);
+  void release_after_forward(int index, int microbatch);
+  void release_slot(int index, InFlight& state);
   void report(const std::vector<int>& parameters) const;
 
   const StagePlan& plan_;

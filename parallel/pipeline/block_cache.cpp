@@ -104,8 +104,8 @@ void BlockCache::arrived(int chunk, int microbatch, int summary) {
 
 TensorView BlockCache::value(int chunk, int microbatch, int summary) const {
   const Entry& e = entry(chunk, microbatch, summary);
-  LAMINA_CHECK(e.value != nullptr && e.held, "summary {} of micro-batch {} is not on pipeline rank {} (chunk {})", summary,
-               microbatch, pp_rank_, chunk);
+  LAMINA_CHECK(e.value != nullptr && e.held, "summary {} of micro-batch {} is not on pipeline rank {} (chunk {})",
+               summary, microbatch, pp_rank_, chunk);
   return view(e.value, dtype_);
 }
 

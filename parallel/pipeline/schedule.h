@@ -47,7 +47,7 @@ struct Action {
   int chunk = 0;
   ActionKind kind = ActionKind::forward;
   int microbatch = 0;
-  auto operator<=>(const Action&) const = default;
+  auto operator<=>(const Action&) const = default;  // NOLINT(modernize-use-nullptr): misread by clang-tidy 14
 };
 std::string to_string(const Action& action);  // "2F0": chunk 2, forward, micro-batch 0
 
@@ -90,7 +90,7 @@ enum class StepKind : uint8_t {
 struct Step {
   StepKind kind = StepKind::compute;
   Action action;  // compute: what to run; otherwise chunk and microbatch, with kind forward or backward
-  auto operator<=>(const Step&) const = default;
+  auto operator<=>(const Step&) const = default;  // NOLINT(modernize-use-nullptr): the same
 };
 std::string to_string(const Step& step);         // "2F0", "recv 2F0", "send 2F0", "recv 2B0", "send 2B0"
 using Program = std::vector<std::vector<Step>>;  // [pp_rank]

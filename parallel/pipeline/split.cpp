@@ -115,7 +115,7 @@ class Search {
     later_room_.assign(static_cast<size_t>(num_chunks_) + static_cast<size_t>(problem.num_ranks), 0.0);
     later_need_ = later_room_;
     for (int c = num_chunks_ - 1; c >= 0; --c) {
-      const auto chunk = static_cast<size_t>(c), next = static_cast<size_t>(c + problem.num_ranks);
+      const auto chunk = static_cast<size_t>(c), next = chunk + static_cast<size_t>(problem.num_ranks);
       later_room_[chunk] = later_room_[next] + whole_layers(chunk_room_[chunk]);
       later_need_[chunk] = later_need_[next] + problem.least_layers(c) * problem.least_layer;
     }
