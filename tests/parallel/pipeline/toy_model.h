@@ -332,21 +332,21 @@ inline void Rank::site_backward(const Site& site, Vec& d_stream, std::map<int, V
                                 std::vector<WeightWork>& work) {
   const auto s = static_cast<size_t>(site.sublayer);
   const bool is_output = s == parameters_.weight.size();
-  WeightWork todo{site.sublayer, site.saved.h, zeros(), Vec(width, 0.0)};
+  WeightWork product{site.sublayer, site.saved.h, zeros(), Vec(width, 0.0)};
   Vec d_h = zeros();
   for (size_t t = 0; t < tokens; ++t) {
     if (is_output) {
       double out = 0;
       for (size_t d = 0; d < width; ++d) out += site.saved.h[t * width + d] * parameters_.head[d];
       for (size_t d = 0; d < width; ++d) d_h[t * width + d] = 2 * out * parameters_.head[d];
-      todo.d_pre[t * width] = 2 * out;  // of the one output
+      product.d_pre[t * width] = 2 * out;  // of the one output
       continue;
     }
     for (size_t j = 0; j < width; ++j) {
       const double y = site.y[t * width + j];
-      todo.d_pre[t * width + j] = d_stream[t * width + j] * (1 - y * y);
+      product.d_pre[t * width + j] = d_stream[t * width + j] * (1 - y * y);
       for (size_t i = 0; i < width; ++i)
-        d_h[t * width + i] += todo.d_pre[t * width + j] * parameters_.weight[s][i * width + j];
+        d_h[t * width + i] += product.d_pre[t * width + j] * parameters_.weight[s][i * width + j];
     }
   }
   std::vector<const Vec*> sources;
@@ -357,13 +357,13 @@ inline void Rank::site_backward(const Site& site, Vec& d_stream, std::map<int, V
     d_sources.push_back(j < num_summaries ? &d_summaries.try_emplace(static_cast<int>(j), zeros()).first->second
                                           : &d_stream);
   }
-  read_backward(sources, parameters_.query[s], site.saved, d_h, d_sources, todo.d_query);
+  read_backward(sources, parameters_.query[s], site.saved, d_h, d_sources, product.d_query);
   // Where a block opens, what the stream was before is its newest summary.
   if (!site.has_partial) {
     d_stream = d_summaries.at(static_cast<int>(num_summaries) - 1);
     d_summaries.erase(static_cast<int>(num_summaries) - 1);
   }
-  work.push_back(std::move(todo));
+  work.push_back(std::move(product));
 }
 
 inline void Rank::run_backward(int chunk, int m) {
