@@ -172,12 +172,17 @@ TEST(ThreadCommunicatorFailure, UnwindingWithPendingRequestsDoesNotHang) {
 
 TEST(ThreadCommunicatorFailure, AbortEndsEveryRankWithItsReason) {
   std::atomic<int> ended{0};
+  std::atomic<int> others_ready{0};  // the abort must not meet a rank that is still inside split
   const std::string message = message_of([&] {
     run_threads(3, [&](Communicator& comm) {
       Stream stream;
       const std::unique_ptr<Communicator> sub = comm.split(comm.rank() == 1 ? 1 : 0, 0);
       float x = 0;
-      if (comm.rank() == 1) sub->abort("loss is not finite");  // from a group that the others are not in
+      if (comm.rank() == 1) {
+        while (others_ready.load() < 2) std::this_thread::yield();
+        sub->abort("loss is not finite");  // from a group that the others are not in
+      }
+      ++others_ready;
       try {
         comm.recv({&x, DType::f32, {1}}, 1, 0, stream).wait();
       } catch (const AbortedError&) {
