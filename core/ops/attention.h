@@ -6,14 +6,17 @@
 namespace lamina::ops {
 
 // All views [batch, T, heads, width] with unit stride on the last axis and any other strides. o_i = sum_{j<=i} P_ij v_j,
-// P = softmax_j(scale <q_i, k_j>). Softmax in acc.
+// P = softmax_j(scale <q_i, k_j>). Softmax in acc. With document_starts [batch, T] i32 (contiguous; for each token the position in
+// its sequence of its document's first token), j runs over the token's own document only.
 struct AttentionForward {
   TensorView q;  // [batch, T, heads, d_qk]
   TensorView k;  // [batch, T, heads, d_qk]
   TensorView v;  // [batch, T, heads, d_v]
   double scale = 1.0;
-  TensorView o;    // [batch, T, heads, d_v]
-  TensorView lse;  // [batch, heads, T] acc, contiguous
+  TensorView o;                     // [batch, T, heads, d_v]
+  TensorView lse;                   // [batch, heads, T] acc, contiguous
+  TensorView document_starts = {};  // or empty
+  TensorView max_logit = {};  // [batch, heads] acc, contiguous, or empty: the largest scale <q_i, k_j> that was seen
 };
 void attention_forward(OpContext& ctx, const AttentionForward& args);
 
@@ -23,6 +26,7 @@ struct AttentionBackward {
   TensorView o, lse;      // from forward
   TensorView d_o;         // [batch, T, heads, d_v]
   TensorView dq, dk, dv;  // like q, k, v; overwritten
+  TensorView document_starts = {};
 };
 void attention_backward(OpContext& ctx, const AttentionBackward& args);
 

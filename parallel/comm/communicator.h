@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -58,6 +59,10 @@ class Communicator {
   virtual Request broadcast(TensorView inout, int root, Stream& stream) = 0;
   // Part r of in goes to rank r; part s of out comes from rank s. Equal parts.
   virtual Request all_to_all(TensorView in, TensorView out, Stream& stream) = 0;
+  // The same with parts of any size, elements: send_counts[r] of `in` go to rank r, receive_counts[s] of `out` come from rank s,
+  // both in rank order without gaps. What a rank sends to another must be what that one receives.
+  virtual Request all_to_all_v(TensorView in, std::span<const int64_t> send_counts, TensorView out,
+                               std::span<const int64_t> receive_counts, Stream& stream) = 0;
   virtual void barrier() = 0;
 
   // A sub-group of the ranks that pass the same color, ordered by key, then rank. Collective over this group.

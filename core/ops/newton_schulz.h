@@ -1,0 +1,17 @@
+// Orthogonalisation of Muon's updates (arXiv 2502.16982; reference.newton_schulz): five steps of the quintic Newton-Schulz
+// iteration, each matrix on its own, of the shorter side's Gram matrix:
+//   X = X / (|X|_F + 1e-7);   A = X X^T;   X = a X + (b A + c A A) X,   (a, b, c) = (3.4445, -4.7750, 2.0315)
+#pragma once
+
+#include "core/ops/op.h"
+
+namespace lamina::ops {
+
+struct NewtonSchulz {
+  TensorView x;    // [batch, rows, columns] acc, contiguous; overwritten with the orthogonalised matrices
+  DType products;  // dtype of the products' operands: bf16 or acc; sums are in acc
+  int num_steps = 5;
+};
+void newton_schulz(OpContext& ctx, const NewtonSchulz& args);
+
+}  // namespace lamina::ops
