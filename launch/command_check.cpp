@@ -74,7 +74,6 @@ void check(const CheckOptions& options) {
   Config config = load_config(options.config, options.overrides);
   const int ranks = options.ranks > 0 ? options.ranks : launcher_ranks().size;
   const TrainConfig& train = config.train;
-  require_trainable(config);
   const int data_size = resolve_data_parallel(config, ranks);
   if (config.model.vocab_size == 0) config.model.vocab_size = data_vocab_size(config.data);
   const Sampler sampler(config.data, config.run.seed, train.global_batch_size, config.model.vocab_size);

@@ -43,7 +43,6 @@ void verify(const Options& options) {
   Config config = load_config(options.config, options.overrides);
   const std::string why = choose_precision(options.precision, config);
   if (config.model.vocab_size == 0) config.model.vocab_size = data_vocab_size(config.data);
-  require_trainable(config);
   const std::vector<Layout> layouts = parse_layouts(options.layouts, config, options.max_ranks);
   run_in_world(config.run, [&](World& world) {
     VerifyOptions how = options.verify;

@@ -372,7 +372,6 @@ void Trainer::run() {
 }  // namespace
 
 void train(Config config, comm::Communicator& comm) {
-  require_trainable(config);
   std::optional<Sampler> sampler;
   run_and_agree(comm, [&] {
     if (config.model.vocab_size == 0) config.model.vocab_size = data_vocab_size(config.data);

@@ -258,7 +258,6 @@ class Verifier {
 
 Verifier::Verifier(const Config& config, const VerifyOptions& options) : config_(config), options_(options) {
   LAMINA_CHECK(config.model.vocab_size > 0);
-  require_trainable(config_);
   const Sampler sampler(config.data, config.run.seed, config.train.global_batch_size, config.model.vocab_size);
   const auto count = static_cast<size_t>(config.train.global_batch_size * config.data.seq_len);
   batch_ = {std::vector<int32_t>(count), std::vector<int32_t>(count)};

@@ -78,6 +78,7 @@ struct DataConfig {
   int64_t seq_len = 0;              // required; tokens predicted per sequence
   std::vector<SourceConfig> train;  // required, at least one
   ValidationConfig validation;
+  bool document_mask = false;  // attention, states and convolutions stay inside a document
 };
 
 enum class ScheduleName { gpipe, one_f_one_b, interleaved_1f1b, zero_bubble };  // "1f1b" in the file
@@ -94,11 +95,13 @@ struct ParallelConfig {
       split;  // decoder layers per chunk, pipeline x virtual_stages entries; empty ("auto"): balanced by cost
 };
 
-enum class OptimizerName { adamw };
+enum class OptimizerName { adamw, muon };
 struct OptimizerConfig {
-  OptimizerName name = OptimizerName::adamw;
-  double lr = 0;  // required
+  OptimizerName name = OptimizerName::adamw;  // muon: matrices of linear layers by Muon, the rest by AdamW
+  double lr = 0;                              // required
   double weight_decay = 0.1;
+  double momentum = 0.95;  // of Muon
+  double qk_clip = 100;    // largest attention logit of MLA before its weights are scaled down; 0: off
   double beta1 = 0.9;
   double beta2 = 0.95;
   double eps = 1e-8;
@@ -121,19 +124,22 @@ struct TrainConfig {
   int64_t micro_batch_size = 0;   // required; sequences per forward; global = micro x data x num_microbatches
   Precision precision = Precision::bf16;
   Recompute recompute = Recompute::none;
-  double grad_clip = 1.0;  // global norm; 0: off
+  double grad_clip = 1.0;          // global norm; 0: off
+  double router_bias_rate = 1e-3;  // of the experts' selection bias, per step; 0: off
   OptimizerConfig optimizer;
   LrScheduleConfig lr_schedule;
 };
 
 struct CheckpointConfig {
-  int64_t interval = 0;  // steps between checkpoints; 0: only at the end
-  int64_t keep = 3;      // newest ones kept; 0: all
+  int64_t interval = 0;   // steps between checkpoints; 0: only at the end
+  int64_t keep = 3;       // newest ones kept; 0: all
+  std::string init_from;  // checkpoint folder whose parameters a new run starts from
 };
 
 struct LoggingConfig {
   int64_t interval = 10;              // steps between console lines; metrics.jsonl has every step
   int64_t layer_stats_interval = 10;  // steps between rows of layers.jsonl; 0: off
+  double peak_gflops = 0;             // of one rank, for the MFU; 0: measured at the start
 };
 
 struct DebugConfig {

@@ -26,7 +26,4 @@ std::string name_of(ScheduleName schedule);  // as in the file
 std::string name_of(BlockTransport transport);
 std::string name_of(Recompute recompute);
 
-// `lamina plan` knows more models than the program can run: throws Error, in one line, for one that it can't.
-void require_trainable(const Config& config);
-
 }  // namespace lamina

@@ -91,7 +91,8 @@ struct enum_names<Mixer> {
 };
 template <>
 struct enum_names<OptimizerName> {
-  static constexpr std::array<std::pair<const char*, OptimizerName>, 1> value = {{{"adamw", OptimizerName::adamw}}};
+  static constexpr std::array<std::pair<const char*, OptimizerName>, 2> value = {
+      {{"adamw", OptimizerName::adamw}, {"muon", OptimizerName::muon}}};
 };
 template <>
 struct enum_names<LrScheduleName> {
@@ -132,8 +133,7 @@ void describe(V& v, ModelConfig& c) {
   v.key("attn_res_block_size", c.attn_res_block_size, Rule().at_least(1),
         "Decoder layers per block, the last block may be short. Only with `residual: block_attnres`.");
   v.key("mixers", c.mixers, Rule(),
-        "Token mixer of each layer, repeated when there are more layers; absent: `mla` everywhere. `lamina plan` alone "
-        "takes `kda`.");
+        "Token mixer of each layer, repeated when there are more layers; absent: `mla` everywhere.");
   v.key("num_attention_heads", c.num_attention_heads, size, "Attention heads.");
   v.key("q_lora_rank", c.q_lora_rank, Rule().at_least(1), "Rank of the query projection; absent: one full matrix.");
   v.key("kv_lora_rank", c.kv_lora_rank, size, "Rank of the shared key and value projection.");
@@ -152,8 +152,7 @@ void describe(V& v, ModelConfig& c) {
   v.key("intermediate_size", c.intermediate_size, Rule().at_least(1).derived("required with a dense MLP"),
         "Width of the dense MLP.");
   v.key("num_experts", c.num_experts, Rule().at_least(0),
-        "Routed experts of a mixture-of-experts layer; 0: every layer has the dense MLP. `lamina plan` alone takes "
-        "more.");
+        "Routed experts of a mixture-of-experts layer; 0: every layer has the dense MLP.");
   v.key("first_k_dense_replace", c.first_k_dense_replace, Rule().at_least(0),
         "The first layers that keep the dense MLP. This and the next six only with `num_experts`.");
   v.key("num_experts_per_token", c.num_experts_per_token, Rule().at_least(1).derived("required with experts"),
@@ -186,6 +185,9 @@ void describe(V& v, DataConfig& c) {
   v.key("seq_len", c.seq_len, Rule().required().at_least(1), "Tokens predicted per sequence.");
   v.list("train", c.train, Rule().required(), "Sources of the training sequences, at least one, each a section of:");
   v.section("validation", c.validation, "Held-out loss.");
+  v.key(
+      "document_mask", c.document_mask, Rule(),
+      "Tokens see their own document only: attention, recurrent states and convolutions start anew where one starts.");
 }
 
 template <class V>
@@ -210,9 +212,15 @@ void describe(V& v, ParallelConfig& c) {
 
 template <class V>
 void describe(V& v, OptimizerConfig& c) {
-  v.key("name", c.name, Rule(), "Optimizer.");
+  v.key("name", c.name, Rule(),
+        "`adamw`, or `muon`: Muon for the matrices of linear layers, each on its own, and AdamW for everything else.");
   v.key("lr", c.lr, Rule().required().above(0), "Peak learning rate.");
   v.key("weight_decay", c.weight_decay, Rule().at_least(0), "Decoupled weight decay.");
+  v.key("momentum", c.momentum, Rule().at_least(0).below(1), "Momentum of Muon (Nesterov). Only with `name: muon`.");
+  v.key(
+      "qk_clip", c.qk_clip, Rule().at_least(0),
+      "Query and key weights of an attention head are scaled down after a step in which a logit exceeded this; 0: off. "
+      "Only with `name: muon`.");
   v.key("beta1", c.beta1, Rule().at_least(0).below(1), "Decay of the first moment.");
   v.key("beta2", c.beta2, Rule().at_least(0).below(1), "Decay of the second moment.");
   v.key("eps", c.eps, Rule().above(0), "Added to the root of the second moment.");
@@ -240,6 +248,10 @@ void describe(V& v, TrainConfig& c) {
         "Compute type of activations and matrices; `fp64` runs the reference implementations only, for checking.");
   v.key("recompute", c.recompute, Rule(), "Activations that the backward pass computes again instead of keeping them.");
   v.key("grad_clip", c.grad_clip, Rule().at_least(0), "Largest global norm of the gradient; 0: off.");
+  v.key("router_bias_rate", c.router_bias_rate, Rule().at_least(0),
+        "Change per step of the bias that selects experts, up for those with fewer tokens than the mean; none while "
+        "`wsd` "
+        "decays; 0: off. Only with `model.num_experts`.");
   v.section("optimizer", c.optimizer, "Parameter updates.");
   v.section("lr_schedule", c.lr_schedule, "Learning rate over the steps.");
 }
@@ -248,6 +260,10 @@ template <class V>
 void describe(V& v, CheckpointConfig& c) {
   v.key("interval", c.interval, Rule().at_least(0), "Steps between checkpoints; 0: only at the end.");
   v.key("keep", c.keep, Rule().at_least(0), "Newest checkpoints kept; 0: all.");
+  v.key(
+      "init_from", c.init_from, Rule(),
+      "Checkpoint whose parameters a new run starts from (its own, or one that `lamina import` made); a run that has a "
+      "checkpoint of its own resumes from that.");
 }
 
 template <class V>
@@ -255,6 +271,10 @@ void describe(V& v, LoggingConfig& c) {
   v.key("interval", c.interval, Rule().at_least(1), "Steps between console lines; `metrics.jsonl` has every step.");
   v.key("layer_stats_interval", c.layer_stats_interval, Rule().at_least(0),
         "Steps between rows of `layers.jsonl`; 0: off.");
+  v.key("peak_gflops", c.peak_gflops, Rule().at_least(0),
+        "Largest rate of one rank, against which the model FLOPs utilisation (MFU) is logged; 0: that of a matrix "
+        "product, "
+        "measured at the start.");
 }
 
 template <class V>

@@ -164,6 +164,11 @@ std::vector<Unused> unused_keys(const Config& config) {
         {"train.lr_schedule.decay_steps", fmt::format("has no effect with train.lr_schedule.name: {}", schedule_name)});
   if (schedule == LrScheduleName::constant)
     unused.push_back({"train.lr_schedule.min_lr_ratio", "has no effect with train.lr_schedule.name: constant"});
+  if (config.train.optimizer.name != OptimizerName::muon)
+    for (const char* key : {"momentum", "qk_clip"})
+      unused.push_back({std::string("train.optimizer.") + key, "has no effect with train.optimizer.name: adamw"});
+  if (config.model.num_experts == 0)
+    unused.push_back({"train.router_bias_rate", "has no effect with model.num_experts: 0"});
   if (config.data.validation.path.empty())
     for (const char* key : {"data.validation.num_sequences", "data.validation.interval"})
       unused.push_back({key, "has no effect without data.validation.path"});
@@ -202,18 +207,6 @@ std::string nearest_multiples(int64_t number, int64_t factor) {
 }
 
 }  // namespace
-
-void require_trainable(const Config& config) {
-  const ModelConfig& model = config.model;
-  if (schema::has_kda(model))
-    throw Error(
-        "model.mixers: found kda, expected mla alone: this version plans Kimi Delta Attention but does not train it");
-  if (model.num_experts > 0)
-    throw Error(
-        "model.num_experts: found {}, expected 0: this version plans mixture-of-experts layers but does not train "
-        "them",
-        model.num_experts);
-}
 
 int resolve_data_parallel(const Config& config, int world_size) {
   const ParallelConfig& parallel = config.parallel;
