@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <utility>
 
 namespace lamina::comm {
 
@@ -93,23 +94,49 @@ bool ReduceScatter::advance() {
   return true;
 }
 
-Exchange::Exchange(P2PCommunicator& comm, const char* name, TensorView in, TensorView out, bool same_part)
-    : Operation(comm, name, out.num_bytes()), in_(in), out_(out), same_part_(same_part) {}
+Parts Parts::same(int64_t elements, int size) {
+  const auto ranks = static_cast<size_t>(size);
+  return {std::vector<int64_t>(ranks, 0), std::vector<int64_t>(ranks, elements)};
+}
+
+Parts Parts::equal(int64_t elements, int size) {
+  return consecutive(std::vector<int64_t>(static_cast<size_t>(size), elements / size));
+}
+
+Parts Parts::consecutive(std::span<const int64_t> counts) {
+  Parts parts{{}, {counts.begin(), counts.end()}};
+  int64_t begin = 0;
+  for (int64_t count : counts) {
+    parts.begin.push_back(begin);
+    begin += count;
+  }
+  return parts;
+}
+
+Exchange::Exchange(P2PCommunicator& comm, const char* name, TensorView in, Parts sent, TensorView out, Parts received)
+    : Operation(comm, name, out.num_bytes()),
+      in_(in),
+      out_(out),
+      sent_(std::move(sent)),
+      received_(std::move(received)) {}
 
 bool Exchange::advance() {
   if (started_) return true;
   started_ = true;
-  const int64_t count = out_.num_elements() / size();
-  const int64_t part_bytes = count * size_of(out_.dtype);
-  const auto part_for = [&](int peer) { return same_part_ ? at(in_, 0) : at(in_, count * peer); };
-  copy(at(out_, count * rank()), part_for(rank()), part_bytes);
+  const auto bytes_of = [&](const Parts& parts, int peer) {
+    return parts.count[static_cast<size_t>(peer)] * size_of(out_.dtype);
+  };
+  const auto part_of = [](const TensorView& view, const Parts& parts, int peer) {
+    return at(view, parts.begin[static_cast<size_t>(peer)]);
+  };
+  copy(part_of(out_, received_, rank()), part_of(in_, sent_, rank()), bytes_of(sent_, rank()));
   for (int d = 1; d < size(); ++d) {
     const int source = peer_before(rank(), d, size());
-    recv(at(out_, count * source), part_bytes, source);
+    recv(part_of(out_, received_, source), bytes_of(received_, source), source);
   }
   for (int d = 1; d < size(); ++d) {
     const int peer = peer_after(rank(), d, size());
-    send(part_for(peer), part_bytes, peer);
+    send(part_of(in_, sent_, peer), bytes_of(sent_, peer), peer);
   }
   return false;
 }

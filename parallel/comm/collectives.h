@@ -41,16 +41,25 @@ class ReduceScatter final : public Operation {
   uint8_t* received_ = nullptr;
 };
 
-// all_gather (everyone gets the same part) and all_to_all (everyone gets another part).
+// Of each rank, which elements of a view; parts may overlap.
+struct Parts {
+  std::vector<int64_t> begin, count;
+
+  static Parts same(int64_t elements, int size);   // all of it for everyone
+  static Parts equal(int64_t elements, int size);  // consecutive
+  static Parts consecutive(std::span<const int64_t> counts);
+};
+
+// all_gather (everyone gets the same part), all_to_all and all_to_all_v (everyone gets another part).
 class Exchange final : public Operation {
  public:
-  Exchange(P2PCommunicator& comm, const char* name, TensorView in, TensorView out, bool same_part);
+  Exchange(P2PCommunicator& comm, const char* name, TensorView in, Parts sent, TensorView out, Parts received);
 
  private:
   bool advance() override;
 
   TensorView in_, out_;
-  bool same_part_;
+  Parts sent_, received_;
   bool started_ = false;
 };
 

@@ -86,25 +86,26 @@ P2PCommunicator::Message Operation::message(int peer) const {
   return {peer, channel, sequence_ % (comm_.max_tag(channel) + 1)};
 }
 
+// The last piece is shorter than the limit, if need be empty: whatever the two sides' sizes, a difference meets in a piece.
 void Operation::send(const void* data, int64_t num_bytes, int peer) {
   const uint8_t* bytes = static_cast<const uint8_t*>(data);
   if (peer != rank()) comm_.bytes_sent_ += num_bytes;
-  do {
-    const int64_t piece = std::min(num_bytes, options().max_message_bytes);
+  for (int64_t piece = options().max_message_bytes; piece == options().max_message_bytes;) {
+    piece = std::min(num_bytes, options().max_message_bytes);
     transfers_.push_back({comm_.start_send(bytes, piece, message(peer)), peer, true});
     bytes += piece;
     num_bytes -= piece;
-  } while (num_bytes > 0);
+  }
 }
 
 void Operation::recv(void* data, int64_t num_bytes, int peer) {
   uint8_t* bytes = static_cast<uint8_t*>(data);
-  do {
-    const int64_t piece = std::min(num_bytes, options().max_message_bytes);
+  for (int64_t piece = options().max_message_bytes; piece == options().max_message_bytes;) {
+    piece = std::min(num_bytes, options().max_message_bytes);
     transfers_.push_back({comm_.start_recv(bytes, piece, message(peer)), peer, false});
     bytes += piece;
     num_bytes -= piece;
-  } while (num_bytes > 0);
+  }
 }
 
 uint8_t* Operation::scratch(int64_t num_bytes) {
@@ -247,7 +248,8 @@ Request P2PCommunicator::all_gather(TensorView in, TensorView out, Stream&) {
   check_view(out, "all_gather");
   LAMINA_CHECK(in.dtype == out.dtype && out.num_elements() == in.num_elements() * size(),
                "all_gather of {} into {} over {} ranks", in.to_string(), out.to_string(), size());
-  return issue(std::make_unique<Exchange>(*this, "all_gather", in, out, true));
+  return issue(std::make_unique<Exchange>(*this, "all_gather", in, Parts::same(in.num_elements(), size()), out,
+                                          Parts::equal(out.num_elements(), size())));
 }
 
 Request P2PCommunicator::broadcast(TensorView inout, int root, Stream&) {
@@ -262,7 +264,37 @@ Request P2PCommunicator::all_to_all(TensorView in, TensorView out, Stream&) {
   LAMINA_CHECK(in.dtype == out.dtype && in.num_elements() == out.num_elements() && in.num_elements() % size() == 0,
                "all_to_all of {} into {} over {} ranks", in.to_string(), out.to_string(), size());
   LAMINA_CHECK(in.data != out.data || in.num_elements() == 0, "all_to_all in place");
-  return issue(std::make_unique<Exchange>(*this, "all_to_all", in, out, false));
+  const Parts parts = Parts::equal(in.num_elements(), size());
+  return issue(std::make_unique<Exchange>(*this, "all_to_all", in, parts, out, parts));
+}
+
+void P2PCommunicator::check_counts(const TensorView& view, std::span<const int64_t> counts,
+                                   const char* direction) const {
+  LAMINA_CHECK(counts.size() == world_ranks_.size(), "all_to_all_v {} {} counts for {} ranks", direction, counts.size(),
+               size());
+  int64_t sum = 0;
+  for (size_t r = 0; r < counts.size(); ++r) {
+    LAMINA_CHECK(counts[r] >= 0, "all_to_all_v {} rank {}: {} elements", direction, r, counts[r]);
+    sum += counts[r];
+  }
+  LAMINA_CHECK(sum == view.num_elements(), "all_to_all_v {} all ranks: {} elements in a view of {}", direction, sum,
+               view.to_string());
+}
+
+Request P2PCommunicator::all_to_all_v(TensorView in, std::span<const int64_t> send_counts, TensorView out,
+                                      std::span<const int64_t> receive_counts, Stream&) {
+  check_view(in, "all_to_all_v");
+  check_view(out, "all_to_all_v");
+  check_counts(in, send_counts, "to");
+  check_counts(out, receive_counts, "from");
+  LAMINA_CHECK(in.dtype == out.dtype, "all_to_all_v of {} into {}", in.to_string(), out.to_string());
+  LAMINA_CHECK(in.data != out.data || in.num_elements() == 0 || out.num_elements() == 0, "all_to_all_v in place");
+  const auto own = static_cast<size_t>(rank());
+  LAMINA_CHECK(send_counts[own] == receive_counts[own],
+               "all_to_all_v: rank {} sends {} elements to itself and expects {}", own, send_counts[own],
+               receive_counts[own]);
+  return issue(std::make_unique<Exchange>(*this, "all_to_all_v", in, Parts::consecutive(send_counts), out,
+                                          Parts::consecutive(receive_counts)));
 }
 
 void P2PCommunicator::barrier() {

@@ -7,6 +7,7 @@
 
 #include <chrono>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -67,6 +68,8 @@ class P2PCommunicator : public Communicator {
   Request all_gather(TensorView in, TensorView out, Stream& stream) final;
   Request broadcast(TensorView inout, int root, Stream& stream) final;
   Request all_to_all(TensorView in, TensorView out, Stream& stream) final;
+  Request all_to_all_v(TensorView in, std::span<const int64_t> send_counts, TensorView out,
+                       std::span<const int64_t> receive_counts, Stream& stream) final;
   void barrier() final;
   std::unique_ptr<Communicator> split(int color, int key) final;
   int64_t take_bytes_sent() final;
@@ -109,6 +112,7 @@ class P2PCommunicator : public Communicator {
 
   Request issue(std::unique_ptr<Operation> operation);
   void check_view(const TensorView& view, const char* operation) const;
+  void check_counts(const TensorView& view, std::span<const int64_t> counts, const char* direction) const;
 
   int rank_;
   std::vector<int> world_ranks_;

@@ -83,6 +83,10 @@ class RecordingCommunicator final : public comm::Communicator {
   comm::Request all_gather(TensorView, TensorView, Stream&) override { return {}; }
   comm::Request broadcast(TensorView, int, Stream&) override { return {}; }
   comm::Request all_to_all(TensorView, TensorView, Stream&) override { return {}; }
+  comm::Request all_to_all_v(TensorView, std::span<const int64_t>, TensorView, std::span<const int64_t>,
+                             Stream&) override {
+    return {};
+  }
   void barrier() override {}
   std::unique_ptr<comm::Communicator> split(int, int) override { return nullptr; }
   [[noreturn]] void abort(const std::string& reason) override { throw Error(reason); }
