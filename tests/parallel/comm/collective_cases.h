@@ -6,6 +6,8 @@
 
 #include <cmath>
 #include <cstring>
+#include <numeric>
+#include <utility>
 #include <vector>
 
 #include "core/base/rng.h"
@@ -129,12 +131,103 @@ void check_movements(Communicator& comm, int64_t count) {
   }
 }
 
+// counts[source][destination], the same on every rank: at random with many zeros, then everything from rank 0, then nothing
+// to rank 0, then nothing at all.
+inline std::vector<std::vector<int64_t>> uneven_counts(int size, int64_t largest, int kind) {
+  std::vector<std::vector<int64_t>> counts(static_cast<size_t>(size),
+                                           std::vector<int64_t>(static_cast<size_t>(size), 0));
+  for (int s = 0; s < size; ++s) {
+    for (int d = 0; d < size; ++d) {
+      const CounterRng rng(static_cast<uint64_t>(largest), static_cast<uint64_t>(s * size + d));
+      const bool none = rng.below(0, 3) == 0 || kind == 3 || (kind == 1 && s != 0) || (kind == 2 && d == 0);
+      auto& count = counts[static_cast<size_t>(s)][static_cast<size_t>(d)];
+      if (!none) count = static_cast<int64_t>(rng.below(1, static_cast<uint64_t>(largest) + 1));
+    }
+  }
+  return counts;
+}
+
+// One all_to_all_v from start to check: element (source, begin of the part + i) arrives.
+template <class T>
+class UnevenExchange {
+ public:
+  UnevenExchange(Communicator& comm, std::vector<std::vector<int64_t>> counts, uint64_t salt)
+      : comm_(comm), counts_(std::move(counts)), salt_(salt) {
+    const auto own = static_cast<size_t>(comm.rank());
+    send_ = counts_[own];
+    for (const auto& row : counts_) receive_.push_back(row[own]);
+    in_ = input<T>(comm.rank(), sum(send_), salt);
+    out_ = poison<T>(sum(receive_));
+  }
+  Request start(Stream& stream) { return comm_.all_to_all_v(view_of(in_), send_, view_of(out_), receive_, stream); }
+  bool arrived() const {
+    std::vector<T> expected;
+    for (size_t s = 0; s < counts_.size(); ++s) {
+      int64_t begin = 0;
+      for (int d = 0; d < comm_.rank(); ++d) begin += counts_[s][static_cast<size_t>(d)];
+      for (int64_t i = 0; i < receive_[s]; ++i) expected.push_back(element<T>(static_cast<int>(s), begin + i, salt_));
+    }
+    return same_bits(out_, expected) && same_bits(in_, input<T>(comm_.rank(), sum(send_), salt_));
+  }
+  int64_t bytes_to_others() const {
+    return (sum(send_) - send_[static_cast<size_t>(comm_.rank())]) * static_cast<int64_t>(sizeof(T));
+  }
+
+ private:
+  static int64_t sum(const std::vector<int64_t>& counts) {
+    return std::accumulate(counts.begin(), counts.end(), int64_t{0});
+  }
+
+  Communicator& comm_;
+  std::vector<std::vector<int64_t>> counts_;
+  uint64_t salt_;
+  std::vector<int64_t> send_, receive_;
+  std::vector<T> in_, out_;
+};
+
+template <class T>
+void check_uneven(Communicator& comm, int64_t largest) {
+  Stream stream;
+  comm.take_bytes_sent();
+  for (int kind = 0; kind < 4; ++kind) {
+    UnevenExchange<T> exchange(comm, uneven_counts(comm.size(), largest, kind), 31 + static_cast<uint64_t>(kind));
+    exchange.start(stream).wait();
+    EXPECT_TRUE(exchange.arrived()) << "all_to_all_v of up to " << largest << ", kind " << kind;
+    EXPECT_EQ(comm.take_bytes_sent(), exchange.bytes_to_others());
+  }
+}
+
+// Several at once, between other collectives, on two groups, waited for in different orders; one request moves.
+inline void check_uneven_in_flight(Communicator& comm) {
+  Stream stream;
+  const int size = comm.size(), rank = comm.rank();
+  const std::unique_ptr<Communicator> other = comm.split(0, -rank);
+  std::vector<float> sum = input<float>(rank, 40001, 5);
+  UnevenExchange<float> a(comm, uneven_counts(size, 9001, 0), 1);
+  UnevenExchange<bf16> b(*other, uneven_counts(size, 17, 0), 2);
+  UnevenExchange<double> c(comm, uneven_counts(size, 301, 1), 3);
+  std::vector<Request> requests(4);
+  Request first = a.start(stream);
+  requests[1] = comm.all_reduce(view_of(sum), ReduceOp::sum, stream);
+  requests[2] = b.start(stream);
+  requests[3] = c.start(stream);
+  requests[0] = std::move(first);
+  EXPECT_TRUE(first.test());  // NOLINT: a moved-from request is done
+  for (size_t k = 0; k < 4; ++k) requests[rank % 2 == 0 ? k : 3 - k].wait();
+  EXPECT_TRUE(a.arrived());
+  EXPECT_TRUE(b.arrived());
+  EXPECT_TRUE(c.arrived());
+  for (size_t i = 0; i < sum.size(); i += 101)
+    ASSERT_EQ(sum[i], reduced<float>(size, static_cast<int64_t>(i), ReduceOp::sum, 5));
+}
+
 template <class T>
 void check_dtype(Communicator& comm, const std::vector<int64_t>& counts) {
   for (int64_t count : counts) {
     SCOPED_TRACE(name_of(dtype_of<T>::value));
     for (ReduceOp op : {ReduceOp::sum, ReduceOp::max, ReduceOp::min}) check_reductions<T>(comm, count, op);
     check_movements<T>(comm, count);
+    check_uneven<T>(comm, count);
   }
 }
 

@@ -47,6 +47,9 @@ TEST_P(ThreadCommunicatorOfSize, PointToPoint) {
 TEST_P(ThreadCommunicatorOfSize, ManyInFlight) {
   run_threads(GetParam(), testing::check_many_in_flight);
 }
+TEST_P(ThreadCommunicatorOfSize, UnevenExchangesInFlight) {
+  run_threads(GetParam(), testing::check_uneven_in_flight);
+}
 TEST_P(ThreadCommunicatorOfSize, RequestsMove) {
   run_threads(GetParam(), testing::check_moved_requests);
 }
@@ -245,6 +248,56 @@ TEST(ThreadCommunicatorFailure, DifferentCountsAreNamed) {
   EXPECT_THAT(message, HasSubstr("bytes where rank"));
 }
 
+// Rank 0 sends `sent` elements to rank 1, which expects `expected`, in messages of at most 60 bytes.
+std::string message_of_contradiction(int64_t sent, int64_t expected) {
+  CommunicatorOptions options;
+  options.max_message_bytes = 60;
+  options.timeout_seconds = 20;
+  return message_of([&] {
+    run_threads(
+        2,
+        [&](Communicator& comm) {
+          Stream stream;
+          const std::vector<int64_t> none{0, 0}, to_one{0, sent}, from_zero{expected, 0};
+          std::vector<float> in(static_cast<size_t>(comm.rank() == 0 ? sent : 0));
+          std::vector<float> out(static_cast<size_t>(comm.rank() == 0 ? 0 : expected));
+          comm.all_to_all_v(testing::view_of(in), comm.rank() == 0 ? to_one : none, testing::view_of(out),
+                            comm.rank() == 0 ? none : from_zero, stream)
+              .wait();
+        },
+        options);
+  });
+}
+
+TEST(ThreadCommunicatorFailure, PeersWithContradictoryCountsAreNamed) {
+  EXPECT_EQ(message_of_contradiction(7, 7), "nothing was thrown");
+  // Also where one size is a multiple of the largest message, so that all common pieces agree.
+  for (const auto& [sent, expected] : std::vector<std::pair<int64_t, int64_t>>{
+           {3, 4}, {4, 3}, {0, 1}, {1, 0}, {15, 30}, {30, 15}, {0, 15}, {15, 0}, {15, 16}, {16, 15}})
+    EXPECT_THAT(message_of_contradiction(sent, expected), HasSubstr("rank 0 of the group sent"))
+        << sent << " against " << expected;
+}
+
+TEST(ThreadCommunicatorFailure, WrongCountsAreRefused) {
+  const auto refused = [](std::vector<int64_t> send_counts, std::vector<int64_t> receive_counts, const char* why) {
+    const auto comms = make_thread_communicators(2);
+    Stream stream;
+    std::vector<float> in(6), out(4);
+    EXPECT_THAT(message_of([&] {
+                  comms[0]->all_to_all_v(testing::view_of(in), send_counts, testing::view_of(out), receive_counts,
+                                         stream);
+                }),
+                HasSubstr(why));
+  };
+  refused({1, 6, -1}, {1, 3}, "all_to_all_v to 3 counts for 2 ranks");
+  refused({1, 5}, {4}, "all_to_all_v from 1 counts for 2 ranks");
+  refused({7, -1}, {1, 3}, "all_to_all_v to rank 1: -1 elements");
+  refused({1, 5}, {-1, 5}, "all_to_all_v from rank 0: -1 elements");
+  refused({1, 4}, {1, 3}, "all_to_all_v to all ranks: 5 elements in a view of fp32 [6]");
+  refused({1, 5}, {1, 2}, "all_to_all_v from all ranks: 3 elements in a view of fp32 [4]");
+  refused({1, 5}, {2, 2}, "rank 0 sends 1 elements to itself and expects 2");
+}
+
 TEST(ThreadCommunicatorFailure, WrongArgumentsAreRefused) {
   const std::unique_ptr<Communicator> comm = make_self_communicator();
   Stream stream;
@@ -264,6 +317,10 @@ TEST(ThreadCommunicatorFailure, WrongArgumentsAreRefused) {
   EXPECT_THROW(comm->all_gather(six.slice(0, 0, 5), six, stream), InternalError);
   EXPECT_THROW(comm->all_gather(six, testing::view_of(y), stream), InternalError);
   EXPECT_THROW(comm->all_to_all(six, six, stream), InternalError);
+  const std::vector<int64_t> all{6};
+  EXPECT_THROW(comm->all_to_all_v(six, all, six, all, stream), InternalError);
+  EXPECT_THROW(comm->all_to_all_v(six, all, testing::view_of(y), all, stream), InternalError);
+  EXPECT_THROW(comm->all_to_all_v(matrix.transposed(), all, six, all, stream), InternalError);
   TensorView on_device = six;
   on_device.device.kind = DeviceKind::cuda;
   EXPECT_THROW(comm->all_reduce(on_device, ReduceOp::sum, stream), InternalError);

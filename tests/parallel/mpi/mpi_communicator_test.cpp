@@ -41,6 +41,9 @@ TEST(MpiCommunicator, PointToPoint) {
 TEST(MpiCommunicator, ManyInFlight) {
   testing::check_many_in_flight(*world);
 }
+TEST(MpiCommunicator, UnevenExchangesInFlight) {
+  testing::check_uneven_in_flight(*world);
+}
 TEST(MpiCommunicator, RequestsMove) {
   testing::check_moved_requests(*world);
 }
@@ -153,6 +156,21 @@ void play_mismatch(Communicator& comm, int64_t sent, int64_t expected) {
   sit_in_barrier(comm);
 }
 
+// Rank 1 announces 10 elements to rank 0, which expects 5: multiples of the largest message.
+void play_contradiction(Communicator& comm) {
+  Stream stream;
+  std::vector<int64_t> send_counts(static_cast<size_t>(comm.size()), 0), receive_counts = send_counts;
+  if (comm.rank() == 1) send_counts[0] = 10;
+  if (comm.rank() == 0) receive_counts[1] = 5;
+  std::vector<float> in(comm.rank() == 1 ? 10 : 0), out(comm.rank() == 0 ? 5 : 0);
+  try {
+    comm.all_to_all_v(testing::view_of(in), send_counts, testing::view_of(out), receive_counts, stream).wait();
+  } catch (const std::exception& failure) {
+    comm.abort(failure.what());
+  }
+  sit_in_barrier(comm);
+}
+
 int play(const std::string& name) {
   const std::map<std::string, std::function<void(Communicator&)>> scenarios{
       {"abort", play_abort},
@@ -161,6 +179,7 @@ int play(const std::string& name) {
       {"absent", play_absent},
       {"short", [](Communicator& comm) { play_mismatch(comm, 10, 20); }},
       {"long", [](Communicator& comm) { play_mismatch(comm, 20, 10); }},
+      {"contradiction", play_contradiction},
   };
   const auto scenario = scenarios.find(name);
   if (scenario == scenarios.end()) return 2;
@@ -168,6 +187,7 @@ int play(const std::string& name) {
     const MpiEnvironment mpi;
     CommunicatorOptions options;
     if (name == "absent") options.timeout_seconds = 0.5;
+    if (name == "contradiction") options.max_message_bytes = 20;
     const std::unique_ptr<Communicator> comm = make_mpi_world(options);
     scenario->second(*comm);
   } catch (const std::exception& failure) {
