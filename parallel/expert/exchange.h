@@ -37,16 +37,16 @@ class Exchange {
   // Every call below is collective over the group. chosen [tokens, k] i32.
   Route route(const TensorView& chosen, Stream& stream);
 
-  // Of each received row: its experts, counted from this rank's first one, -1 for those elsewhere, and their weights.
+  // Of each received row: its experts, counted from this rank's first one, -1 for those elsewhere, and their weights, 0 there.
   // chosen [tokens, k] i32, weights [tokens, k] acc -> local_chosen [num_received, k] i32, local_weights [num_received, k] acc.
   void send_choices(ops::OpContext& ctx, const Route& route, const TensorView& chosen, const TensorView& weights,
                     const TensorView& local_chosen, const TensorView& local_weights);
 
   // Rows to the experts: x [tokens, dim] -> received [num_received, dim]. `packed` [num_sent, dim] holds what is under way.
-  // Returns at once; `packed` and `received` belong to the request until it is done.
+  // Returns at once; `packed` and `received` belong to the request until it is done. One rank alone doesn't use `packed`.
   comm::Request dispatch(ops::OpContext& ctx, const Route& route, const TensorView& x, const TensorView& packed,
                          const TensorView& received);
-  // Rows back: rows [num_received, dim] -> returned [num_sent, dim].
+  // Rows back: rows [num_received, dim] -> returned [num_sent, dim]. On one rank alone they may be the same memory.
   comm::Request give_back(ops::OpContext& ctx, const Route& route, const TensorView& rows, const TensorView& returned);
   // y[t] = or += the sum of the token's returned rows, in rank order.
   void add_returned(ops::OpContext& ctx, const Route& route, const TensorView& returned, const TensorView& y,
