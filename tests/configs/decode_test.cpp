@@ -155,6 +155,36 @@ TEST(Decode, HybridModels) {
   EXPECT_THAT(to_yaml(config), testing::HasSubstr("  mixers: [kda, kda, mla]\n"));
 }
 
+TEST(Decode, TrainingOfHybridModels) {
+  const Config plain = parse(minimal);
+  EXPECT_EQ(plain.train.optimizer.name, OptimizerName::adamw);
+  EXPECT_FALSE(plain.data.document_mask);
+  EXPECT_EQ(plain.checkpoint.init_from, "");
+  EXPECT_EQ(plain.logging.peak_gflops, 0);
+  EXPECT_THAT(to_yaml(plain), testing::Not(testing::HasSubstr("momentum")));
+  EXPECT_THAT(to_yaml(plain), testing::Not(testing::HasSubstr("router_bias_rate")));
+
+  std::vector<std::string> overrides = hybrid;
+  overrides.insert(overrides.end(), {"train.optimizer.name=muon", "data.document_mask=true",
+                                     "checkpoint.init_from=runs/a", "logging={peak_gflops: 150.5}"});
+  const Config defaults = parse(minimal, overrides);
+  EXPECT_EQ(defaults.train.optimizer.momentum, 0.95);
+  EXPECT_EQ(defaults.train.optimizer.qk_clip, 100);
+  EXPECT_EQ(defaults.train.router_bias_rate, 1e-3);
+  overrides.insert(overrides.end(),
+                   {"train.optimizer.momentum=0.9", "train.optimizer.qk_clip=0", "train.router_bias_rate=2e-3"});
+  const Config config = parse(minimal, overrides);
+  const Config again = parse(to_yaml(config));
+  EXPECT_EQ(to_yaml(again), to_yaml(config));
+  EXPECT_EQ(again.train.optimizer.name, OptimizerName::muon);
+  EXPECT_EQ(again.train.optimizer.momentum, 0.9);
+  EXPECT_EQ(again.train.optimizer.qk_clip, 0);
+  EXPECT_EQ(again.train.router_bias_rate, 2e-3);
+  EXPECT_TRUE(again.data.document_mask);
+  EXPECT_EQ(again.checkpoint.init_from, "runs/a");
+  EXPECT_EQ(again.logging.peak_gflops, 150.5);
+}
+
 TEST(Decode, WithoutDenseLayersTheDenseWidthGoes) {
   std::vector<std::string> overrides = hybrid;
   overrides.push_back("model.first_k_dense_replace=0");
@@ -182,7 +212,7 @@ TEST(Decode, NullInTheFileMeansAbsentWhereAKeyMayBe) {
 }
 
 TEST(Decode, ReadsTheExamples) {
-  for (const auto& entry : std::filesystem::directory_iterator(project_root() / "configs")) {
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(project_root() / "configs")) {
     if (entry.path().extension() != ".yaml") continue;
     EXPECT_NO_THROW(load_config(entry.path().string())) << entry.path();
   }
@@ -292,14 +322,16 @@ TEST(Reference, AllKeys) {
           "model.num_experts", "model.first_k_dense_replace", "model.num_experts_per_token", "model.num_shared_experts",
           "model.moe_intermediate_size", "model.routed_scaling_factor", "model.moe_renormalize", "model.aux_loss_alpha",
           "data.seq_len", "data.train[].path", "data.train[].weight", "data.validation.path",
-          "data.validation.num_sequences", "data.validation.interval", "parallel.pipeline", "parallel.virtual_stages",
-          "parallel.data", "parallel.expert", "parallel.schedule", "parallel.block_transport", "parallel.split",
-          "train.num_steps", "train.global_batch_size", "train.micro_batch_size", "train.precision", "train.recompute",
-          "train.grad_clip", "train.optimizer.name", "train.optimizer.lr", "train.optimizer.weight_decay",
-          "train.optimizer.beta1", "train.optimizer.beta2", "train.optimizer.eps", "train.lr_schedule.name",
-          "train.lr_schedule.warmup_steps", "train.lr_schedule.decay_steps", "train.lr_schedule.min_lr_ratio",
-          "checkpoint.interval", "checkpoint.keep", "logging.interval", "logging.layer_stats_interval",
-          "debug.dump_step", "debug.dump_path"));
+          "data.validation.num_sequences", "data.validation.interval", "data.document_mask", "parallel.pipeline",
+          "parallel.virtual_stages", "parallel.data", "parallel.expert", "parallel.schedule",
+          "parallel.block_transport", "parallel.split", "train.num_steps", "train.global_batch_size",
+          "train.micro_batch_size", "train.precision", "train.recompute", "train.grad_clip", "train.router_bias_rate",
+          "train.optimizer.name", "train.optimizer.lr", "train.optimizer.weight_decay", "train.optimizer.momentum",
+          "train.optimizer.qk_clip", "train.optimizer.beta1", "train.optimizer.beta2", "train.optimizer.eps",
+          "train.lr_schedule.name", "train.lr_schedule.warmup_steps", "train.lr_schedule.decay_steps",
+          "train.lr_schedule.min_lr_ratio", "checkpoint.interval", "checkpoint.keep", "checkpoint.init_from",
+          "logging.interval", "logging.layer_stats_interval", "logging.peak_gflops", "debug.dump_step",
+          "debug.dump_path"));
 }
 
 // After a change of a key: LAMINA_UPDATE_DOCS=1 tests_configs writes the page anew.

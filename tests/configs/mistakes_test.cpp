@@ -66,8 +66,9 @@ const Edit edits[] = {
     {"    lr: 1e-3", "    lrr: 1e-3", "a.yaml:24: train.optimizer.lrr: unknown key, did you mean lr?"},
     {"    lr: 1e-3", "    lr: 1e-3\n    betas: [0.9, 0.95]",
      "a.yaml:25: train.optimizer.betas: unknown key, did you mean beta1?"},
-    {"    lr: 1e-3", "    lr: 1e-3\n    momentum: 0.9",
-     "a.yaml:25: train.optimizer.momentum: unknown key, expected one of name, lr, weight_decay, beta1, beta2, eps"},
+    {"    lr: 1e-3", "    lr: 1e-3\n    nesterov: true",
+     "a.yaml:25: train.optimizer.nesterov: unknown key, expected one of name, lr, weight_decay, momentum, qk_clip, "
+     "beta1, beta2, eps"},
     {"model:\n", "modle:\n", "a.yaml:3: modle: unknown key, did you mean model?"},
     {"", "optim: {}\n",
      "a.yaml:26: optim: unknown key, expected one of run, model, data, parallel, train, checkpoint, "
@@ -154,7 +155,8 @@ const Edit edits[] = {
      "a.yaml:20: train.precision: found 'fp16', expected one of fp32, bf16, fp64"},
     {"  num_steps: 100", "  precision: [bf16]\n  num_steps: 100",
      "a.yaml:20: train.precision: found a list, expected one of fp32, bf16, fp64"},
-    {"lr: 1e-3", "lr: 1e-3\n    name: sgd", "a.yaml:25: train.optimizer.name: found 'sgd', expected adamw"},
+    {"lr: 1e-3", "lr: 1e-3\n    name: sgd",
+     "a.yaml:25: train.optimizer.name: found 'sgd', expected one of adamw, muon"},
     {"  name: tiny", "  device: gpu", "a.yaml:2: run.device: found 'gpu', expected cpu"},
     {"  name: tiny", "  device: cuda", "a.yaml:2: run.device: found 'cuda', but this build has no CUDA; expected cpu"},
     // Missing
@@ -181,7 +183,8 @@ const Edit edits[] = {
      "a.yaml:6: model.residual: found 'block attn_res', expected one of standard, full_attnres, block_attnres; did you "
      "mean block_attnres?"},
     {"    lr: 1e-3\n", "    ? |\n      a\n      b\n    : 1\n",
-     "a.yaml:24: train.optimizer.a b : unknown key, expected one of name, lr, weight_decay, beta1, beta2, eps"},
+     "a.yaml:24: train.optimizer.a b : unknown key, expected one of name, lr, weight_decay, momentum, qk_clip, beta1, "
+     "beta2, eps"},
     // Keys that do not go together
     {"residual: block_attnres", "residual: standard",
      "a.yaml:7: model.attn_res_block_size has no effect with model.residual: standard; remove it "
@@ -316,6 +319,21 @@ const Override wrong_overrides[] = {
      "command line: parallel={pipeline: 3, split: [2, 0, 2]}: parallel.split[1]: found 0, expected at least 1: only "
      "the "
      "first and the last chunk may have no layers"},
+    {"train.optimizer.name=moun",
+     "command line: train.optimizer.name=moun: train.optimizer.name: found 'moun', expected one of adamw, muon; did "
+     "you mean muon?"},
+    {"train.optimizer={name: muon, lr: 1e-3, momentum: 1}",
+     "command line: train.optimizer={name: muon, lr: 1e-3, momentum: 1}: train.optimizer.momentum: found 1, expected "
+     "at least 0 and below 1"},
+    {"train.optimizer={name: muon, lr: 1e-3, qk_clip: -1}",
+     "command line: train.optimizer={name: muon, lr: 1e-3, qk_clip: -1}: train.optimizer.qk_clip: found -1, expected "
+     "at least 0"},
+    {"train.router_bias_rate=-1",
+     "command line: train.router_bias_rate=-1: train.router_bias_rate: found -1, expected at least 0"},
+    {"data.document_mask=2",
+     "command line: data.document_mask=2: data.document_mask: found '2', expected true or false"},
+    {"logging={peak_gflops: -1}",
+     "command line: logging={peak_gflops: -1}: logging.peak_gflops: found -1, expected at least 0"},
     {"train.num_steps",
      "command line: train.num_steps: found no key.path=value, expected one like train.num_steps=100"},
     {"=5", "command line: =5: found no key.path=value, expected one like train.num_steps=100"},
@@ -458,23 +476,22 @@ TEST(Mistakes, ExpertsFitTogether) {
             "command line: model.gate_lower_bound=0: model.gate_lower_bound: found 0, expected below 0");
 }
 
-TEST(Mistakes, WhatIsPlannedButNotTrained) {
-  const auto message = [](const std::vector<std::string>& overrides) -> std::string {
-    try {
-      require_trainable(parse_config(base, "a.yaml", overrides));
-    } catch (const Error& failure) {
-      return failure.what();
-    }
-    return "no error";
-  };
-  EXPECT_EQ(message({}), "no error");
-  EXPECT_EQ(message({"model.mixers=[mla]"}), "no error");
-  EXPECT_EQ(message({"model.num_experts=8", "model.num_experts_per_token=2", "model.moe_intermediate_size=16"}),
-            "model.num_experts: found 8, expected 0: this version plans mixture-of-experts layers but does not train "
-            "them");
-  EXPECT_EQ(
-      message({"model.mixers=[mla, kda]", "model.linear_num_heads=2", "model.linear_head_dim=8"}),
-      "model.mixers: found kda, expected mla alone: this version plans Kimi Delta Attention but does not train it");
+// Keys of Muon without Muon, and of experts without experts, would be ignored.
+TEST(Mistakes, KeysOfMuonAndOfExpertsNeedThem) {
+  for (const char* key : {"momentum", "qk_clip"}) {
+    const std::string path = fmt::format("train.optimizer.{}", key), given = path + "=0.5";
+    EXPECT_EQ(message_of(base, {given}),
+              fmt::format("command line: {}: {} has no effect with train.optimizer.name: adamw; remove it ({}=null on "
+                          "the command line)",
+                          given, path, path));
+    EXPECT_EQ(message_of(base, {"train.optimizer.name=muon", given}), "no error");
+  }
+  EXPECT_EQ(message_of(base, {"train.router_bias_rate=0"}),
+            "command line: train.router_bias_rate=0: train.router_bias_rate has no effect with model.num_experts: 0; "
+            "remove it (train.router_bias_rate=null on the command line)");
+  EXPECT_EQ(message_of(base, {"model.num_experts=8", "model.num_experts_per_token=2", "model.moe_intermediate_size=16",
+                              "train.router_bias_rate=0"}),
+            "no error");
 }
 
 TEST(Mistakes, TransportOfBlocksNeedsBlocks) {

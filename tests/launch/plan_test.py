@@ -56,8 +56,8 @@ def main() -> int:
     expect("a bad number", lamina("plan", tiny, TINY, "--memory-gib", "-1"), 1, error=r"memory-gib")
     expect("an unknown option", lamina("plan", tiny, "--rank", "3"), 1, error=r"did you mean --ranks\?")
 
-    expect("check: planned, not trained", lamina("check", large, "--ranks", "64"), 1,
-           error=r"model\.mixers: found kda, expected mla alone: this version plans Kimi Delta Attention but does not train it")
+    expect("check: the 48B model is trainable, its data is not here", lamina("check", large, "--ranks", "64"), 1,
+           error=r"data/pretraining: ")
     expect("check: ranks", lamina("check", tiny, TINY, "--ranks", "6", "parallel.pipeline=4"), 1,
            error=r"parallel\.pipeline: found 4 with 6 ranks, expected a divisor .* the nearest are 4 and 8")
     expect("check: batch", lamina("check", tiny, TINY, "--ranks", "6", "parallel.pipeline=2"), 1,
