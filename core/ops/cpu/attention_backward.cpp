@@ -81,8 +81,8 @@ void pack(const AttentionBackward& args, const Share& share, const PackedHead& p
   }
 }
 
-// Scores to probabilities, and their gradient to that of the scores: P = exp(S - lse), dS = P (dP - delta). Zeros after `count`.
-void score_gradients(float* probability, float* dscore, size_t count, float lse, float delta) {
+// Scores to probabilities, and their gradient to that of the scores: P = exp(S - lse), dS = P (dP - delta). Zeros outside [first, count).
+void score_gradients(float* probability, float* dscore, size_t first, size_t count, float lse, float delta) {
   const FloatTag d;
   const auto shift = hn::Set(d, lse), mean = hn::Set(d, delta);
   size_t i = 0;
@@ -93,6 +93,11 @@ void score_gradients(float* probability, float* dscore, size_t count, float lse,
       const auto visible = hn::FirstN(d, count - i);
       p = hn::IfThenElseZero(visible, p);
       ds = hn::IfThenElseZero(visible, ds);
+    }
+    if (i < first) {
+      const auto before = hn::FirstN(d, first - i);
+      p = hn::IfThenZeroElse(before, p);
+      ds = hn::IfThenZeroElse(before, ds);
     }
     hn::Store(p, d, probability + i);
     hn::Store(ds, d, dscore + i);
@@ -116,12 +121,15 @@ void key_tile(const AttentionBackward& args, const Share& share, const PackedHea
   for (size_t index = keys; index < shape.num_tiles(); ++index) {
     const Mask mask = index == keys ? Mask::columns_after_row : Mask::none;
     const size_t first = index * tile, count = shape.rows_of_tile(index), rows = round_up(count, block_rows);
+    if (document_start(args.document_starts, share.batch, first) >= first_key + tile) break;
     multiply_masked_output({packed.q + first * qk4, qk4}, packed.k_transposed + first_key * qk4, qk4 * panel_width,
                            shape.d_qk, rows, num_keys, mask, work.probability, tile);
     multiply_masked_output({packed.d_o + first * v4, v4}, packed.v_transposed + first_key * v4, v4 * panel_width,
                            shape.d_v, rows, num_keys, mask, work.dscore, tile);
     for (size_t r = 0; r < count; ++r) {
-      score_gradients(work.probability + r * tile, work.dscore + r * tile, mask == Mask::none ? num_keys : r + 1,
+      const size_t start = document_start(args.document_starts, share.batch, first + r);
+      const size_t from = start > first_key ? start - first_key : 0;
+      score_gradients(work.probability + r * tile, work.dscore + r * tile, from, mask == Mask::none ? num_keys : r + 1,
                       lse[first + r], packed.delta[first + r]);
     }
     multiply_masked_left<Left::transposed>({work.probability, tile}, packed.d_o_panels + first * panel_width, panel,

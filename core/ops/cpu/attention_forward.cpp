@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <span>
 #include <vector>
 
 #include "core/device/cpu/parallel_for.h"
@@ -30,6 +31,7 @@ struct ForwardTile {
   float* o;        // [tile, v_padded]
   float* largest;  // [tile]
   float* total;    // [tile]
+  float* most;     // [1]: the largest of this thread's logits
 };
 
 }  // namespace
@@ -64,12 +66,17 @@ void pack(const AttentionForward& args, const Share& share, const PackedKeys& pa
   }
 }
 
-// Scores of one row to probabilities relative to the row's running maximum; zeros after `count`. Returns the factor by which
-// what was summed before must shrink.
-float online_softmax(float* scores, size_t count, float& largest, float& total) {
+// Scores [first, count) of one row to probabilities relative to the row's running maximum; zeros elsewhere in the tile. Returns
+// the factor by which what was summed before must shrink.
+float online_softmax(float* scores, size_t first, size_t count, float& largest, float& total) {
   const FloatTag d;
+  if (first >= count) {
+    std::fill(scores, scores + tile, 0.0f);
+    return 1.0f;
+  }
   const auto minus_infinity = hn::Set(d, -std::numeric_limits<float>::infinity());
   auto most = minus_infinity;
+  std::fill(scores, scores + first, -std::numeric_limits<float>::infinity());
   for (size_t i = 0; i < count; i += num_lanes) {
     auto s = hn::Load(d, scores + i);
     if (i + num_lanes > count) {
@@ -114,14 +121,16 @@ void forward_tile(const AttentionForward& args, const Share& share, const Packed
   std::fill(work.o, work.o + rows * v_padded, 0.0f);
   std::fill(work.largest, work.largest + tile, -std::numeric_limits<float>::infinity());
   std::fill(work.total, work.total + tile, 0.0f);
-  for (size_t keys = 0; keys <= index; ++keys) {
+  for (size_t keys = document_start(args.document_starts, share.batch, first) / tile; keys <= index; ++keys) {
     const Mask mask = keys == index ? Mask::columns_after_row : Mask::none;
     const size_t num_keys = shape.rows_of_tile(keys);
     multiply_masked_output({work.rows, qk4}, packed.k_transposed + keys * tile * qk4, qk4 * panel_width, shape.d_qk,
                            rows, num_keys, mask, work.scores, tile);
     for (size_t r = 0; r < count; ++r) {
       const size_t visible = mask == Mask::none ? num_keys : r + 1;
-      const float factor = online_softmax(work.scores + r * tile, visible, work.largest[r], work.total[r]);
+      const size_t start = document_start(args.document_starts, share.batch, first + r);
+      const size_t from = start > keys * tile ? start - keys * tile : 0;
+      const float factor = online_softmax(work.scores + r * tile, from, visible, work.largest[r], work.total[r]);
       if (factor != 1.0f && keys > 0) scale_row(work.o + r * v_padded, v_padded, factor);
     }
     multiply_masked_left<Left::plain>({work.scores, tile}, packed.v + keys * tile * panel_width,
@@ -133,6 +142,7 @@ void forward_tile(const AttentionForward& args, const Share& share, const Packed
     write_row(work.o + r * v_padded, shape.d_v, 1.0f / work.total[r],
               row_of<T>(args.o, share.batch, share.head, first + r));
     lse[r] = work.largest[r] + std::log(work.total[r]);
+    *work.most = std::max(*work.most, work.largest[r]);
   }
 }
 
@@ -145,6 +155,7 @@ void forward_pack(const AttentionForward& args, const Share& share, const Packed
 
 void forward_tiles(const AttentionForward& args, const Share& share, const PackedKeys& packed,
                    const ForwardTile& work) {
+  *work.most = -std::numeric_limits<float>::infinity();
   for (size_t index = 0; index < shape_of(args).num_tiles(); ++index) {
     if (!share.owns(index)) continue;
     if (args.q.dtype == DType::bf16)
@@ -169,6 +180,9 @@ const char* refuses(const AttentionForward& args) {
 }
 
 void attention_forward(OpContext& ctx, const AttentionForward& args) {
+  if (args.max_logit) {
+    std::fill_n(args.max_logit.as<float>(), args.max_logit.num_elements(), -std::numeric_limits<float>::infinity());
+  }
   if (args.q.num_elements() == 0 && args.o.num_elements() == 0) return;
   const HeadShape shape{static_cast<size_t>(args.q.size(1)), static_cast<size_t>(args.q.size(3)),
                         static_cast<size_t>(args.v.size(3))};
@@ -180,14 +194,21 @@ void attention_forward(OpContext& ctx, const AttentionForward& args) {
     packed.push_back({take_floats(ctx, shape.padded_tokens() * shape.qk4()),
                       take_floats(ctx, shape.padded_tokens() * shape.v_padded())});
     work.push_back({take_floats(ctx, tile * std::max(shape.qk4(), shape.v4())), take_floats(ctx, tile * tile),
-                    take_floats(ctx, tile * shape.v_padded()), take_floats(ctx, tile), take_floats(ctx, tile)});
+                    take_floats(ctx, tile * shape.v_padded()), take_floats(ctx, tile), take_floats(ctx, tile),
+                    take_floats(ctx, 1)});
   }
+  const auto keep_largest = [&](int64_t batch, int64_t head, std::span<const ForwardTile> tiles) {
+    if (!args.max_logit) return;
+    float& largest = args.max_logit.as<float>()[batch * args.q.size(2) + head];
+    for (const ForwardTile& own : tiles) largest = std::max(largest, *own.most);
+  };
   for_heads(
       args.q.size(0), args.q.size(2), threads,
       [&](int thread, int64_t batch, int64_t head) {
         const auto slot = static_cast<size_t>(thread);
         HWY_DYNAMIC_DISPATCH(forward_pack)(args, {batch, head, 0, 1}, packed[slot], work[slot]);
         HWY_DYNAMIC_DISPATCH(forward_tiles)(args, {batch, head, 0, 1}, packed[slot], work[slot]);
+        keep_largest(batch, head, {&work[slot], 1});
       },
       [&](int64_t batch, int64_t head) {
         const auto parts = static_cast<size_t>(threads);
@@ -199,6 +220,7 @@ void attention_forward(OpContext& ctx, const AttentionForward& args) {
           const auto part = static_cast<size_t>(thread);
           HWY_DYNAMIC_DISPATCH(forward_tiles)(args, {batch, head, part, parts}, packed[0], work[part]);
         });
+        keep_largest(batch, head, work);
       });
 }
 

@@ -40,6 +40,13 @@ struct Share {
   }
 };
 
+// Of a query in a tile: the first key of its document, in tokens of its sequence.
+inline size_t document_start(const TensorView& starts, int64_t batch, size_t token) {
+  return starts ? static_cast<size_t>(static_cast<const int32_t*>(
+                      starts.data)[batch * starts.size(1) + static_cast<int64_t>(token)])
+                : 0;
+}
+
 // Heads first: `whole(thread, batch, head)` for as many as divide evenly among the threads, then the remaining heads one after the
 // other, each shared by all threads: `shared(batch, head)`.
 template <class Whole, class Shared>

@@ -15,6 +15,11 @@ HWY_INLINE V sigmoid(V z) {
   return hn::Div(one, hn::Add(one, fast_exp(D(), exponent)));
 }
 
+// One where there are no weights: exact, and free beside the exponential.
+HWY_INLINE V weight_of(const TensorView& weight, int64_t t) {
+  return hn::Set(D(), weight ? static_cast<const float*>(weight.data)[t] : 1.0f);
+}
+
 template <class T>
 void forward_rows(const SwigluForward& args, int64_t begin, int64_t end) {
   const size_t width = static_cast<size_t>(args.y.size(1));
@@ -22,9 +27,10 @@ void forward_rows(const SwigluForward& args, int64_t begin, int64_t end) {
     const T* gate = row<T>(args.gate_up, t);
     const T* up = gate + width;
     T* y = row<T>(args.y, t);
+    const V weight = weight_of(args.weight, t);
     each_vector(width, [&](size_t i, auto part) LAMINA_VECTOR_BODY {
       const V z = load(part, gate + i);
-      store(part, hn::Mul(hn::Mul(z, sigmoid(z)), load(part, up + i)), y + i);
+      store(part, hn::Mul(hn::Mul(hn::Mul(z, sigmoid(z)), load(part, up + i)), weight), y + i);
     });
   }
 }
@@ -40,15 +46,21 @@ void backward_rows(const SwigluBackward& args, int64_t begin, int64_t end) {
     T* dgate = row<T>(args.dgate_up, t);
     T* dup = dgate + width;
     T* y = with_y ? row<T>(args.y, t) : nullptr;
-    each_vector(width, [&](size_t i, auto part) LAMINA_VECTOR_BODY {
-      const V z = load(part, gate + i), u = load(part, up + i), g = load(part, dy + i);
+    const V weight = weight_of(args.weight, t);
+    V dweight[4] = {hn::Zero(D()), hn::Zero(D()), hn::Zero(D()), hn::Zero(D())};
+    each_vector_by_4(width, [&](size_t i, auto part, auto k) LAMINA_VECTOR_BODY {
+      const V z = load(part, gate + i), u = load(part, up + i), unweighted = load(part, dy + i);
+      const V g = hn::Mul(unweighted, weight);
       const V s = sigmoid(z);
       const V silu = hn::Mul(z, s);
       const V slope = hn::MulAdd(silu, hn::Sub(one, s), s);  // s (1 + z (1 - s))
       store(part, hn::Mul(hn::Mul(g, u), slope), dgate + i);
       store(part, hn::Mul(g, silu), dup + i);
-      if constexpr (with_y) store(part, hn::Mul(silu, u), y + i);
+      const V product = hn::Mul(silu, u);
+      if constexpr (with_y) store(part, hn::Mul(product, weight), y + i);
+      dweight[k] = hn::MulAdd(unweighted, product, dweight[k]);
     });
+    if (args.dweight) static_cast<float*>(args.dweight.data)[t] = sum_of_lanes(dweight);
   }
 }
 

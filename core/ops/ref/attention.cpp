@@ -21,6 +21,10 @@ Rows<T> rows_of(const TensorView& view, int64_t batch, int64_t head) {
   return {view.as<T>() + batch * view.stride(0) + head * view.stride(2), view.stride(1)};
 }
 
+int64_t document_start(const TensorView& starts, int64_t batch, int64_t token) {
+  return starts ? starts.as<int32_t>()[batch * starts.size(1) + token] : 0;
+}
+
 template <class T>
 acc_t<T> dot(const T* a, const T* b, int64_t width) {
   acc_t<T> sum = 0;
@@ -36,21 +40,25 @@ void forward_head(const AttentionForward& args, int64_t batch, int64_t head, acc
   const auto v = rows_of<T>(args.v, batch, head), o = rows_of<T>(args.o, batch, head);
   Acc* lse = args.lse.as<Acc>() + (batch * args.q.size(2) + head) * num_tokens;
   const Acc scale = static_cast<Acc>(args.scale);
+  Acc largest_of_all = -std::numeric_limits<Acc>::infinity();
   for (int64_t i = 0; i < num_tokens; ++i) {
+    const int64_t start = document_start(args.document_starts, batch, i);
     Acc largest = -std::numeric_limits<Acc>::infinity();
-    for (int64_t j = 0; j <= i; ++j) {
+    for (int64_t j = start; j <= i; ++j) {
       probability[j] = scale * dot(q.row(i), k.row(j), d_qk);
       largest = std::max(largest, probability[j]);
     }
     Acc total = 0;
-    for (int64_t j = 0; j <= i; ++j) total += probability[j] = std::exp(probability[j] - largest);
+    for (int64_t j = start; j <= i; ++j) total += probability[j] = std::exp(probability[j] - largest);
     std::fill(sum, sum + d_v, Acc{0});
-    for (int64_t j = 0; j <= i; ++j) {
+    for (int64_t j = start; j <= i; ++j) {
       for (int64_t d = 0; d < d_v; ++d) sum[d] += probability[j] * static_cast<Acc>(v.row(j)[d]);
     }
     for (int64_t d = 0; d < d_v; ++d) o.row(i)[d] = static_cast<T>(sum[d] / total);
     lse[i] = largest + std::log(total);
+    largest_of_all = std::max(largest_of_all, largest);
   }
+  if (args.max_logit) args.max_logit.as<Acc>()[batch * args.q.size(2) + head] = largest_of_all;
 }
 
 template <class T>
@@ -75,7 +83,7 @@ void backward_head(const AttentionBackward& args, int64_t batch, int64_t head, c
   for (int64_t i = 0; i < num_tokens; ++i) {
     const Acc delta = dot(d_o.row(i), o.row(i), d_v);
     std::fill(sums.dq, sums.dq + d_qk, Acc{0});
-    for (int64_t j = 0; j <= i; ++j) {
+    for (int64_t j = document_start(args.document_starts, batch, i); j <= i; ++j) {
       const Acc p = std::exp(scale * dot(q.row(i), k.row(j), d_qk) - lse[i]);
       const Acc ds = scale * p * (dot(d_o.row(i), v.row(j), d_v) - delta);
       for (int64_t d = 0; d < d_qk; ++d) {

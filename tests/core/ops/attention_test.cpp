@@ -1,6 +1,7 @@
 #include "core/ops/attention.h"
 
 #include <functional>
+#include <limits>
 #include <thread>
 
 #include "core/device/cpu/parallel_for.h"
@@ -258,6 +259,162 @@ TEST(Attention, BackwardIsReproducibleAndItsThreadsAgree) {
     EXPECT_NEAR(results[0][n], results[2][n], 1e-4);
     EXPECT_NEAR(results[0][n], results[3][n], 1e-4);
   }
+}
+
+// Sequences of packed documents, given the documents' lengths.
+Tensor starts_of(int64_t batch, const std::vector<int64_t>& lengths) {
+  int64_t tokens = 0;
+  for (int64_t length : lengths) tokens += length;
+  Tensor starts(DType::i32, {batch, tokens});
+  int64_t first = 0;
+  for (int64_t length : lengths) {
+    for (int64_t t = first; t < first + length; ++t) {
+      for (int64_t b = 0; b < batch; ++b) test::set(starts, b * tokens + t, static_cast<double>(first));
+    }
+    first += length;
+  }
+  return starts;
+}
+
+// The largest difference between packed documents and each one on its own, of everything that forward and backward return.
+double packed_against_separate(OpContext& ctx, DType dtype, int64_t heads, const std::vector<int64_t>& lengths) {
+  const Tensor starts = starts_of(2, lengths);
+  const int64_t tokens = starts->size(1), d_qk = 24, d_v = 20;
+  const Size size{2, tokens, heads, d_qk, d_v};
+  const double scale = 0.3;
+  const Inputs in = make_inputs(dtype, size, true, 1.0);
+  const Tensor d_o = test::normal(dtype, {2, tokens, heads, d_v}, 4), o = test::poisoned(dtype, d_o->shape),
+               lse = test::poisoned(accumulation_dtype(dtype), {2, heads, tokens}),
+               most = test::poisoned(accumulation_dtype(dtype), {2, heads});
+  Inputs grad = make_inputs(dtype, size, true, 1.0);
+  for (const TensorView& view : {grad.q, grad.k, grad.v}) test::poison(view);
+  attention_forward(ctx, {in.q, in.k, in.v, scale, o, lse, starts, most});
+  attention_backward(ctx, {in.q, in.k, in.v, scale, o, lse, d_o, grad.q, grad.k, grad.v, starts});
+  double worst = 0;
+  const auto compare = [&](const TensorView& packed, const TensorView& separate) {
+    for (int64_t n = 0; n < packed.num_elements(); ++n) {
+      const double d = std::abs(test::get(packed, n) - test::get(separate, n));
+      worst = d <= worst ? worst : d;  // NaN stays
+    }
+  };
+  Tensor largest(most->dtype, most->shape);
+  test::fill(largest, -1e30);
+  int64_t first = 0;
+  for (int64_t length : lengths) {
+    const auto part = [&](const TensorView& view) { return view.slice(1, first, first + length); };
+    const Tensor o1 = test::poisoned(dtype, {2, length, heads, d_v}),
+                 lse1 = test::poisoned(lse->dtype, {2, heads, length}), most1 = test::poisoned(lse->dtype, {2, heads});
+    const Tensor dq = test::poisoned(dtype, {2, length, heads, d_qk}), dk = test::poisoned(dtype, dq->shape),
+                 dv = test::poisoned(dtype, o1->shape);
+    attention_forward(ctx, {part(in.q), part(in.k), part(in.v), scale, o1, lse1, {}, most1});
+    attention_backward(ctx, {part(in.q), part(in.k), part(in.v), scale, part(o), lse1, part(d_o), dq, dk, dv});
+    compare(part(o), o1);
+    compare(lse.view().slice(2, first, first + length), lse1);
+    compare(part(grad.q), dq);
+    compare(part(grad.k), dk);
+    compare(part(grad.v), dv);
+    for (int64_t n = 0; n < most1->num_elements(); ++n) {
+      test::set(largest, n, std::max(test::get(largest, n), test::get(most1, n)));
+    }
+    first += length;
+  }
+  // The largest logit does not depend on the order of sums over keys.
+  EXPECT_EQ(test::values(most), test::values(largest));
+  return worst;
+}
+
+// The reference sums in the order of keys: packing changes nothing. So do the kernels where documents begin at whole tiles
+// (64 tokens); elsewhere a document's keys fall into other tiles, and sums differ by rounding.
+TEST(Attention, PackedDocumentsEqualSeparateRuns) {
+  TestContext test;
+  const std::vector<std::vector<int64_t>> any = {{5}, {3, 4}, {1, 1, 1}, {40, 30, 70, 60}, {63, 2, 130}, {200, 7}};
+  const int threads = cpu::num_threads();
+  for (int count : {1, 2}) {
+    cpu::set_num_threads(count);
+    for (const auto& lengths : any) {
+      EXPECT_EQ(packed_against_separate(test.reference, DType::f64, 3, lengths), 0.0);
+      EXPECT_LE(packed_against_separate(test.fastest, DType::f32, 3, lengths), 3e-5);
+      EXPECT_LE(packed_against_separate(test.fastest, DType::bf16, 3, lengths), 0.1);  // gradients up to 8
+    }
+  }
+  cpu::set_num_threads(1);  // with more, a head's tiles are dealt by their number in the sequence
+  for (DType dtype : {DType::f32, DType::bf16}) {
+    EXPECT_EQ(packed_against_separate(test.fastest, dtype, 3, {64, 128, 30}), 0.0);
+    EXPECT_EQ(packed_against_separate(test.fastest, dtype, 1, {192, 64}), 0.0);
+  }
+  cpu::set_num_threads(threads);
+}
+
+// A document's logits must not be disturbed by a neighbour's, however large.
+TEST(Attention, ANeighbourWithHugeLogitsChangesNothing) {
+  TestContext test;
+  const Tensor starts = starts_of(1, {37, 50});
+  for (DType dtype : {DType::f32, DType::f64}) {
+    const Tensor k = test::normal(dtype, {1, 87, 1, 8}, 1), v = test::normal(dtype, {1, 87, 1, 8}, 2),
+                 d_o = test::normal(dtype, {1, 87, 1, 8}, 3);
+    for (int64_t n = 0; n < 37 * 8; ++n) test::set(k, n, 1e6 * test::get(k, n));
+    const Tensor o = test::poisoned(dtype, {1, 87, 1, 8}), lse = test::poisoned(dtype, {1, 1, 87}),
+                 most = test::poisoned(dtype, {1, 1});
+    const Tensor dq = test::poisoned(dtype, k->shape), dk = test::poisoned(dtype, k->shape),
+                 dv = test::poisoned(dtype, k->shape);
+    attention_forward(test.fastest, {k, k, v, 1.0, o, lse, starts, most});
+    attention_backward(test.fastest, {k, k, v, 1.0, o, lse, d_o, dq, dk, dv, starts});
+    EXPECT_GT(test::get(most, 0), 1e12);
+    for (int64_t n = 37 * 8; n < 87 * 8; ++n) {
+      for (const TensorView& view : {o.view(), dq.view(), dk.view(), dv.view()}) {
+        ASSERT_LE(std::abs(test::get(view, n)), 1e4);  // NaN and infinity fail
+      }
+    }
+  }
+}
+
+TEST(Attention, LargestLogit) {
+  TestContext test;
+  for (DType dtype : {DType::f32, DType::bf16, DType::f64}) {
+    const Size size{2, 150, 3, 12, 8};
+    const Inputs in = make_inputs(dtype, size, false, 1.0);
+    const Tensor o = test::poisoned(dtype, {2, 150, 3, 8}),
+                 lse = test::poisoned(accumulation_dtype(dtype), {2, 3, 150}),
+                 most = test::poisoned(accumulation_dtype(dtype), {2, 3});
+    attention_forward(test.fastest, {in.q, in.k, in.v, -0.7, o, lse, {}, most});
+    for (int64_t b = 0; b < 2; ++b) {
+      for (int64_t h = 0; h < 3; ++h) {
+        double want = -1e300;
+        for (int64_t i = 0; i < 150; ++i) {
+          for (int64_t j = 0; j <= i; ++j) {
+            double sum = 0;
+            for (int64_t d = 0; d < 12; ++d) {
+              sum +=
+                  test::get(in.q, ((b * 150 + i) * 3 + h) * 12 + d) * test::get(in.k, ((b * 150 + j) * 3 + h) * 12 + d);
+            }
+            want = std::max(want, -0.7 * sum);
+          }
+        }
+        EXPECT_NEAR(test::get(most, b * 3 + h), want, 64 * test::epsilon_of(accumulation_dtype(dtype)) * want);
+      }
+    }
+    const Tensor no_lse(lse->dtype, {2, 3, 0});
+    const TensorView none = in.q.slice(1, 0, 0), no_value = in.v.slice(1, 0, 0);
+    attention_forward(test.fastest, {none, none, no_value, 1.0, no_value, no_lse, {}, most});
+    for (double value : test::values(most)) EXPECT_EQ(value, -std::numeric_limits<double>::infinity());
+  }
+}
+
+TEST(Attention, RefusesDocumentsThatOverlap) {
+  TestContext test;
+  const Tensor q(DType::f32, {1, 4, 2, 8}), o(DType::f32, {1, 4, 2, 8}), lse(DType::f32, {1, 2, 4}),
+      most(DType::f32, {1, 2}), starts(DType::i32, {1, 4});
+  test::fill_normal(q, 1);
+  const auto run = [&](std::vector<int> values, const TensorView& largest) {
+    for (int64_t t = 0; t < 4; ++t) test::set(starts, t, values[static_cast<size_t>(t)]);
+    attention_forward(test.fastest, {q, q, q, 1.0, o, lse, starts, largest});
+  };
+  EXPECT_NO_THROW(run({0, 0, 2, 3}, most));
+  EXPECT_THROW(run({0, 0, 3, 3}, most), InternalError);  // begins after its token
+  EXPECT_THROW(run({0, 1, 0, 3}, most), InternalError);  // goes back
+  EXPECT_THROW(run({-1, 0, 0, 3}, most), InternalError);
+  EXPECT_THROW(run({0, 0, 0, 0}, lse), InternalError);
+  EXPECT_THROW(attention_forward(test.fastest, {q, q, q, 1.0, o, lse, lse}), InternalError);
 }
 
 TEST(Attention, RefusesShapesThatDisagree) {

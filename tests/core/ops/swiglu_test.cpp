@@ -77,6 +77,67 @@ TEST(Swiglu, SigmoidIsAccurateEverywhere) {
   }
 }
 
+// y = w silu(gate) up: the gradients of gate and up carry w, that of w is the sum over the row.
+TEST(Swiglu, RowWeightsFollowFiniteDifferences) {
+  TestContext context;
+  const int64_t width = 5;
+  const Tensor gate_up = test::normal(DType::f64, {3, 2 * width}, 1), dy = test::normal(DType::f64, {3, width}, 2),
+               weight = test::normal(DType::f64, {3}, 3), y = test::poisoned(DType::f64, {3, width}),
+               d = test::poisoned(DType::f64, {3, 2 * width}), dweight = test::poisoned(DType::f64, {3});
+  swiglu_backward(context.fastest, {gate_up, dy, d, {}, weight, dweight});
+  const auto objective = [&] {
+    swiglu_forward(context.fastest, {gate_up, y, weight});
+    double sum = 0;
+    for (int64_t n = 0; n < y->num_elements(); ++n) sum += test::get(y, n) * test::get(dy, n);
+    return sum;
+  };
+  const double h = 1e-6;
+  const std::vector<std::pair<TensorView, TensorView>> pairs = {{gate_up, d}, {weight, dweight}};
+  for (const auto& [x, dx] : pairs) {
+    for (int64_t n = 0; n < x.num_elements(); ++n) {
+      const double value = test::get(x, n);
+      test::set(x, n, value + h);
+      const double above = objective();
+      test::set(x, n, value - h);
+      const double below = objective();
+      test::set(x, n, value);
+      EXPECT_NEAR(test::get(dx, n), (above - below) / (2 * h), 1e-8);
+    }
+  }
+}
+
+TEST(Swiglu, RowWeightsMatchFloat64AndOnesChangeNothing) {
+  TestContext context;
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    for (const int64_t width : {1, 17, 64, 130}) {
+      const int64_t tokens = 19;
+      const Tensor gate_up = test::normal(dtype, {tokens, 2 * width}, 1, 4.0),
+                   dy = test::normal(dtype, {tokens, width}, 2), weight = test::normal(DType::f32, {tokens}, 3),
+                   y = test::poisoned(dtype, {tokens, width}), again = test::poisoned(dtype, {tokens, width}),
+                   d = test::poisoned(dtype, {tokens, 2 * width}), dweight = test::poisoned(DType::f32, {tokens}),
+                   ones = test::zeros(DType::f32, {tokens});
+      test::Mirror m;
+      swiglu_forward(context.reference, {m(gate_up), m(y), m(weight)});
+      swiglu_backward(context.reference, {m(gate_up), m(dy), m(d), {}, m(weight), m(dweight)});
+      swiglu_forward(context.fastest, {gate_up, y, weight});
+      swiglu_backward(context.fastest, {gate_up, dy, d, again, weight, dweight});
+      EXPECT_MIRRORED(m, y, 1);
+      EXPECT_MIRRORED(m, d, 1);
+      EXPECT_MIRRORED(m, dweight, width);
+      EXPECT_EQ(test::values(y), test::values(again));
+      test::fill(ones, 1.0);
+      swiglu_forward(context.fastest, {gate_up, y, ones});
+      swiglu_forward(context.fastest, {gate_up, again});
+      EXPECT_EQ(test::values(y), test::values(again));
+      swiglu_backward(context.fastest, {gate_up, dy, d, y, ones, dweight});
+      const auto want = test::values(d);
+      test::poison(d);
+      swiglu_backward(context.fastest, {gate_up, dy, d, {}});
+      EXPECT_EQ(test::values(d), want);
+    }
+  }
+}
+
 TEST(Swiglu, RefusesWhatDoesNotFit) {
   TestContext context;
   const Tensor y = test::zeros(DType::f32, {3, 4}), gate_up = test::zeros(DType::f32, {3, 8}),
@@ -86,6 +147,12 @@ TEST(Swiglu, RefusesWhatDoesNotFit) {
   EXPECT_THROW(swiglu_forward(context.fastest, {{}, y}), InternalError);
   EXPECT_THROW(swiglu_backward(context.fastest, {gate_up, y, odd, {}}), InternalError);
   EXPECT_THROW(swiglu_backward(context.fastest, {gate_up, y, gate_up, odd}), InternalError);
+  const Tensor weight = test::zeros(DType::f32, {3}), short_weight = test::zeros(DType::f32, {2});
+  EXPECT_NO_THROW(swiglu_backward(context.fastest, {gate_up, y, gate_up, {}, weight, weight}));
+  EXPECT_THROW(swiglu_forward(context.fastest, {gate_up, y, short_weight}), InternalError);
+  EXPECT_THROW(swiglu_backward(context.fastest, {gate_up, y, gate_up, {}, short_weight}), InternalError);
+  EXPECT_THROW(swiglu_backward(context.fastest, {gate_up, y, gate_up, {}, weight, short_weight}), InternalError);
+  EXPECT_THROW(swiglu_backward(context.fastest, {gate_up, y, gate_up, {}, {}, weight}), InternalError);
   EXPECT_NE(cpu::swiglu_forward_refuses({gate_up, wide}), nullptr);
   EXPECT_EQ(cpu::swiglu_forward_refuses({gate_up, y}), nullptr);
 }
