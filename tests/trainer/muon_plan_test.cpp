@@ -8,6 +8,7 @@
 #include <map>
 #include <numeric>
 #include <set>
+#include <span>
 
 #include "core/base/error.h"
 #include "core/base/rng.h"
@@ -140,71 +141,81 @@ void check_counts(const MuonPlan& plan, const std::vector<MuonMatrix>& matrices,
   }
 }
 
+using Memory = std::vector<std::vector<int64_t>>;  // [rank][element]
+
+int64_t number(int matrix, int64_t element) {
+  return matrix * (int64_t{1} << 40) + element;
+}
+int64_t update_of(int64_t n) {
+  return -2 - n;
+}
+
+Memory poisoned(const std::vector<std::vector<MuonRankRound>>& ranks, int64_t (*most)(std::span<const MuonRankRound>)) {
+  Memory memory;
+  for (const auto& rounds : ranks) memory.emplace_back(static_cast<size_t>(most(rounds)), -1);
+  return memory;
+}
+
+// all_to_all_v of round i: part d of what s sends becomes part s of what d receives.
+void exchange(const std::vector<std::vector<MuonRankRound>>& ranks, size_t i, const Memory& in, Memory& out,
+              bool to_owners) {
+  std::vector<int64_t> end(ranks.size(), 0);
+  for (size_t s = 0; s < ranks.size(); ++s) {
+    const std::vector<int64_t>& counts = to_owners ? ranks[s][i].send_counts : ranks[s][i].receive_counts;
+    int64_t begin = 0;
+    for (size_t d = 0; d < ranks.size(); ++d) {
+      std::copy_n(in[s].begin() + begin, counts[d], out[d].begin() + end[d]);
+      end[d] += counts[d];
+      begin += counts[d];
+    }
+  }
+}
+
+// What an owner does in a round: every batch holds whole matrices of its own, every element at its place.
+void update_batches(const MuonPlan& plan, const std::vector<MuonMatrix>& matrices, size_t rank,
+                    const MuonRankRound& mine, std::vector<int64_t>& received, std::vector<int>& times_owned) {
+  std::vector<int64_t> assembled(static_cast<size_t>(mine.num_received), -1);
+  for (const MuonReceive& copy : mine.received)
+    std::copy_n(received.begin() + copy.message_offset, copy.num_elements, assembled.begin() + copy.assembled_offset);
+  size_t next = 0;
+  std::set<std::pair<int64_t, int64_t>> shapes;
+  for (const MuonBatch& batch : mine.batches) {
+    EXPECT_TRUE(shapes.emplace(batch.rows, batch.columns).second) << "a shape in two batches of one round";
+    EXPECT_EQ(static_cast<size_t>(batch.offset), next);
+    for (int64_t b = 0; b < batch.count; ++b) {
+      const auto m = static_cast<int>(assembled[next] >> 40);
+      const MuonMatrix& matrix = matrices[static_cast<size_t>(m)];
+      ASSERT_EQ(plan.owner[static_cast<size_t>(m)], static_cast<int>(rank));
+      ASSERT_EQ(std::pair(matrix.rows, matrix.columns), std::pair(batch.rows, batch.columns));
+      ++times_owned[static_cast<size_t>(m)];
+      for (int64_t e = 0; e < matrix.num_elements(); ++e, ++next) {
+        ASSERT_EQ(assembled[next], number(m, e));
+        assembled[next] = update_of(number(m, e));
+      }
+    }
+  }
+  EXPECT_EQ(static_cast<int64_t>(next), mine.num_received);
+  for (const MuonReceive& copy : mine.received)
+    std::copy_n(assembled.begin() + copy.assembled_offset, copy.num_elements, received.begin() + copy.message_offset);
+}
+
 // Plays the rounds as the header tells, with one number for each element of each matrix: every element reaches its owner
 // once, at its place in its matrix, and what the owner makes of it comes back to where it came from.
 void play(const MuonPlan& plan, const std::vector<MuonMatrix>& matrices,
           const std::vector<std::vector<MuonRankRound>>& ranks) {
-  constexpr int64_t nothing = -1;
-  const auto number = [](int matrix, int64_t element) { return matrix * (int64_t{1} << 40) + element; };
   std::vector<std::vector<int>> times_back;
   for (const MuonMatrix& matrix : matrices) times_back.emplace_back(static_cast<size_t>(matrix.num_elements()), 0);
   std::vector<int> times_owned(matrices.size(), 0);
-  using Memory = std::vector<std::vector<int64_t>>;
-
-  // The collective: part d of what s sends becomes part s of what d receives. `forth` or back.
-  const auto exchange = [&](size_t i, const Memory& in, Memory& out, bool forth) {
-    std::vector<int64_t> out_next(ranks.size(), 0);
-    for (size_t s = 0; s < ranks.size(); ++s) {
-      const std::vector<int64_t>& counts = forth ? ranks[s][i].send_counts : ranks[s][i].receive_counts;
-      int64_t begin = 0;
-      for (size_t d = 0; d < ranks.size(); ++d) {
-        std::copy_n(in[s].begin() + begin, counts[d], out[d].begin() + out_next[d]);
-        out_next[d] += counts[d];
-        begin += counts[d];
-      }
-    }
-  };
   for (size_t i = 0; i < plan.rounds.size(); ++i) {
-    Memory message, received, assembled;
-    for (size_t r = 0; r < ranks.size(); ++r) {
-      const MuonRankRound& mine = ranks[r][i];
-      message.emplace_back(static_cast<size_t>(max_sent(ranks[r])), nothing);
-      received.emplace_back(static_cast<size_t>(max_received(ranks[r])), nothing);
-      assembled.emplace_back(static_cast<size_t>(max_received(ranks[r])), nothing);
-      for (const MuonSend& piece : mine.sent)
+    Memory message = poisoned(ranks, max_sent), received = poisoned(ranks, max_received);
+    for (size_t r = 0; r < ranks.size(); ++r)
+      for (const MuonSend& piece : ranks[r][i].sent)
         for (int64_t e = piece.begin; e < piece.end; ++e)
           message[r][static_cast<size_t>(piece.message_offset + e - piece.begin)] = number(piece.matrix, e);
-    }
-    exchange(i, message, received, true);
-    for (size_t r = 0; r < ranks.size(); ++r) {
-      const MuonRankRound& mine = ranks[r][i];
-      for (const MuonReceive& copy : mine.received)
-        std::copy_n(received[r].begin() + copy.message_offset, copy.num_elements,
-                    assembled[r].begin() + copy.assembled_offset);
-      size_t next = 0;
-      std::set<std::pair<int64_t, int64_t>> shapes;
-      for (const MuonBatch& batch : mine.batches) {
-        EXPECT_TRUE(shapes.emplace(batch.rows, batch.columns).second) << "a shape in two batches of one round";
-        EXPECT_EQ(static_cast<size_t>(batch.offset), next);
-        for (int64_t b = 0; b < batch.count; ++b) {
-          const auto m = static_cast<int>(assembled[r][next] >> 40);
-          const MuonMatrix& matrix = matrices[static_cast<size_t>(m)];
-          ASSERT_EQ(plan.owner[static_cast<size_t>(m)], static_cast<int>(r));
-          ASSERT_EQ(std::pair(matrix.rows, matrix.columns), std::pair(batch.rows, batch.columns));
-          ++times_owned[static_cast<size_t>(m)];
-          for (int64_t e = 0; e < matrix.num_elements(); ++e, ++next) {
-            ASSERT_EQ(assembled[r][next], number(m, e));
-            assembled[r][next] = -2 - number(m, e);  // the update
-          }
-        }
-      }
-      EXPECT_EQ(static_cast<int64_t>(next), mine.num_received);
-      for (const MuonReceive& copy : mine.received)
-        std::copy_n(assembled[r].begin() + copy.assembled_offset, copy.num_elements,
-                    received[r].begin() + copy.message_offset);
-      std::fill(message[r].begin(), message[r].end(), nothing);
-    }
-    exchange(i, received, message, false);
+    exchange(ranks, i, message, received, true);
+    for (size_t r = 0; r < ranks.size(); ++r) update_batches(plan, matrices, r, ranks[r][i], received[r], times_owned);
+    message = poisoned(ranks, max_sent);
+    exchange(ranks, i, received, message, false);
     for (size_t r = 0; r < ranks.size(); ++r) {
       for (const MuonSend& piece : ranks[r][i].sent) {
         const auto& parts = matrices[static_cast<size_t>(piece.matrix)].parts;
@@ -212,7 +223,7 @@ void play(const MuonPlan& plan, const std::vector<MuonMatrix>& matrices,
         EXPECT_TRUE(std::find(parts.begin(), parts.end(), part) != parts.end());
         for (int64_t e = piece.begin; e < piece.end; ++e) {
           ASSERT_EQ(message[r][static_cast<size_t>(piece.message_offset + e - piece.begin)],
-                    -2 - number(piece.matrix, e));
+                    update_of(number(piece.matrix, e)));
           ++times_back[static_cast<size_t>(piece.matrix)][static_cast<size_t>(e)];
         }
       }
