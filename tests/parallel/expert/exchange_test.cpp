@@ -331,7 +331,8 @@ TEST(SendPlan, ListsEveryTokenOnceForEachDistinctRank) {
         for (size_t c = 0; c < chosen.size(); ++c)
           if (the_case.rank_of(chosen[c]) == rank) wanted.insert(static_cast<int32_t>(static_cast<int64_t>(c) / k));
         for (int32_t t : wanted) {
-          positions[static_cast<size_t>(t * num_ranks + rank)] = static_cast<int32_t>(tokens.size());
+          positions[static_cast<size_t>(t) * static_cast<size_t>(num_ranks) + static_cast<size_t>(rank)] =
+              static_cast<int32_t>(tokens.size());
           tokens.push_back(t);
         }
         EXPECT_EQ(plan.rows[static_cast<size_t>(rank)], static_cast<int64_t>(wanted.size()));

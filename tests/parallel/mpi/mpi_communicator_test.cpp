@@ -83,7 +83,7 @@ TEST(MpiCommunicator, ReducesBucketsAndGathersParameters) {
   gatherer.start();
   gatherer.finish();
   const int size = world->size();
-  for (size_t e = 0; e < flat.size(); ++e) ASSERT_EQ(flat[e], static_cast<double>(e) * size + size * (size - 1) / 2);
+  for (size_t e = 0; e < flat.size(); ++e) ASSERT_EQ(flat[e], static_cast<double>(e) * size + 0.5 * size * (size - 1));
 }
 
 TEST(MpiCommunicator, KnowsTheRanksOfThisMachine) {
