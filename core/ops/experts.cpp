@@ -2,6 +2,7 @@
 
 #include <limits>
 
+#include "core/ops/cpu/experts.h"
 #include "core/ops/ref/experts.h"
 #include "core/ops/validate.h"
 
@@ -63,7 +64,8 @@ void group_rows(OpContext& ctx, const GroupRows& args) {
 }
 
 void gather_rows(OpContext& ctx, const GatherRows& args) {
-  static constexpr Implementation<GatherRows> list[] = {{"ref", nullptr, ref::gather_rows}};
+  static constexpr Implementation<GatherRows> list[] = {{"cpu", cpu::refuses, cpu::gather_rows},
+                                                        {"ref", nullptr, ref::gather_rows}};
   expect_matrix(args.x, "x");
   LAMINA_CHECK(args.y.rank() == 2, "y is {}", args.y.to_string());
   expect(args.y, "y", args.x.dtype, {args.y.size(0), args.x.size(1)});
@@ -73,7 +75,8 @@ void gather_rows(OpContext& ctx, const GatherRows& args) {
 }
 
 void combine_rows(OpContext& ctx, const CombineRows& args) {
-  static constexpr Implementation<CombineRows> list[] = {{"ref", nullptr, ref::combine_rows}};
+  static constexpr Implementation<CombineRows> list[] = {{"cpu", cpu::refuses, cpu::combine_rows},
+                                                         {"ref", nullptr, ref::combine_rows}};
   expect_matrix(args.x, "x");
   expect_matrix(args.y, "y");
   LAMINA_CHECK(args.x.size(1) == args.y.size(1) && accumulation_dtype(args.x.dtype) == accumulation_dtype(args.y.dtype),
@@ -86,7 +89,8 @@ void combine_rows(OpContext& ctx, const CombineRows& args) {
 }
 
 void grouped_linear(OpContext& ctx, const GroupedLinear& args) {
-  static constexpr Implementation<GroupedLinear> list[] = {{"ref", nullptr, ref::grouped_linear}};
+  static constexpr Implementation<GroupedLinear> list[] = {{"cpu", cpu::refuses, cpu::grouped_linear},
+                                                           {"ref", nullptr, ref::grouped_linear}};
   expect_matrix(args.x, "x");
   LAMINA_CHECK(args.y.rank() == 2, "y is {}", args.y.to_string());
   expect_either(args.y, "y", args.x.dtype, {args.x.size(0), args.y.size(1)});
@@ -97,7 +101,7 @@ void grouped_linear(OpContext& ctx, const GroupedLinear& args) {
 
 void grouped_linear_input_gradient(OpContext& ctx, const GroupedLinearInputGradient& args) {
   static constexpr Implementation<GroupedLinearInputGradient> list[] = {
-      {"ref", nullptr, ref::grouped_linear_input_gradient}};
+      {"cpu", cpu::refuses, cpu::grouped_linear_input_gradient}, {"ref", nullptr, ref::grouped_linear_input_gradient}};
   expect_matrix(args.dy, "dy");
   LAMINA_CHECK(args.dx.rank() == 2, "dx is {}", args.dx.to_string());
   expect_either(args.dx, "dx", args.dy.dtype, {args.dy.size(0), args.dx.size(1)});
@@ -108,6 +112,7 @@ void grouped_linear_input_gradient(OpContext& ctx, const GroupedLinearInputGradi
 
 void grouped_linear_weight_gradient(OpContext& ctx, const GroupedLinearWeightGradient& args) {
   static constexpr Implementation<GroupedLinearWeightGradient> list[] = {
+      {"cpu", cpu::refuses, cpu::grouped_linear_weight_gradient},
       {"ref", nullptr, ref::grouped_linear_weight_gradient}};
   expect_matrix(args.x, "x");
   LAMINA_CHECK(args.dy.rank() == 2, "dy is {}", args.dy.to_string());
