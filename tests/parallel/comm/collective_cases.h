@@ -189,7 +189,8 @@ template <class T>
 void check_uneven(Communicator& comm, int64_t largest) {
   Stream stream;
   comm.take_bytes_sent();
-  for (int kind = 0; kind < 4; ++kind) {
+  const int num_kinds = largest < 1000 ? 4 : 1;  // the seldom ones don't depend on the size
+  for (int kind = 0; kind < num_kinds; ++kind) {
     UnevenExchange<T> exchange(comm, uneven_counts(comm.size(), largest, kind), 31 + static_cast<uint64_t>(kind));
     exchange.start(stream).wait();
     EXPECT_TRUE(exchange.arrived()) << "all_to_all_v of up to " << largest << ", kind " << kind;
