@@ -1,5 +1,6 @@
 #include "core/ops/kda.h"
 
+#include "core/ops/cpu/kda.h"
 #include "core/ops/document_starts.h"
 #include "core/ops/ref/kda.h"
 #include "core/ops/validate.h"
@@ -39,7 +40,8 @@ Shapes validate_inputs(const Args& args) {
   return shapes;
 }
 
-constexpr Implementation<KdaForward> forward_implementations[] = {{"ref", nullptr, ref::kda_forward}};
+constexpr Implementation<KdaForward> forward_implementations[] = {{"cpu", cpu::kda_forward_refuses, cpu::kda_forward},
+                                                                  {"ref", nullptr, ref::kda_forward}};
 constexpr Implementation<KdaBackward> backward_implementations[] = {{"ref", nullptr, ref::kda_backward}};
 
 }  // namespace
