@@ -1,6 +1,7 @@
 #include "model/cost_model.h"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
 #include "parallel/pipeline/block_routes.h"
@@ -62,10 +63,11 @@ struct Intermediates {
   double expensive = 0;      // products and attention, compute dtype
   double expensive_acc = 0;  // the same, accumulation dtype
   double cheap = 0, cheap_acc = 0;
+  double indices = 0;  // i32, kept with the expensive ones
 
   double bytes(const ElementSizes& sizes, Recompute recompute) const {
     if (recompute == Recompute::full) return 0;
-    const double kept = expensive * sizes.compute + expensive_acc * sizes.accumulation;
+    const double kept = expensive * sizes.compute + expensive_acc * sizes.accumulation + indices * 4;
     if (recompute == Recompute::selective) return kept;
     return kept + cheap * sizes.compute + cheap_acc * sizes.accumulation;
   }
@@ -89,24 +91,33 @@ Intermediates kda_intermediates(const ModelConfig& c) {
   m.expensive = 3 * width + 2 * head + heads + 2 * width + width;  // q, k, v, f and g latents, beta; f and g; output
   m.expensive_acc = heads;                                         // rstd of the output norm
   m.cheap = 3 * width;                                             // convolved and normalised
-  m.cheap_acc = width + heads + width * head / kda_chunk;          // decay, beta, states
+  m.cheap_acc = width + 3 * heads;                                 // decay, beta, lengths of queries and keys
   return m;
 }
 
-Intermediates moe_intermediates(const ModelConfig& c) {
+Intermediates moe_intermediates(const ModelConfig& c, int expert_ranks) {
   const auto experts = static_cast<double>(c.num_experts_per_token),
              width = static_cast<double>(c.moe_intermediate_size);
   Intermediates m;
-  m.expensive = experts * (static_cast<double>(c.hidden_size) + 2 * width) +
-                2 * width * static_cast<double>(c.num_shared_experts);
-  m.expensive_acc = static_cast<double>(c.num_experts) + 2 * experts;  // scores; index and weight of each choice
+  m.expensive = 2 * width * (experts + static_cast<double>(c.num_shared_experts));
+  m.expensive_acc = static_cast<double>(c.num_experts) + experts;  // scores; weights
+  m.indices = experts;                                             // chosen
+  double rows = 1;                                                 // of this rank's experts, per token of this rank
+  if (expert_ranks > 1) {
+    rows = expected_expert_ranks(c, expert_ranks);
+    m.expensive += rows * static_cast<double>(c.hidden_size);
+    m.expensive_acc += rows * experts;  // weights and choices travel with the rows
+    m.indices += rows * experts;
+  }
+  m.expensive_acc += rows * experts;  // weight of each pair
+  m.indices += 2 * rows * experts;    // row of each pair, and the way back
   return m;
 }
 
-Intermediates sublayer_intermediates(const ModelConfig& c, int sublayer) {
+Intermediates sublayer_intermediates(const ModelConfig& c, int sublayer, int expert_ranks) {
   const int64_t layer = sublayer / 2;
   if (sublayer % 2 == 0) return c.mixer(layer) == Mixer::kda ? kda_intermediates(c) : mla_intermediates(c);
-  if (c.is_moe(layer)) return moe_intermediates(c);
+  if (c.is_moe(layer)) return moe_intermediates(c, expert_ranks);
   Intermediates m;
   m.expensive = 2 * static_cast<double>(c.intermediate_size);
   return m;
@@ -162,6 +173,7 @@ ParameterCount& ParameterCount::operator+=(const ParameterCount& other) {
   experts += other.experts;
   vectors += other.vectors;
   buffers += other.buffers;
+  linear += other.linear;
   return *this;
 }
 
@@ -173,7 +185,7 @@ Flops& Flops::operator+=(const Flops& other) {
 
 ParameterCount layer_parameters(const ModelConfig& c, int64_t layer) {
   ParameterCount count;
-  count.matrices = mixer_matrices(c, layer) + mlp_matrices(c, layer);
+  count.matrices = count.linear = mixer_matrices(c, layer) + mlp_matrices(c, layer);
   count.vectors = mixer_vectors(c, layer) + 2 * c.hidden_size + (has_depth_reads(c) ? 4 * c.hidden_size : 0);
   if (c.is_moe(layer)) {
     count.experts = c.num_experts * expert_elements(c);
@@ -199,6 +211,59 @@ ParameterCount model_parameters(const ModelConfig& c) {
   ParameterCount count = embedding_parameters(c);
   for (int64_t layer = 0; layer < c.num_hidden_layers; ++layer) count += layer_parameters(c, layer);
   return count += head_parameters(c);
+}
+
+int64_t num_tensors(const ModelConfig& c) {
+  int64_t count = c.tie_word_embeddings ? 2 : 3;  // embedding, final norm, head
+  if (has_depth_reads(c)) count += 2;
+  for (int64_t layer = 0; layer < c.num_hidden_layers; ++layer) {
+    count += 2 + (has_depth_reads(c) ? 4 : 0);
+    if (c.mixer(layer) == Mixer::kda)
+      count += 15;  // q, k, v, their convolutions, A_log, dt_bias, f_a, f_b, b, g_a, g_b, norm, o
+    else
+      count += c.q_lora_rank ? 7 : 5;
+    count += c.is_moe(layer) ? 2 + 3 * c.num_experts + (c.num_shared_experts > 0 ? 3 : 0) : 3;
+  }
+  return count;
+}
+
+int64_t active_parameters(const ModelConfig& c) {
+  int64_t count = model_parameters(c).total() - (c.tie_word_embeddings ? 0 : embedding_parameters(c).total());
+  for (int64_t layer = 0; layer < c.num_hidden_layers; ++layer)
+    if (c.is_moe(layer)) count -= (c.num_experts - c.num_experts_per_token) * expert_elements(c);
+  return count;
+}
+
+OptimizerCount optimizer_parameters(const ParameterCount& count, OptimizerName optimizer) {
+  const int64_t muon = optimizer == OptimizerName::muon ? count.linear + count.experts : 0;
+  return {muon, count.matrices + count.experts + count.vectors - muon};
+}
+
+double newton_schulz_flops(const ModelConfig& c) {
+  const auto matrix = [](int64_t rows, int64_t columns) {
+    const auto m = static_cast<double>(std::min(rows, columns)), n = static_cast<double>(std::max(rows, columns));
+    return 5 * (4 * m * m * n + 2 * m * m * m);
+  };
+  const int64_t d = c.hidden_size, heads = c.num_attention_heads;
+  double flops = 0;
+  for (int64_t layer = 0; layer < c.num_hidden_layers; ++layer) {
+    if (c.mixer(layer) == Mixer::kda) {
+      const int64_t width = c.linear_num_heads * c.linear_head_dim, rank = c.linear_head_dim;
+      flops += 4 * matrix(width, d) + 2 * (matrix(rank, d) + matrix(width, rank)) + matrix(c.linear_num_heads, d);
+    } else {
+      flops += c.q_lora_rank ? matrix(*c.q_lora_rank, d) + matrix(heads * qk_head_dim(c), *c.q_lora_rank)
+                             : matrix(heads * qk_head_dim(c), d);
+      flops += matrix(c.kv_lora_rank + c.qk_rope_head_dim, d) +
+               matrix(heads * (c.qk_nope_head_dim + c.v_head_dim), c.kv_lora_rank) + matrix(d, heads * c.v_head_dim);
+    }
+    if (!c.is_moe(layer)) {
+      flops += 3 * matrix(c.intermediate_size, d);
+      continue;
+    }
+    flops += matrix(c.num_experts, d) + 3 * static_cast<double>(c.num_experts) * matrix(c.moe_intermediate_size, d);
+    if (c.num_shared_experts > 0) flops += 3 * matrix(c.num_shared_experts * c.moe_intermediate_size, d);
+  }
+  return flops;
 }
 
 Flops layer_forward_flops(const ModelConfig& c, int64_t layer, int64_t seq_len) {
@@ -235,9 +300,8 @@ double recompute_flops(const ModelConfig& c, int64_t layer, int64_t seq_len, Rec
   const auto d = static_cast<double>(c.hidden_size);
   const bool is_kda = c.mixer(layer) == Mixer::kda;
   if (recompute == Recompute::selective) {
-    // Keys and values from their latent; or KDA's convolutions and states.
-    if (is_kda)
-      return 2.0 * static_cast<double>(convolution_elements(c, layer)) + forward.core + depth_read_flops(c, layer);
+    // Keys and values from their latent; or KDA's convolutions.
+    if (is_kda) return 2.0 * static_cast<double>(convolution_elements(c, layer)) + depth_read_flops(c, layer);
     return 2.0 * static_cast<double>(c.kv_lora_rank * c.num_attention_heads * (c.qk_nope_head_dim + c.v_head_dim)) +
            depth_read_flops(c, layer);
   }
@@ -251,9 +315,13 @@ double recompute_flops(const ModelConfig& c, int64_t layer, int64_t seq_len, Rec
 }
 
 FlopsPerToken training_flops_per_token(const ModelConfig& c, int64_t seq_len) {
-  Flops forward = head_forward_flops(c);
-  for (int64_t layer = 0; layer < c.num_hidden_layers; ++layer) forward += layer_forward_flops(c, layer, seq_len);
-  return {3 * forward.matmul, 3 * forward.core};
+  FlopsPerToken flops{3 * head_forward_flops(c).total()};
+  for (int64_t layer = 0; layer < c.num_hidden_layers; ++layer) {
+    const Flops forward = layer_forward_flops(c, layer, seq_len);
+    flops.matrices += 3 * forward.matmul;
+    (c.mixer(layer) == Mixer::kda ? flops.kda : flops.mla) += 3 * forward.core;
+  }
+  return flops;
 }
 
 ElementSizes element_sizes(Precision precision) {
@@ -268,17 +336,26 @@ ElementSizes element_sizes(Precision precision) {
   return {};
 }
 
-double sublayer_activation_bytes(const ModelConfig& c, int sublayer, const ElementSizes& sizes, Recompute recompute) {
-  return sublayer_intermediates(c, sublayer).bytes(sizes, recompute);
+double sublayer_activation_bytes(const ModelConfig& c, int sublayer, const ElementSizes& sizes, Recompute recompute,
+                                 int expert_ranks) {
+  return sublayer_intermediates(c, sublayer, expert_ranks).bytes(sizes, recompute);
 }
 
-double chunk_activation_bytes(const ModelConfig& c, int begin, int end, bool is_last, const ElementSizes& sizes,
-                              Recompute recompute) {
+double chunk_activation_bytes(const ModelConfig& c, const SublayerRange& range, const ElementSizes& sizes,
+                              Recompute recompute, int expert_ranks) {
+  const auto [begin, end, is_last] = range;
   double bytes = has_depth_reads(c) ? attn_res_bytes(c, begin, end, is_last, sizes, recompute)
                                     : standard_bytes(c, begin, end, is_last, sizes, recompute);
   for (int sublayer = begin; sublayer < end; ++sublayer)
-    bytes += sublayer_activation_bytes(c, sublayer, sizes, recompute);
+    bytes += sublayer_activation_bytes(c, sublayer, sizes, recompute, expert_ranks);
   return bytes + (is_last ? static_cast<double>(c.hidden_size) * sizes.compute : 0);
+}
+
+double expert_workspace_bytes(const ModelConfig& c, const ElementSizes& sizes, int expert_ranks) {
+  const auto pairs = static_cast<double>(c.num_experts_per_token), d = static_cast<double>(c.hidden_size);
+  double width = pairs * (3 * d + 2 * static_cast<double>(c.moe_intermediate_size));
+  if (expert_ranks > 1) width += 3 * expected_expert_ranks(c, expert_ranks) * d;
+  return width * sizes.compute;
 }
 
 double layer_deferred_bytes(const ModelConfig& c, int64_t layer, const ElementSizes& sizes, Recompute recompute) {
@@ -287,7 +364,8 @@ double layer_deferred_bytes(const ModelConfig& c, int64_t layer, const ElementSi
       2 * d + (recompute == Recompute::none ? 0 : 2 * d);  // dy of both sublayers, and x where it was made again
   if (c.mixer(layer) == Mixer::kda) {
     const auto heads = static_cast<double>(c.linear_num_heads), head = static_cast<double>(c.linear_head_dim);
-    width += 3 * heads * head + 2 * head + heads + 2 * heads * head;
+    // Gradients of the joined projections and of f and g; the gated norm's output, made again.
+    width += 3 * heads * head + 2 * head + heads + 3 * heads * head;
   } else {
     const auto heads = static_cast<double>(c.num_attention_heads),
                rank = static_cast<double>(c.q_lora_rank.value_or(0));
@@ -295,9 +373,11 @@ double layer_deferred_bytes(const ModelConfig& c, int64_t layer, const ElementSi
     width += (rank > 0 ? rank : 0) + queries + static_cast<double>(c.kv_lora_rank + c.qk_rope_head_dim) +
              heads * static_cast<double>(c.qk_nope_head_dim + c.v_head_dim);
   }
-  if (c.is_moe(layer))
-    width += static_cast<double>(c.num_experts_per_token) * d +
-             static_cast<double>(c.moe_intermediate_size * (c.num_experts_per_token + c.num_shared_experts));
+  if (c.is_moe(
+          layer))  // of each pair its row, the gradient of its output, and the activation; of the router, of its logits
+    width +=
+        2 * static_cast<double>(c.num_experts_per_token) * d +
+        static_cast<double>(c.moe_intermediate_size * (c.num_experts_per_token + c.num_shared_experts) + c.num_experts);
   else
     width += static_cast<double>(c.intermediate_size);
   double bytes = width * sizes.compute;
@@ -311,6 +391,8 @@ Traffic layer_traffic(const ModelConfig& c, int64_t layer, const ElementSizes& s
   const int first = static_cast<int>(2 * layer);
   double bytes = 0;
   for (int sublayer : {first, first + 1}) bytes += sublayer_activation_bytes(c, sublayer, sizes, Recompute::none);
+  // Rows gathered for the experts, and their outputs.
+  if (c.is_moe(layer)) bytes += 2 * static_cast<double>(c.num_experts_per_token * c.hidden_size) * sizes.compute;
   // Each sublayer's output, what the scheme hands over, and its normalised form; and the sources of the depth reads, which
   // one pass per block serves.
   double rows = 6;
@@ -328,9 +410,13 @@ Traffic layer_traffic(const ModelConfig& c, int64_t layer, const ElementSizes& s
   return {2 * bytes, (4 + again) * bytes};
 }
 
+double expected_expert_ranks(const ModelConfig& c, int expert_ranks) {
+  return expert_ranks * (1 - std::pow(1 - 1.0 / expert_ranks, static_cast<double>(c.num_experts_per_token)));
+}
+
 double expert_exchange_bytes(const ModelConfig& c, int expert_ranks, const ElementSizes& sizes) {
-  const double elsewhere = 1.0 - 1.0 / expert_ranks;
-  return static_cast<double>(c.num_experts_per_token * c.hidden_size) * sizes.compute * elsewhere;
+  const double elsewhere = 1.0 - 1.0 / expert_ranks;  // of the ranks that a token goes to
+  return expected_expert_ranks(c, expert_ranks) * elsewhere * static_cast<double>(c.hidden_size) * sizes.compute;
 }
 
 pipeline::LayerCosts layer_costs(const ModelConfig& c, int64_t seq_len, Precision precision, Recompute recompute) {

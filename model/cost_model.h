@@ -18,6 +18,7 @@ struct ParameterCount {
   int64_t experts = 0;   // routed experts, in the compute dtype; expert-parallel ranks share them out
   int64_t vectors = 0;   // norms, depth queries, convolutions, decays: always in the accumulation dtype
   int64_t buffers = 0;   // the router's selection bias: neither gradient nor optimizer
+  int64_t linear = 0;    // of `matrices`, those of linear layers other than the head: with `experts`, what Muon updates
   int64_t total() const { return matrices + experts + vectors + buffers; }
   ParameterCount& operator+=(const ParameterCount& other);
 };
@@ -27,6 +28,16 @@ ParameterCount embedding_parameters(const ModelConfig& config);
 // keeps a copy of the embedding there.
 ParameterCount head_parameters(const ModelConfig& config);
 ParameterCount model_parameters(const ModelConfig& config);
+int64_t num_tensors(const ModelConfig& config);  // of the exported checkpoint
+// Of these, what a token is computed with: the router's choice of experts, and not the look-up of its embedding. A tied
+// matrix counts as the head.
+int64_t active_parameters(const ModelConfig& config);
+
+// Elements by what updates them. Muon: matrices of linear layers, each on its own; AdamW: embedding, head and vectors.
+struct OptimizerCount {
+  int64_t muon = 0, adamw = 0;
+};
+OptimizerCount optimizer_parameters(const ParameterCount& count, OptimizerName optimizer);
 
 // ---- Floating-point operations, 2 per multiply-accumulate ----
 
@@ -42,18 +53,23 @@ struct Flops {
 //   MoE                                            router, the token's experts and the shared ones
 Flops layer_forward_flops(const ModelConfig& config, int64_t layer, int64_t seq_len);
 Flops head_forward_flops(const ModelConfig& config);
+// Of one step of Muon in the whole job, each matrix once: five iterations of 4 m^2 n + 2 m^3 on m x n, m <= n.
+double newton_schulz_flops(const ModelConfig& config);
 // Of the depth reads before both sublayers of a layer: scores and weighted sums over the sources, 4 hidden_size each.
 double depth_read_flops(const ModelConfig& config, int64_t layer);
-// What the backward pass computes again.
+// What the backward pass computes again because it was not kept; the states that KDA's backward always makes again are not counted.
 double recompute_flops(const ModelConfig& config, int64_t layer, int64_t seq_len, Recompute recompute);
 
 // Of training one token: forward and backward (twice forward), recomputation and depth reads not counted:
-//   F(T) = 6 N_mm + 3 core
-// N_mm: elements of all matrices that a token is multiplied with (the head included, the embedding look-up not).
+//   F(T) = 6 N_mm + 3 (sum of core over the MLA layers + the same over the KDA layers)
+// N_mm: elements of all matrices that a token is multiplied with (the head included, the embedding look-up not) and of the
+// convolutions.
 struct FlopsPerToken {
   double matrices = 0;  // 6 N_mm
-  double attention = 0;
-  double total() const { return matrices + attention; }
+  double mla = 0, kda = 0;
+  double num_multiplied() const { return matrices / 6; }  // N_mm
+  double attention() const { return mla + kda; }
+  double total() const { return matrices + attention(); }
 };
 FlopsPerToken training_flops_per_token(const ModelConfig& config, int64_t seq_len);
 
@@ -65,16 +81,23 @@ struct ElementSizes {
 ElementSizes element_sizes(Precision precision);
 
 // Bytes per token that one micro-batch in flight keeps between its forward and its backward, the finished summaries of the
-// blocks not counted (pipeline/block_cache.h). Mla, Mlp and the residual schemes as they are; for the layers that are only
-// planned: KDA keeps its projections, gates and output (`selective`), and with `none` also the convolved queries, keys and
-// values, the decays and the state of every 64 tokens; MoE keeps router scores, the rows that the experts get, and their
-// gate and up projections, under a balanced load.
+// blocks not counted (pipeline/block_cache.h): what Mla, Kda, Mlp, Moe and the residual schemes save. KDA keeps its projections,
+// gates and output (`selective`), and with `none` also the convolved queries, keys and values and the decays; its backward makes
+// the states again. MoE keeps the router's scores and choices, and of each (token, expert) pair its gate and up projections;
+// with `expert_ranks` > 1 also the rows received from other ranks. Its figures are those of a balanced load.
 double sublayer_activation_bytes(const ModelConfig& config, int sublayer, const ElementSizes& sizes,
-                                 Recompute recompute);
+                                 Recompute recompute, int expert_ranks = 1);
 // Of the sublayers [begin, end) of one chunk, residual scheme included; the last chunk also has the output read and the
 // gradient of the head's input.
-double chunk_activation_bytes(const ModelConfig& config, int begin, int end, bool is_last, const ElementSizes& sizes,
-                              Recompute recompute);
+struct SublayerRange {
+  int begin = 0, end = 0;
+  bool is_last = false;  // chunk
+};
+double chunk_activation_bytes(const ModelConfig& config, const SublayerRange& range, const ElementSizes& sizes,
+                              Recompute recompute, int expert_ranks = 1);
+// Temporaries of the routed experts beyond what they save, at their peak in the backward pass: each pair's row, output, and the
+// gradients of both and of the activation; with `expert_ranks` > 1 also rows on their way.
+double expert_workspace_bytes(const ModelConfig& config, const ElementSizes& sizes, int expert_ranks);
 // Operands of the weight gradients that a split backward pass keeps between its halves: the gradients of the products' results
 // (of gate and up in the place of these), the activation that the down projection takes, and what was made again.
 double layer_deferred_bytes(const ModelConfig& config, int64_t layer, const ElementSizes& sizes, Recompute recompute);
@@ -84,7 +107,9 @@ struct Traffic {
   double forward = 0, backward = 0;
 };
 Traffic layer_traffic(const ModelConfig& config, int64_t layer, const ElementSizes& sizes, Recompute recompute);
-// Bytes that a token's row sends to other ranks in one dispatch to its experts, or one combine: one copy per chosen expert.
+// Ranks among which a token's k experts are found, of R expert ranks under balanced routing: R (1 - (1 - 1/R)^k).
+double expected_expert_ranks(const ModelConfig& config, int expert_ranks);
+// Bytes that a token's row sends to other ranks in one dispatch to its experts, or one combine: one copy per distinct rank.
 double expert_exchange_bytes(const ModelConfig& config, int expert_ranks, const ElementSizes& sizes);
 
 // ---- Relative time ----

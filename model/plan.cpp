@@ -55,8 +55,9 @@ std::vector<ChunkPlan> make_chunks(const PlanInputs& inputs, const Plan& plan, c
     chunk.parameters = chunk_parameters(config.model, chunk, num_chunks).total();
     chunk.activation_bytes =
         static_cast<double>(plan.tokens_per_microbatch) *
-        chunk_activation_bytes(config.model, static_cast<int>(2 * chunk.first_layer), static_cast<int>(2 * layer),
-                               c + 1 == num_chunks, sizes, plan.recompute);
+        chunk_activation_bytes(
+            config.model, {static_cast<int>(2 * chunk.first_layer), static_cast<int>(2 * layer), c + 1 == num_chunks},
+            sizes, plan.recompute, plan.parallel.expert);
     if (config.parallel.schedule == ScheduleName::zero_bubble)
       for (int64_t i = chunk.first_layer; i < layer; ++i)
         chunk.deferred_bytes += static_cast<double>(plan.tokens_per_microbatch) *
@@ -72,10 +73,13 @@ std::vector<ChunkPlan> make_chunks(const PlanInputs& inputs, const Plan& plan, c
 // a piece of logits.
 double workspace_bytes(const PlanInputs& inputs, const Plan& plan, const RankPlan& rank, const Sizes& s) {
   const ModelConfig& model = inputs.config.model;
-  double sublayer = 0, logits = 0;
+  double sublayer = 0, experts = 0, logits = 0;
   for (const ChunkPlan& chunk : rank.chunks) {
-    for (int64_t i = 2 * chunk.first_layer; i < 2 * (chunk.first_layer + chunk.num_layers); ++i)
-      sublayer = std::max(sublayer, sublayer_activation_bytes(model, static_cast<int>(i), s.element, Recompute::none));
+    for (int64_t i = 2 * chunk.first_layer; i < 2 * (chunk.first_layer + chunk.num_layers); ++i) {
+      sublayer = std::max(sublayer, sublayer_activation_bytes(model, static_cast<int>(i), s.element, Recompute::none,
+                                                              plan.parallel.expert));
+      if (model.is_moe(i / 2)) experts = expert_workspace_bytes(model, s.element, plan.parallel.expert);
+    }
     if (chunk.chunk + 1 == static_cast<int>(plan.parallel.split.size()))
       logits = std::min(head_piece, s.tokens) * static_cast<double>(model.vocab_size) * s.element.accumulation;
   }
@@ -87,7 +91,7 @@ double workspace_bytes(const PlanInputs& inputs, const Plan& plan, const RankPla
     residual += 2 * static_cast<double>(2 * std::min(model.attn_res_block_size, model.num_hidden_layers) + 1) * s.row();
   if (model.residual == Residual::full_attnres) residual += 4 * s.row();
   const double streams = plan.parallel.pipeline > 1 ? 6 * s.row() : 0;  // on their way, both directions
-  return s.tokens * (sublayer + residual + streams) + logits;
+  return s.tokens * (sublayer + experts + residual + streams) + logits;
 }
 
 void fill_memory(const PlanInputs& inputs, const Plan& plan, RankPlan& rank, const Sizes& s) {
@@ -105,8 +109,10 @@ void fill_memory(const PlanInputs& inputs, const Plan& plan, RankPlan& rank, con
   const double shared = static_cast<double>(data) / plan.parallel.expert;  // ranks with the same experts
   const double expert_share = static_cast<double>(held.experts) / shared;
   const double dense_share = static_cast<double>(held.matrices + held.vectors) / data;
-  memory.optimizer = (2 * (dense_share + expert_share) +
-                      (mastered > 0 ? static_cast<double>(held.matrices) / data + expert_share : 0)) *
+  double moments = 2 * (dense_share + expert_share);
+  if (inputs.config.train.optimizer.name == OptimizerName::muon)  // one momentum
+    moments -= static_cast<double>(held.linear) / data + expert_share;
+  memory.optimizer = (moments + (mastered > 0 ? static_cast<double>(held.matrices) / data + expert_share : 0)) *
                      s.element.accumulation;
   memory.summaries = rank.peak_summaries * s.tokens * s.row();
   memory.summary_gradients = rank.peak_summary_gradients * s.tokens * s.hidden * s.element.accumulation;
@@ -185,8 +191,8 @@ Plan make_plan(const PlanInputs& inputs) {
   plan.tokens_per_microbatch = config.train.micro_batch_size * config.data.seq_len;
   plan.tokens_per_step = config.train.global_batch_size * config.data.seq_len;
   plan.num_parameters = model_parameters(config.model).total();
-  plan.flops_per_step =
-      training_flops_per_token(config.model, config.data.seq_len).total() * static_cast<double>(plan.tokens_per_step);
+  plan.flops_per_token = training_flops_per_token(config.model, config.data.seq_len);
+  plan.flops_per_step = plan.flops_per_token.total() * static_cast<double>(plan.tokens_per_step);
   const Sizes sizes{element_sizes(config.train.precision), static_cast<double>(plan.tokens_per_microbatch),
                     static_cast<double>(config.model.hidden_size)};
   plan.stream_message_bytes = plan.summary_message_bytes = sizes.tokens * sizes.row();

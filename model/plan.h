@@ -35,7 +35,7 @@ struct PlanInputs {
 
 struct MemoryPlan {  // bytes of one rank at its peak
   double parameters = 0, gradients = 0;
-  double optimizer = 0;          // masters and both moments; ZeRO-1 shares them out over the data-parallel ranks
+  double optimizer = 0;          // masters, both moments of AdamW, one of Muon; shared out over the data-parallel ranks
   double activations = 0;        // places of the micro-batches in flight, summaries not counted
   double summaries = 0;          // block cache: values
   double summary_gradients = 0;  // block cache: accumulators
@@ -76,8 +76,9 @@ struct Plan {
   int64_t num_parameters = 0;
   std::vector<RankPlan> ranks;  // [pp_rank]; the data-parallel ranks of each are alike
   double stream_message_bytes = 0, summary_message_bytes = 0;
-  double flops_per_step = 0;  // of the model, recomputation not counted
-  double bubble = 0;          // of the schedule: the share of pipeline time in which a rank computes nothing
+  FlopsPerToken flops_per_token;  // of the model, recomputation not counted
+  double flops_per_step = 0;
+  double bubble = 0;  // of the schedule: the share of pipeline time in which a rank computes nothing
   double pipeline_seconds = 0, data_seconds = 0;
   double step_seconds() const { return pipeline_seconds + data_seconds; }
   double mfu = 0;  // at most: flops_per_step over what all devices could do in step_seconds

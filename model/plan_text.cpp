@@ -28,14 +28,45 @@ std::string seconds_text(double seconds) {
   return fmt::format("{:.2f} us", seconds * 1e6);
 }
 
-std::string flops_text(double flops) {
+std::string flops_text(double flops, int digits = 2) {
   static constexpr const char* units[] = {"", "K", "M", "G", "T", "P", "E", "Z"};
   size_t unit = 0;
   while (flops >= 1000 && unit + 1 < std::size(units)) {
     flops /= 1000;
     ++unit;
   }
-  return fmt::format("{:.2f} {}FLOP", flops, units[unit]);
+  return fmt::format("{:.{}f} {}FLOP", flops, digits, units[unit]);
+}
+
+// F(T) = 6 N_mm + 3 (MLA + KDA), each term with its factors (cost_model.h).
+std::string operations_text(const Plan& plan, const Config& config) {
+  const ModelConfig& c = config.model;
+  const FlopsPerToken& flops = plan.flops_per_token;
+  int64_t num_kda = 0;
+  for (int64_t layer = 0; layer < c.num_hidden_layers; ++layer) num_kda += c.mixer(layer) == Mixer::kda ? 1 : 0;
+  std::string text = fmt::format("operations   F(T) = 6 N_mm + 3 ({}MLA) = {} per token at T = {}, {} per step\n",
+                                 num_kda > 0 ? "KDA + " : "", flops_text(flops.total(), 3), config.data.seq_len,
+                                 flops_text(plan.flops_per_step));
+  text += fmt::format("  N_mm       {:.0f}: 6 N_mm = {}\n", flops.num_multiplied(), flops_text(flops.matrices, 3));
+  text +=
+      fmt::format("  MLA        {} layers x heads T (d_qk + d_v) = {} x {} x {} ({} + {}): x 3 = {}\n",
+                  c.num_hidden_layers - num_kda, c.num_hidden_layers - num_kda, c.num_attention_heads,
+                  config.data.seq_len, c.qk_nope_head_dim + c.qk_rope_head_dim, c.v_head_dim, flops_text(flops.mla, 3));
+  if (num_kda > 0)
+    text += fmt::format("  KDA        {} layers x heads (6 K^2 + 3 C K + C^2), C = 64: {} x {}, K = {}: x 3 = {}\n",
+                        num_kda, num_kda, c.linear_num_heads, c.linear_head_dim, flops_text(flops.kda, 3));
+  return text;
+}
+
+std::string optimizer_text(const Plan& plan, const Config& config) {
+  const ParameterCount all = model_parameters(config.model);
+  const OptimizerCount count = optimizer_parameters(all, config.train.optimizer.name);
+  if (count.muon == 0) return fmt::format("optimizer    AdamW: {} elements\n", count.adamw);
+  const double newton_schulz = newton_schulz_flops(config.model);
+  std::string text = fmt::format("optimizer    Muon: {} elements, AdamW: {}", count.muon, count.adamw);
+  if (all.buffers > 0) text += fmt::format(", buffers: {}", all.buffers);
+  return text + fmt::format("; Newton-Schulz {} per step ({:.2f} %)\n", flops_text(newton_schulz),
+                            100 * newton_schulz / plan.flops_per_step);
 }
 
 std::string layers_text(const ChunkPlan& chunk, int num_chunks) {
@@ -54,8 +85,10 @@ std::string summary_text(const Plan& plan, const PlanInputs& inputs) {
   const PlanDevice& device = inputs.device;
   const bool has_experts = config.model.num_experts > 0, has_blocks = config.model.residual != Residual::standard;
   std::string text;
-  text += fmt::format("model        {} parameters, {} layers, {} per step\n", plan.num_parameters,
-                      config.model.num_hidden_layers, flops_text(plan.flops_per_step));
+  text += fmt::format("model        {} parameters in {} tensors, {} layers; active {} (input embedding not counted)\n",
+                      plan.num_parameters, num_tensors(config.model), config.model.num_hidden_layers,
+                      active_parameters(config.model));
+  text += operations_text(plan, config) + optimizer_text(plan, config);
   text += fmt::format("ranks        {} = pipeline {} x data {}{}; virtual_stages {}, {}{}\n", plan.num_ranks,
                       parallel.pipeline, parallel.data, has_experts ? fmt::format(" (expert {})", parallel.expert) : "",
                       parallel.virtual_stages, name_of(parallel.schedule),

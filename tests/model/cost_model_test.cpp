@@ -2,7 +2,10 @@
 
 #include <gtest/gtest.h>
 
+#include <bit>
+#include <cmath>
 #include <numeric>
+#include <random>
 
 #include "configs/schema/decode.h"
 #include "core/base/error.h"
@@ -52,6 +55,14 @@ TEST(CostModel, ParametersOfTheReleased48B) {
   EXPECT_EQ(all.matrices + all.experts - 2 * int64_t{377487360}, 48366501888);
   EXPECT_EQ(all.vectors + 2 * int64_t{377487360}, 756173184);
   EXPECT_EQ(all.buffers, 6656);
+  EXPECT_EQ(optimizer_parameters(all, OptimizerName::muon).muon, 48366501888);
+  EXPECT_EQ(optimizer_parameters(all, OptimizerName::muon).adamw, 756173184);
+  EXPECT_EQ(optimizer_parameters(all, OptimizerName::adamw).muon, 0);
+  EXPECT_EQ(optimizer_parameters(all, OptimizerName::adamw).adamw, 48366501888 + 756173184);
+  EXPECT_EQ(num_tensors(c), 20493);
+  EXPECT_EQ(num_tensors(kimi_linear(Residual::block_attnres)), 20493 + 4 * 27 + 2);
+  EXPECT_EQ(active_parameters(c), 3106972544);
+  EXPECT_EQ(active_parameters(kimi_linear(Residual::block_attnres)), 3106972544 + 253440);
   // Depth queries: a norm and a projection for each of two reads per layer, and the output's.
   EXPECT_EQ(model_parameters(kimi_linear(Residual::block_attnres)).total(), 49122681728 + 253440);
   EXPECT_EQ(model_parameters(load_config(LAMINA_SOURCE_DIR "/configs/kimi_linear_48b.yaml").model).total(),
@@ -63,9 +74,13 @@ TEST(CostModel, OperationsOfTheReleased48B) {
   const FlopsPerToken flops = training_flops_per_token(c, 4096);
   EXPECT_EQ(flops.matrices, 6.0 * 3106750464);
   // Per token and layer: heads x 4096 x (192 + 128), and heads x (6 x 128^2 + 3 x 64 x 128 + 64^2).
-  EXPECT_EQ(flops.attention, 3 * (7 * 32.0 * 4096 * 320 + 20 * 32.0 * (98304 + 24576 + 4096)));
+  EXPECT_EQ(flops.mla, 3 * 7 * 32.0 * 4096 * 320);
+  EXPECT_EQ(flops.kda, 3 * 20 * 32.0 * (98304 + 24576 + 4096));
+  EXPECT_EQ(flops.num_multiplied(), 3106750464);
   EXPECT_NEAR(flops.total() / 1e9, 19.765, 5e-4);
   EXPECT_NEAR(training_flops_per_token(c, 32768).total() / 1e9, 25.93, 5e-3);
+  // Per matrix, 5 (4 m^2 n + 2 m^3): the sum over all of them from an independent program.
+  EXPECT_NEAR(newton_schulz_flops(c) / 1e12, 1241.6, 0.1);
   // The published counts of the depth read: 4 d per source, over 54 sublayers in blocks of 6.
   const ModelConfig blocks = kimi_linear(Residual::block_attnres);
   double reads = 0;
@@ -84,6 +99,8 @@ TEST(CostModel, CountsWhatTheProgramHolds) {
         c.tie_word_embeddings = tied;
         if (rank > 0) c.q_lora_rank = rank;
         EXPECT_EQ(model_parameters(c).total(), num_parameters(c));
+        EXPECT_EQ(num_tensors(c), static_cast<int64_t>(parameter_specs(c).size()));
+        EXPECT_EQ(active_parameters(c), num_parameters(c) - (tied ? 0 : c.vocab_size * c.hidden_size));
         int64_t matrices = 0, vectors = 0;
         for (const ParameterSpec& spec : parameter_specs(c))
           (spec.is_matrix ? matrices : vectors) += spec.shape.num_elements();
@@ -135,25 +152,26 @@ TEST(CostModel, ActivationsOfTheSchemes) {
   const ElementSizes sizes = element_sizes(Precision::bf16);
   const ModelConfig standard = small_config(Residual::standard, 2);
   const double row = 48;
-  EXPECT_EQ(chunk_activation_bytes(standard, 0, 4, true, sizes, Recompute::full), 5 * (row + 4) + row);
-  EXPECT_EQ(chunk_activation_bytes(standard, 0, 2, false, sizes, Recompute::full), 2 * (row + 4));
-  EXPECT_EQ(chunk_activation_bytes(standard, 4, 4, true, sizes, Recompute::full), (row + 4) + row);
+  EXPECT_EQ(chunk_activation_bytes(standard, {0, 4, true}, sizes, Recompute::full), 5 * (row + 4) + row);
+  EXPECT_EQ(chunk_activation_bytes(standard, {0, 2, false}, sizes, Recompute::full), 2 * (row + 4));
+  EXPECT_EQ(chunk_activation_bytes(standard, {4, 4, true}, sizes, Recompute::full), (row + 4) + row);
   // Blocks of 2 layers = 4 sublayers: reads 1, 2, 3 see an open sum; 0 and 4 open a block; the statistics of phase 1 are
   // those of 3 queries over 1 source (read 0 has no query), and of 4 queries and the output's over 2 sources.
   const ModelConfig blocks = small_config(Residual::block_attnres, 4, 2);
   const double first = 3 * row + (2 + 3 * 4) * 4 + (1 + 3 + 3) * 4;
   const double second = 4 * row + (2 + 4 * 4) * 4 + (2 + 5 * 2 + 5) * 4;
-  EXPECT_EQ(chunk_activation_bytes(blocks, 0, 4, false, sizes, Recompute::full), first);
-  EXPECT_EQ(chunk_activation_bytes(blocks, 4, 8, true, sizes, Recompute::full), second + row);
-  EXPECT_EQ(chunk_activation_bytes(blocks, 0, 8, true, sizes, Recompute::full), first + second + row);
+  EXPECT_EQ(chunk_activation_bytes(blocks, {0, 4, false}, sizes, Recompute::full), first);
+  EXPECT_EQ(chunk_activation_bytes(blocks, {4, 8, true}, sizes, Recompute::full), second + row);
+  EXPECT_EQ(chunk_activation_bytes(blocks, {0, 8, true}, sizes, Recompute::full), first + second + row);
   // A boundary inside a block: the part after it reads the summaries again, and its open sum is the stream that came in.
-  EXPECT_EQ(chunk_activation_bytes(blocks, 2, 4, false, sizes, Recompute::full), 2 * row + 2 * 4 * 4 + (1 + 2 + 2) * 4);
-  EXPECT_EQ(chunk_activation_bytes(blocks, 0, 0, false, sizes, Recompute::none), 0);
+  EXPECT_EQ(chunk_activation_bytes(blocks, {2, 4, false}, sizes, Recompute::full),
+            2 * row + 2 * 4 * 4 + (1 + 2 + 2) * 4);
+  EXPECT_EQ(chunk_activation_bytes(blocks, {0, 0, false}, sizes, Recompute::none), 0);
   // What less recomputation keeps is never less.
   for (const ModelConfig& c : {standard, blocks, kimi_linear(Residual::block_attnres)}) {
-    const double none = chunk_activation_bytes(c, 0, 4, false, sizes, Recompute::none);
-    const double selective = chunk_activation_bytes(c, 0, 4, false, sizes, Recompute::selective);
-    const double full = chunk_activation_bytes(c, 0, 4, false, sizes, Recompute::full);
+    const double none = chunk_activation_bytes(c, {0, 4, false}, sizes, Recompute::none);
+    const double selective = chunk_activation_bytes(c, {0, 4, false}, sizes, Recompute::selective);
+    const double full = chunk_activation_bytes(c, {0, 4, false}, sizes, Recompute::full);
     EXPECT_GT(none, selective);
     EXPECT_GT(selective, full);
     EXPECT_EQ(recompute_flops(c, 1, 64, Recompute::none), 0);
@@ -183,7 +201,31 @@ TEST(CostModel, ExpertsExchangeRowsWithOthers) {
   const ModelConfig c = kimi_linear();
   const ElementSizes sizes = element_sizes(Precision::bf16);
   EXPECT_EQ(expert_exchange_bytes(c, 1, sizes), 0);
-  EXPECT_EQ(expert_exchange_bytes(c, 8, sizes), 8 * 2304 * 2 * 7.0 / 8);
+  // One copy per distinct rank: the mean over draws of 8 experts, each on one of 8 ranks.
+  std::mt19937 random(3);
+  std::uniform_int_distribution<int> rank(0, 7);
+  double distinct = 0, elsewhere = 0;
+  constexpr int draws = 200000;
+  for (int draw = 0; draw < draws; ++draw) {
+    unsigned seen = 0;
+    for (int choice = 0; choice < 8; ++choice) seen |= 1u << rank(random);
+    distinct += std::popcount(seen);
+    elsewhere += std::popcount(seen & ~1u);  // for a token of rank 0
+  }
+  // Fewer than 8 of 8: a standard deviation of less than 1 per draw, 5 of the mean's.
+  const double tolerance = 5 / std::sqrt(draws);
+  EXPECT_NEAR(expected_expert_ranks(c, 8), distinct / draws, tolerance);
+  EXPECT_NEAR(expert_exchange_bytes(c, 8, sizes) / (2304 * 2), elsewhere / draws, tolerance);
+  EXPECT_EQ(expected_expert_ranks(c, 1), 1);
+  EXPECT_EQ(expert_workspace_bytes(c, sizes, 1), 2 * 8 * (3 * 2304 + 2 * 1024));
+  EXPECT_NEAR(expert_workspace_bytes(c, sizes, 8) - expert_workspace_bytes(c, sizes, 1),
+              2 * 3 * expected_expert_ranks(c, 8) * 2304, 1e-6);
+  // Rows from other ranks are kept with their choices, and the pairs' places are those of the rows.
+  const double alone = sublayer_activation_bytes(c, 3, sizes, Recompute::none);
+  EXPECT_EQ(alone, 2 * (9 * 2048) + 4 * (256 + 8 + 8) + 4 * (3 * 8));
+  const double rows = expected_expert_ranks(c, 8);
+  EXPECT_NEAR(sublayer_activation_bytes(c, 3, sizes, Recompute::none, 8),
+              2 * (9 * 2048 + rows * 2304) + 4 * (256 + 8 + 2 * rows * 8) + 4 * (8 + 3 * rows * 8), 1e-9 * alone);
 }
 
 TEST(CostModel, LayersCostWhatTheyCompute) {

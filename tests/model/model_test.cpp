@@ -281,7 +281,7 @@ TEST(CostModel, CountsTheMatricesThatATokenMeets) {
   const FlopsPerToken untied = training_flops_per_token(c, 10);
   const double per_layer = 24.0 * (3 * 10 + 10 + 4) + 10.0 * 3 * 11 + 24.0 * 15 + 3.0 * 24 * 20;
   EXPECT_DOUBLE_EQ(untied.matrices, 6 * (2 * per_layer + 37.0 * 24));
-  EXPECT_DOUBLE_EQ(untied.attention, 3.0 * 2 * 3 * 10 * (6 + 4 + 5));
+  EXPECT_DOUBLE_EQ(untied.attention(), 3.0 * 2 * 3 * 10 * (6 + 4 + 5));
   c.tie_word_embeddings = true;
   EXPECT_DOUBLE_EQ(training_flops_per_token(c, 10).total(), untied.total());
 }

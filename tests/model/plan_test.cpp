@@ -59,7 +59,7 @@ TEST(Plan, PrintsTiny) {
 }
 
 TEST(Plan, EightGpusOf80GiBAreTooSmallForThe48BAnd139GiBAreNot) {
-  // 18 bytes per parameter, all of them shared out or held by one of eight ranks: 103 GiB on average.
+  // 14 bytes per parameter, all of them shared out or held by one of eight ranks: 80 GiB on average.
   PlanInputs inputs = inputs_of("kimi_linear_48b.yaml", 8, {"parallel.expert=2"});
   EXPECT_FALSE(make_plan(inputs).fits(inputs.device));
   EXPECT_FALSE(search_layouts(inputs).front().fits(inputs.device));
@@ -67,7 +67,57 @@ TEST(Plan, EightGpusOf80GiBAreTooSmallForThe48BAnd139GiBAreNot) {
   inputs.device.memory_gib = 139;
   const Plan best = search_layouts(inputs).front();
   EXPECT_TRUE(best.fits(inputs.device));
-  EXPECT_GT(best.peak_bytes(), 49122935168 * 18.0 / 8);
+  EXPECT_GT(best.peak_bytes(), 49122935168 * 14.0 / 8);
+}
+
+TEST(Plan, ShowsTheFormulaOfTheOperations) {
+  const PlanInputs large = inputs_of("kimi_linear_48b.yaml", 64, {"parallel.expert=8"});
+  const std::string text = to_text(make_plan(large), large);
+  for (const char* part :
+       {"49122935168 parameters in 20603 tensors", "active 3107225984", "= 19.765 GFLOP per token at T = 4096",
+        "N_mm       3106750464", "7 x 32 x 4096 (192 + 128)", "20 x 32, K = 128",
+        "Muon: 48366501888 elements, AdamW: 756426624, buffers: 6656; Newton-Schulz 1.24 PFLOP per step (0.19 %)"})
+    EXPECT_THAT(text, testing::HasSubstr(part));
+  const PlanInputs tiny = inputs_of("tiny.yaml", 1);
+  EXPECT_THAT(to_text(make_plan(tiny), tiny), testing::Not(testing::HasSubstr("KDA")));
+}
+
+// The published counts of the ladders' active parameters: AttnRes without embedding and head, Kimi Linear with the head.
+TEST(Plan, LaddersHaveTheirActiveParameters) {
+  struct Published {
+    const char* file;
+    double active;
+  };
+  const auto active = [](const std::string& file, bool with_head) {
+    const ModelConfig model = load_config((root / "configs/ladders" / file).string(), {}).model;
+    return static_cast<double>(active_parameters(model) - (with_head ? 0 : model.vocab_size * model.hidden_size));
+  };
+  for (const auto& [file, published] :
+       {Published{"attnres/attnres_194m.yaml", 194e6}, Published{"attnres/attnres_241m.yaml", 241e6},
+        Published{"attnres/attnres_296m.yaml", 296e6}, Published{"attnres/attnres_436m.yaml", 436e6},
+        Published{"attnres/attnres_528m.yaml", 528e6}})
+    EXPECT_NEAR(active(file, false), published, 0.02 * published) << file;
+  for (const auto& [file, published] :
+       {Published{"kimi_linear/kimi_linear_653m.yaml", 653e6}, Published{"kimi_linear/kimi_linear_878m.yaml", 878e6},
+        Published{"kimi_linear/kimi_linear_1100m.yaml", 1.1e9}, Published{"kimi_linear/kimi_linear_1400m.yaml", 1.4e9},
+        Published{"kimi_linear/kimi_linear_1700m.yaml", 1.7e9}})
+    EXPECT_NEAR(active(file, true), published, 0.02 * published) << file;
+  for (const auto& [file, wanted] : {Published{"cpu/cpu_500k.yaml", 0.5e6}, Published{"cpu/cpu_1m.yaml", 1e6},
+                                     Published{"cpu/cpu_2m.yaml", 2e6}, Published{"cpu/cpu_4m.yaml", 4e6}})
+    EXPECT_NEAR(active(file, false), wanted, 0.15 * wanted) << file;
+}
+
+TEST(Plan, EveryConfigurationOfTheProjectHasALayout) {
+  int count = 0;
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(root / "configs")) {
+    if (entry.path().extension() != ".yaml") continue;
+    const std::string file = std::filesystem::relative(entry.path(), root / "configs").string();
+    const Config config = load_config(entry.path().string());
+    const PlanInputs inputs = inputs_of(file, config.parallel.pipeline);
+    EXPECT_GT(make_plan(inputs).step_seconds(), 0) << file;
+    ++count;
+  }
+  EXPECT_GE(count, 17);
 }
 
 TEST(Plan, EveryParameterIsOnOneRank) {
@@ -105,8 +155,16 @@ TEST(Plan, StateIs18BytesPerParameterAndShardedOverData) {
   const RankPlan rank = make_plan(wide).ranks.at(1);
   const auto experts = static_cast<double>(rank.parameters.experts),
              dense = static_cast<double>(rank.parameters.matrices);
+  const auto linear = static_cast<double>(rank.parameters.linear);
+  // Muon: a momentum beside the master; AdamW for the rest of the matrices, which rank 1 has none of.
+  EXPECT_EQ(linear, dense);
   EXPECT_EQ(rank.memory.optimizer,
-            12 * experts / 2 + 12 * dense / 16 + 8 * static_cast<double>(rank.parameters.vectors) / 16);
+            8 * experts / 2 + 8 * dense / 16 + 8 * static_cast<double>(rank.parameters.vectors) / 16);
+  const RankPlan last = make_plan(wide).ranks.at(3);
+  EXPECT_EQ(last.parameters.matrices - last.parameters.linear, 163840 * 2304);  // the head
+  const PlanInputs adamw =
+      inputs_of("kimi_linear_48b.yaml", 64, {"parallel.expert=8", "train.optimizer={name: adamw, lr: 1e-3}"});
+  EXPECT_EQ(make_plan(adamw).ranks.at(1).memory.optimizer - rank.memory.optimizer, 4 * (experts / 2 + dense / 16));
   EXPECT_EQ(rank.data_bytes,
             6 * experts / 2 + (6 * dense + 8 * static_cast<double>(rank.parameters.vectors)) * 15 / 16);
 }
