@@ -42,7 +42,8 @@ Shapes validate_inputs(const Args& args) {
 
 constexpr Implementation<KdaForward> forward_implementations[] = {{"cpu", cpu::kda_forward_refuses, cpu::kda_forward},
                                                                   {"ref", nullptr, ref::kda_forward}};
-constexpr Implementation<KdaBackward> backward_implementations[] = {{"ref", nullptr, ref::kda_backward}};
+constexpr Implementation<KdaBackward> backward_implementations[] = {
+    {"cpu", cpu::kda_backward_refuses, cpu::kda_backward}, {"ref", nullptr, ref::kda_backward}};
 
 }  // namespace
 

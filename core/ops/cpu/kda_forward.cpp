@@ -40,7 +40,6 @@ void forward_segment(const KdaForward& args, const HeadDims& dims, const Segment
                      const ChunkWork& work) {
   const int64_t heads = args.q.size(2);
   load_state(args.initial_state, segment.first, dims, segment.batch, heads, head, work.state);
-  std::fill(work.aqk, work.aqk + chunk * chunk, 0.0f);
   const auto begin = static_cast<size_t>(segment.begin), end = static_cast<size_t>(segment.end);
   for (size_t first = begin; first < end; first += chunk) {
     forward_chunk<T>(args, dims, segment, head, first, std::min(chunk, end - first), work);
