@@ -58,6 +58,7 @@ class Sampler {
   // One line that changes with seq_len, the data of any source, their order, or the tokenizer; a checkpoint keeps it.
   std::string fingerprint() const;
 
+  int32_t end_of_document() const { return train_.front().info().end_of_document; }  // the token after every document
   // The tokenizer that all sources share, from their stored copy.
   std::unique_ptr<Tokenizer> make_tokenizer() const { return train_.front().make_tokenizer(); }
 

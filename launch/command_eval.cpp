@@ -41,6 +41,11 @@ void choose_layout(const ParallelConfig& asked, int world_size, Config& config) 
     config.parallel = {};
   }
   config.parallel.data = world_size / config.parallel.pipeline;
+  if (config.parallel.data % config.parallel.expert != 0) {
+    log::info("{} data-parallel rank{}, not a multiple of parallel.expert ({}): every rank holds all experts",
+              config.parallel.data, config.parallel.data == 1 ? "" : "s", config.parallel.expert);
+    config.parallel.expert = 1;
+  }
   config.train.global_batch_size = config.train.micro_batch_size * config.parallel.data;
 }
 
@@ -56,6 +61,7 @@ Evaluation evaluate_checkpoint(const Config& asked, const EvalOptions& options, 
   if (sampler.num_validation_sequences() == 0)
     throw Error("data.validation.path: found nothing, expected the folder of the text to evaluate on");
   if (!options.text.empty() && comm.rank() == 0) write_text(sampler, options.text);
+  restored.engine->set_end_of_document(sampler.end_of_document());
   return evaluate(*restored.engine, sampler, restored.config, comm);
 }
 

@@ -27,10 +27,12 @@ Chunk::Chunk(const ChunkOptions& options, const ChunkRange& range, Parameters& p
       hidden_size_(options.config.hidden_size) {
   build_sites(options.config, parameters);
   for (int sublayer = range.begin; sublayer < range.end; sublayer += 2)
-    layers_.push_back({Mla(options.config, parameters, sublayer / 2), Mlp(options.config, parameters, sublayer / 2)});
+    layers_.push_back(make_layer(options, parameters, sublayer / 2));
   for (int sublayer = range.begin; sublayer < range.end; ++sublayer) {
     const Layer& layer = layers_[local_layer(sublayer)];
-    std::vector<int> used = sublayer % 2 == 0 ? layer.mixer.parameters() : layer.mlp.parameters();
+    const auto parameters_of = [](const auto& module) { return module.parameters(); };
+    std::vector<int> used =
+        sublayer % 2 == 0 ? std::visit(parameters_of, layer.mixer) : std::visit(parameters_of, layer.mlp);
     const Site& site = sites_[static_cast<size_t>(sublayer - range.begin)];
     used.insert(used.end(), site.norm_parameters.begin(), site.norm_parameters.end());
     reported_.push_back(std::move(used));
@@ -48,6 +50,19 @@ Chunk::Chunk(const ChunkOptions& options, const ChunkRange& range, Parameters& p
     head_ = parameters.value(head_index_);
     d_head_ = parameters.gradient(head_index_);
   }
+}
+
+Chunk::Layer Chunk::make_layer(const ChunkOptions& options, Parameters& parameters, int64_t layer) const {
+  const ModelConfig& config = options.config;
+  const auto mixer = [&]() -> std::variant<Mla, Kda> {
+    if (config.mixer(layer) == Mixer::kda) return Kda(config, parameters, layer);
+    return Mla(config, parameters, layer);
+  };
+  const auto mlp = [&]() -> std::variant<Mlp, Moe> {
+    if (config.is_moe(layer)) return Moe(config, parameters, layer, options.experts);
+    return Mlp(parameters, fmt::format("model.layers.{}.mlp.", layer));
+  };
+  return {mixer(), mlp()};
 }
 
 void Chunk::build_sites(const ModelConfig& config, Parameters& parameters) {
@@ -81,16 +96,29 @@ void Chunk::build_sites(const ModelConfig& config, Parameters& parameters) {
   if (range_.is_last) add("model.norm.weight", "model.output_attn_res");
 }
 
-void Chunk::run_sublayer(ops::OpContext& ctx, Slot& slot, const BatchShape& shape, int sublayer, TensorView x,
+template <class Action>
+void Chunk::with_sublayer(Slot& slot, int sublayer, const Action& action) const {
+  const Layer& layer = layers_[local_layer(sublayer)];
+  LayerSaved& saved = slot.layers_[local_layer(sublayer)];
+  if (sublayer % 2 == 0) {
+    if (const Kda* kda = std::get_if<Kda>(&layer.mixer))
+      action(*kda, saved.kda);
+    else
+      action(std::get<Mla>(layer.mixer), saved.mla);
+  } else if (const Moe* moe = std::get_if<Moe>(&layer.mlp)) {
+    action(*moe, saved.moe);
+  } else {
+    action(std::get<Mlp>(layer.mlp), saved.dense);
+  }
+}
+
+void Chunk::run_sublayer(ops::OpContext& ctx, Slot& slot, const Batch& batch, int sublayer, TensorView x,
                          TensorView y) {
-  const size_t layer = local_layer(sublayer);
   const ArenaScope scope(ctx.scratch);
   const ActivationArenas arenas{residual_.recompute == Recompute::full ? ctx.scratch : slot.keep_,
                                 residual_.recompute == Recompute::none ? slot.keep_ : ctx.scratch};
-  if (sublayer % 2 == 0)
-    layers_[layer].mixer.forward(ctx, shape, x, y, slot.layers_[layer].mixer, arenas);
-  else
-    layers_[layer].mlp.forward(ctx, shape, x, y, slot.layers_[layer].mlp, arenas);
+  with_sublayer(slot, sublayer,
+                [&](const auto& module, auto& saved) { module.forward(ctx, batch, x, y, saved, arenas); });
 }
 
 void Chunk::observe(ops::OpContext& ctx, const Slot& slot, const Input& input, int site) const {
@@ -107,12 +135,14 @@ TensorView Chunk::run_sublayers(ops::OpContext& ctx, Slot& slot, const Input& in
   slot.keep_.reset();
   ResidualPass& pass = *slot.pass_;
   if (has_embedding()) ops::embedding_forward(ctx, {input.tokens, embedding_, streams.in});
-  pass.begin_forward(input.shape, slot.keep_, streams, summaries);
+  Batch batch = input.batch;
+  pass.begin_forward(batch, slot.keep_, streams, summaries);
   for (int sublayer = range_.begin; sublayer < range_.end; ++sublayer) {
     const TensorView x = pass.read(ctx, sublayer);
     observe(ctx, slot, input, sublayer);
     const TensorView y = pass.output_buffer(sublayer);
-    run_sublayer(ctx, slot, input.shape, sublayer, x, y);
+    batch.stats = input.stats == nullptr ? nullptr : &(*input.stats)[static_cast<size_t>(sublayer)];
+    run_sublayer(ctx, slot, batch, sublayer, x, y);
     if (input.sums != nullptr) (*input.sums)[static_cast<size_t>(sublayer)].output_square += square_sum(ctx, y);
     if (input.progress) input.progress();
   }
@@ -129,9 +159,9 @@ void Chunk::forward(ops::OpContext& ctx, Slot& slot, const Input& input, const R
                     const Summaries& summaries) {
   const TensorView x = run_sublayers(ctx, slot, input, streams, summaries);
   if (!range_.is_last) return;
-  ops::LinearCrossEntropy head{x, head_, input.targets, input.token_loss, input.grad_scale, {}, {}};
+  ops::LinearCrossEntropy head{x, head_, input.targets, input.token_loss, input.batch.grad_scale, {}, {}};
   if (input.train) {
-    slot.d_head_input_ = slot.keep_.take(residual_.dtype, {input.shape.num_tokens(), hidden_size_});
+    slot.d_head_input_ = slot.keep_.take(residual_.dtype, {input.batch.num_tokens(), hidden_size_});
     head.dx = slot.d_head_input_;
     head.dweight = d_head_;
   }
@@ -144,10 +174,9 @@ TensorView Chunk::forward_hidden(ops::OpContext& ctx, Slot& slot, const Input& i
   return run_sublayers(ctx, slot, input, streams, summaries);
 }
 
-void Chunk::sublayer_backward(ops::OpContext& ctx, Slot& slot, const BatchShape& shape, int sublayer) {
-  const size_t layer = local_layer(sublayer);
+void Chunk::sublayer_backward(ops::OpContext& ctx, Slot& slot, const Batch& batch, int sublayer) {
   const ArenaScope scope(ctx.scratch);
-  const TensorView dx = ctx.scratch.take(residual_.dtype, {shape.num_tokens(), hidden_size_});
+  const TensorView dx = ctx.scratch.take(residual_.dtype, {batch.num_tokens(), hidden_size_});
   Arena& operands = slot.weights_.operands(ctx);
   const TensorView x = slot.pass_->reread(ctx, sublayer, operands);
   TensorView dy = slot.pass_->output_gradient(ctx, sublayer);
@@ -156,14 +185,10 @@ void Chunk::sublayer_backward(ops::OpContext& ctx, Slot& slot, const BatchShape&
     ops::cast(ctx, {dy, copy});
     dy = copy;
   }
-  const auto run = [&](const auto& module, auto& saved) {
-    module.recompute(ctx, shape, x, saved, residual_.recompute, operands);
-    module.backward(ctx, shape, saved, x, dy, dx, slot.weights_);
-  };
-  if (sublayer % 2 == 0)
-    run(layers_[layer].mixer, slot.layers_[layer].mixer);
-  else
-    run(layers_[layer].mlp, slot.layers_[layer].mlp);
+  with_sublayer(slot, sublayer, [&](const auto& module, auto& saved) {
+    module.recompute(ctx, batch, x, saved, residual_.recompute, operands);
+    module.backward(ctx, batch, saved, x, dy, dx, slot.weights_);
+  });
   slot.pass_->read_backward(ctx, sublayer, dx);
 }
 
@@ -183,7 +208,7 @@ void Chunk::backward(ops::OpContext& ctx, Slot& slot, const Input& input, bool d
     if (input.sums != nullptr)
       (*input.sums)[static_cast<size_t>(sublayer)].gradient_square +=
           square_sum(ctx, pass.output_gradient(ctx, sublayer));
-    sublayer_backward(ctx, slot, input.shape, sublayer);
+    sublayer_backward(ctx, slot, input.batch, sublayer);
     done(reported_[static_cast<size_t>(sublayer - range_.begin)]);
     if (input.progress) input.progress();
   }

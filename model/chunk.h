@@ -4,10 +4,13 @@
 
 #include <functional>
 #include <memory>
+#include <variant>
 #include <vector>
 
+#include "model/kda.h"
 #include "model/mla.h"
 #include "model/mlp.h"
+#include "model/moe.h"
 #include "model/residual.h"
 
 namespace lamina::model {
@@ -26,13 +29,16 @@ struct ChunkOptions {  // the configuration must outlive the chunk
   Recompute recompute = Recompute::none;
   Device device;
   MemoryLedger* ledger = nullptr;
+  expert::Exchange* experts = nullptr;  // null: this rank has every expert
 };
 
 class Chunk {
  public:
-  struct LayerSaved {
-    Mla::Saved mixer;
-    Mlp::Saved mlp;
+  struct LayerSaved {  // what the layer's mixer and MLP are decides which are used
+    Mla::Saved mla;
+    Kda::Saved kda;
+    Mlp::Saved dense;
+    Moe::Saved moe;
   };
   // One micro-batch in flight: what backward needs. Not movable: its pass refers to the chunk.
   class Slot {
@@ -51,13 +57,13 @@ class Chunk {
 
   // What one micro-batch runs on. Views on the device; tokens, targets [num_tokens] i32, token_loss [num_tokens] acc.
   struct Input {
-    BatchShape shape;
-    TensorView tokens;                       // first chunk
-    TensorView targets, token_loss;          // last chunk; token_loss is written
-    double grad_scale = 0;                   // the weight of one token's loss in the total
-    bool train = false;                      // backward follows
-    std::vector<LayerSums>* sums = nullptr;  // [sites of the model], or null
-    std::function<void()> progress;          // called between sublayers
+    Batch batch;                                  // its `stats` are set by the chunk
+    TensorView tokens;                            // first chunk
+    TensorView targets, token_loss;               // last chunk; token_loss is written
+    bool train = false;                           // backward follows
+    std::vector<LayerSums>* sums = nullptr;       // [sites of the model], or null
+    std::vector<SublayerStats>* stats = nullptr;  // [sublayers of the model], or null
+    std::function<void()> progress;               // called between sublayers
   };
 
   Chunk(const ChunkOptions& options, const ChunkRange& range, Parameters& parameters);
@@ -85,14 +91,18 @@ class Chunk {
 
  private:
   struct Layer {
-    Mla mixer;
-    Mlp mlp;
+    std::variant<Mla, Kda> mixer;
+    std::variant<Mlp, Moe> mlp;
   };
+  Layer make_layer(const ChunkOptions& options, Parameters& parameters, int64_t layer) const;
+  // Calls action(module, saved) with the sublayer's.
+  template <class Action>
+  void with_sublayer(Slot& slot, int sublayer, const Action& action) const;
   void build_sites(const ModelConfig& config, Parameters& parameters);
   TensorView run_sublayers(ops::OpContext& ctx, Slot& slot, const Input& input, const ResidualPass::Streams& streams,
                            const Summaries& summaries);
-  void run_sublayer(ops::OpContext& ctx, Slot& slot, const BatchShape& shape, int sublayer, TensorView x, TensorView y);
-  void sublayer_backward(ops::OpContext& ctx, Slot& slot, const BatchShape& shape, int sublayer);
+  void run_sublayer(ops::OpContext& ctx, Slot& slot, const Batch& batch, int sublayer, TensorView x, TensorView y);
+  void sublayer_backward(ops::OpContext& ctx, Slot& slot, const Batch& batch, int sublayer);
   void observe(ops::OpContext& ctx, const Slot& slot, const Input& input, int site) const;
   size_t local_layer(int sublayer) const { return static_cast<size_t>((sublayer - range_.begin) / 2); }
 

@@ -1,41 +1,30 @@
 #include "model/mla.h"
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "core/ops/attention.h"
 #include "core/ops/matmul.h"
 #include "core/ops/rms_norm.h"
+#include "model/views.h"
 
 namespace lamina::model {
 namespace {
 
-// Columns [begin, end) of a row-major matrix.
-TensorView columns(const TensorView& x, int64_t begin, int64_t end) {
-  return x.slice(1, begin, end);
-}
-
-// [tokens, heads * width] (any row stride) seen as [batch, T, heads, width].
-TensorView per_head(const TensorView& x, const BatchShape& batch, int64_t heads, int64_t width) {
-  TensorView out = x;
-  out.shape = {batch.num_sequences, batch.seq_len, heads, width};
-  out.strides = {batch.seq_len * x.stride(0), x.stride(0), width, 1};
-  return out;
-}
-
-// [tokens, heads, width] seen as [batch, T, heads, width].
-TensorView per_sequence(const TensorView& x, const BatchShape& batch) {
-  TensorView out = x;
-  out.shape = {batch.num_sequences, batch.seq_len, x.size(1), x.size(2)};
-  out.strides = {batch.seq_len * x.stride(0), x.stride(0), x.stride(1), x.stride(2)};
-  return out;
-}
-
 // Parts of kv's rows: heads of [nope | v].
 TensorView head_part(const TensorView& kv, int64_t heads, int64_t width, int64_t begin, int64_t end) {
-  TensorView out = kv;
-  out.shape = {kv.size(0), heads, width};
-  out.strides = {kv.stride(0), width, 1};
-  return out.slice(2, begin, end);
+  return heads_of(kv, heads, width).slice(2, begin, end);
+}
+
+// [sequences, heads] acc into the running maxima.
+void add_max_logits(const TensorView& found, std::vector<double>& maxima) {
+  const auto heads = static_cast<size_t>(found.size(1));
+  maxima.resize(heads, -std::numeric_limits<double>::infinity());
+  for (size_t i = 0; i < static_cast<size_t>(found.num_elements()); ++i) {
+    const double value = found.dtype == DType::f64 ? found.as<double>()[i] : static_cast<double>(found.as<float>()[i]);
+    maxima[i % heads] = std::max(maxima[i % heads], value);
+  }
 }
 
 }  // namespace
@@ -84,8 +73,8 @@ void Mla::key_value(ops::OpContext& ctx, int64_t tokens, Saved& saved, Arena& ar
   ops::pack_shared_keys(ctx, {k_nope, columns(saved.projections, width - d_shared_, width), saved.k});
 }
 
-void Mla::intermediates(ops::OpContext& ctx, const BatchShape& batch, TensorView x, Saved& saved,
-                        ActivationArenas arenas, bool have_expensive) const {
+void Mla::intermediates(ops::OpContext& ctx, const Batch& batch, TensorView x, Saved& saved, ActivationArenas arenas,
+                        bool have_expensive) const {
   const int64_t tokens = batch.num_tokens(), d_qk = d_nope_ + d_shared_;
   const DType dtype = in_.value.dtype, acc = accumulation_dtype(dtype);
   const int64_t q_columns = q_rank_ > 0 ? q_rank_ : heads_ * d_qk;
@@ -121,23 +110,28 @@ void Mla::intermediates(ops::OpContext& ctx, const BatchShape& batch, TensorView
   saved.o = arenas.expensive.take(dtype, {tokens, heads_ * d_v_});
   saved.lse = arenas.expensive.take(acc, {batch.num_sequences, heads_, batch.seq_len});
   const TensorView v = head_part(saved.kv, heads_, d_nope_ + d_v_, d_nope_, d_nope_ + d_v_);
-  ops::attention_forward(ctx, {per_head(saved.q, batch, heads_, d_qk), per_sequence(saved.k, batch),
-                               per_sequence(v, batch), scale_, per_head(saved.o, batch, heads_, d_v_), saved.lse});
+  const ArenaScope scope(ctx.scratch);
+  const TensorView max_logit =
+      batch.stats == nullptr ? TensorView() : ctx.scratch.take(acc, {batch.num_sequences, heads_});
+  ops::attention_forward(
+      ctx, {per_head(saved.q, batch, heads_, d_qk), per_sequence(saved.k, batch), per_sequence(v, batch), scale_,
+            per_head(saved.o, batch, heads_, d_v_), saved.lse, batch.document_starts, max_logit});
+  if (max_logit) add_max_logits(max_logit, batch.stats->max_logits);
 }
 
-void Mla::forward(ops::OpContext& ctx, const BatchShape& batch, TensorView x, TensorView y, Saved& saved,
+void Mla::forward(ops::OpContext& ctx, const Batch& batch, TensorView x, TensorView y, Saved& saved,
                   ActivationArenas arenas) const {
   intermediates(ctx, batch, x, saved, arenas, false);
   ops::linear(ctx, saved.o, o_.value, y);
 }
 
-void Mla::recompute(ops::OpContext& ctx, const BatchShape& batch, TensorView x, Saved& saved, Recompute mode,
+void Mla::recompute(ops::OpContext& ctx, const Batch& batch, TensorView x, Saved& saved, Recompute mode,
                     Arena& temporary) const {
   if (mode == Recompute::none) return;
   intermediates(ctx, batch, x, saved, {temporary, temporary}, mode == Recompute::selective);
 }
 
-void Mla::backward(ops::OpContext& ctx, const BatchShape& batch, const Saved& saved, TensorView x, TensorView dy,
+void Mla::backward(ops::OpContext& ctx, const Batch& batch, const Saved& saved, TensorView x, TensorView dy,
                    TensorView dx, WeightGradients& weights) const {
   const ArenaScope scope(ctx.scratch);
   const int64_t tokens = batch.num_tokens(), d_qk = d_nope_ + d_shared_, d_kv = d_nope_ + d_v_;
@@ -155,10 +149,10 @@ void Mla::backward(ops::OpContext& ctx, const BatchShape& batch, const Saved& sa
     weights.add(ctx, dy, saved.o, o_.gradient);
     const TensorView dk = d_shared_ == 0 ? dk_nope : ctx.scratch.take(dtype, {tokens, heads_, d_qk});
     const TensorView v = head_part(saved.kv, heads_, d_kv, d_nope_, d_kv);
-    ops::attention_backward(
-        ctx, {per_head(saved.q, batch, heads_, d_qk), per_sequence(saved.k, batch), per_sequence(v, batch), scale_,
-              per_head(saved.o, batch, heads_, d_v_), saved.lse, per_head(d_o, batch, heads_, d_v_),
-              per_head(dq, batch, heads_, d_qk), per_sequence(dk, batch), per_sequence(dv, batch)});
+    ops::attention_backward(ctx, {per_head(saved.q, batch, heads_, d_qk), per_sequence(saved.k, batch),
+                                  per_sequence(v, batch), scale_, per_head(saved.o, batch, heads_, d_v_), saved.lse,
+                                  per_head(d_o, batch, heads_, d_v_), per_head(dq, batch, heads_, d_qk),
+                                  per_sequence(dk, batch), per_sequence(dv, batch), batch.document_starts});
     if (d_shared_ > 0)
       ops::unpack_shared_keys(ctx, {dk, dk_nope, columns(d_in, d_in.size(1) - d_shared_, d_in.size(1))});
   }

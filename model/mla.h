@@ -28,15 +28,15 @@ class Mla {
 
   Mla(const ModelConfig& config, Parameters& parameters, int64_t layer);
 
-  void forward(ops::OpContext& ctx, const BatchShape& batch, TensorView x, TensorView y, Saved& saved,
+  void forward(ops::OpContext& ctx, const Batch& batch, TensorView x, TensorView y, Saved& saved,
                ActivationArenas arenas) const;
   // Makes again what `mode` did not keep, in `temporary`.
-  void recompute(ops::OpContext& ctx, const BatchShape& batch, TensorView x, Saved& saved, Recompute mode,
+  void recompute(ops::OpContext& ctx, const Batch& batch, TensorView x, Saved& saved, Recompute mode,
                  Arena& temporary) const;
   // dx is overwritten; parameter gradients accumulate, those of matrices through `weights`: with deferred ones x and dy must
   // outlive this call, and `temporary` of recompute() is weights.operands().
-  void backward(ops::OpContext& ctx, const BatchShape& batch, const Saved& saved, TensorView x, TensorView dy,
-                TensorView dx, WeightGradients& weights) const;
+  void backward(ops::OpContext& ctx, const Batch& batch, const Saved& saved, TensorView x, TensorView dy, TensorView dx,
+                WeightGradients& weights) const;
 
   const std::vector<int>& parameters() const { return used_; }  // indices into Parameters
 
@@ -44,7 +44,7 @@ class Mla {
   struct Weight {
     TensorView value, gradient;
   };
-  void intermediates(ops::OpContext& ctx, const BatchShape& batch, TensorView x, Saved& saved, ActivationArenas arenas,
+  void intermediates(ops::OpContext& ctx, const Batch& batch, TensorView x, Saved& saved, ActivationArenas arenas,
                      bool have_expensive) const;
   void key_value(ops::OpContext& ctx, int64_t tokens, Saved& saved, Arena& arena) const;
   Weight weight(Parameters& parameters, const std::string& name);

@@ -5,8 +5,7 @@
 
 namespace lamina::model {
 
-Mlp::Mlp(const ModelConfig&, Parameters& parameters, int64_t layer) {
-  const std::string prefix = fmt::format("model.layers.{}.mlp.", layer);
+Mlp::Mlp(Parameters& parameters, const std::string& prefix) {
   const std::string gate = prefix + "gate_proj.weight", up = prefix + "up_proj.weight",
                     down = prefix + "down_proj.weight";
   gate_up_ = parameters.fused_value(gate, up);
@@ -21,7 +20,7 @@ void Mlp::project(ops::OpContext& ctx, TensorView x, Saved& saved, Arena& arena)
   ops::linear(ctx, x, gate_up_, saved.gate_up);
 }
 
-void Mlp::forward(ops::OpContext& ctx, const BatchShape&, TensorView x, TensorView y, Saved& saved,
+void Mlp::forward(ops::OpContext& ctx, const Batch&, TensorView x, TensorView y, Saved& saved,
                   ActivationArenas arenas) const {
   project(ctx, x, saved, arenas.expensive);
   const ArenaScope scope(ctx.scratch);
@@ -30,13 +29,13 @@ void Mlp::forward(ops::OpContext& ctx, const BatchShape&, TensorView x, TensorVi
   ops::linear(ctx, activation, down_, y);
 }
 
-void Mlp::recompute(ops::OpContext& ctx, const BatchShape&, TensorView x, Saved& saved, Recompute mode,
+void Mlp::recompute(ops::OpContext& ctx, const Batch&, TensorView x, Saved& saved, Recompute mode,
                     Arena& temporary) const {
   if (mode == Recompute::full) project(ctx, x, saved, temporary);
 }
 
-void Mlp::backward(ops::OpContext& ctx, const BatchShape&, const Saved& saved, TensorView x, TensorView dy,
-                   TensorView dx, WeightGradients& weights) const {
+void Mlp::backward(ops::OpContext& ctx, const Batch&, const Saved& saved, TensorView x, TensorView dy, TensorView dx,
+                   WeightGradients& weights) const {
   const ArenaScope scope(ctx.scratch);
   const Shape wide{x.size(0), down_.size(1)};
   const TensorView activation = weights.operands(ctx).take(gate_up_.dtype, wide);

@@ -1,5 +1,7 @@
-// Dense SwiGLU MLP: y = (silu(x Wgate^T) * (x Wup^T)) Wdown^T, gate and up in one product.
+// SwiGLU MLP, dense or a mixture's shared expert: y = (silu(x Wgate^T) * (x Wup^T)) Wdown^T, gate and up in one product.
 #pragma once
+
+#include <string>
 
 #include "model/sublayer.h"
 
@@ -11,14 +13,15 @@ class Mlp {
     TensorView gate_up;  // [tokens, 2 * intermediate_size]; the activation is made again inside SwiGLU's backward
   };
 
-  Mlp(const ModelConfig& config, Parameters& parameters, int64_t layer);
+  // The matrices <prefix>gate_proj.weight, <prefix>up_proj.weight, <prefix>down_proj.weight.
+  Mlp(Parameters& parameters, const std::string& prefix);
 
-  void forward(ops::OpContext& ctx, const BatchShape& batch, TensorView x, TensorView y, Saved& saved,
+  void forward(ops::OpContext& ctx, const Batch& batch, TensorView x, TensorView y, Saved& saved,
                ActivationArenas arenas) const;
-  void recompute(ops::OpContext& ctx, const BatchShape& batch, TensorView x, Saved& saved, Recompute mode,
+  void recompute(ops::OpContext& ctx, const Batch& batch, TensorView x, Saved& saved, Recompute mode,
                  Arena& temporary) const;
-  void backward(ops::OpContext& ctx, const BatchShape& batch, const Saved& saved, TensorView x, TensorView dy,
-                TensorView dx, WeightGradients& weights) const;
+  void backward(ops::OpContext& ctx, const Batch& batch, const Saved& saved, TensorView x, TensorView dy, TensorView dx,
+                WeightGradients& weights) const;
 
   const std::vector<int>& parameters() const { return used_; }
 

@@ -1,5 +1,6 @@
 #include "model/parameters.h"
 
+#include <cmath>
 #include <cstring>
 
 #include "core/base/rng.h"
@@ -15,34 +16,104 @@ class SpecList {
  public:
   explicit SpecList(std::vector<ParameterSpec>& out) : out_(out) {}
   void at_site(int64_t site) { site_ = static_cast<int>(site); }
-  void matrix(const std::string& name, int64_t rows, int64_t columns, bool joined = false) {
-    out_.push_back({name, {rows, columns}, Init::normal, true, joined, site_});
+  void at_expert(int64_t expert) { expert_ = static_cast<int>(expert); }
+
+  void table(const std::string& name, int64_t rows, int64_t columns) {  // embedding or head
+    add(name, {rows, columns}, Init::normal, Group::matrices);
   }
-  void ones(const std::string& name, int64_t dim) { out_.push_back({name, {dim}, Init::ones, false, false, site_}); }
-  void query(const std::string& name, int64_t dim) {
-    out_.push_back({name, {1, dim}, Init::zeros, false, false, site_});
+  void linear(const std::string& name, int64_t rows, int64_t columns, bool joined = false) {
+    ParameterSpec& spec =
+        add(name, {rows, columns}, Init::normal, expert_ >= 0 ? Group::experts : Group::matrices, joined);
+    spec.is_linear = true;
+    spec.expert = expert_;
   }
+  ParameterSpec& vector(const std::string& name, const Shape& shape, Init init, bool joined = false) {
+    return add(name, shape, init, Group::vectors, joined);
+  }
+  void ones(const std::string& name, int64_t dim) { vector(name, {dim}, Init::ones); }
+  void query(const std::string& name, int64_t dim) { vector(name, {1, dim}, Init::zeros); }
 
  private:
+  ParameterSpec& add(const std::string& name, const Shape& shape, Init init, Group group, bool joined = false) {
+    ParameterSpec spec;
+    spec.name = name;
+    spec.shape = shape;
+    spec.init = init;
+    spec.group = group;
+    spec.joined_with_previous = joined;
+    spec.site = site_;
+    out_.push_back(std::move(spec));
+    return out_.back();
+  }
+
   std::vector<ParameterSpec>& out_;
-  int site_ = -1;
+  int site_ = -1, expert_ = -1;
 };
 
 void add_mla(SpecList& list, const std::string& prefix, const ModelConfig& c) {
   const int64_t heads = c.num_attention_heads, d_qk = c.qk_nope_head_dim + c.qk_rope_head_dim;
   const int64_t kv_rows = c.kv_lora_rank + c.qk_rope_head_dim;
   if (c.q_lora_rank) {
-    list.matrix(prefix + "q_a_proj.weight", *c.q_lora_rank, c.hidden_size);
-    list.matrix(prefix + "kv_a_proj_with_mqa.weight", kv_rows, c.hidden_size, true);
+    list.linear(prefix + "q_a_proj.weight", *c.q_lora_rank, c.hidden_size);
+    list.linear(prefix + "kv_a_proj_with_mqa.weight", kv_rows, c.hidden_size, true);
     list.ones(prefix + "q_a_layernorm.weight", *c.q_lora_rank);
-    list.matrix(prefix + "q_b_proj.weight", heads * d_qk, *c.q_lora_rank);
+    list.linear(prefix + "q_b_proj.weight", heads * d_qk, *c.q_lora_rank);
   } else {
-    list.matrix(prefix + "q_proj.weight", heads * d_qk, c.hidden_size);
-    list.matrix(prefix + "kv_a_proj_with_mqa.weight", kv_rows, c.hidden_size, true);
+    list.linear(prefix + "q_proj.weight", heads * d_qk, c.hidden_size);
+    list.linear(prefix + "kv_a_proj_with_mqa.weight", kv_rows, c.hidden_size, true);
   }
   list.ones(prefix + "kv_a_layernorm.weight", c.kv_lora_rank);
-  list.matrix(prefix + "kv_b_proj.weight", heads * (c.qk_nope_head_dim + c.v_head_dim), c.kv_lora_rank);
-  list.matrix(prefix + "o_proj.weight", c.hidden_size, heads * c.v_head_dim);
+  list.linear(prefix + "kv_b_proj.weight", heads * (c.qk_nope_head_dim + c.v_head_dim), c.kv_lora_rank);
+  list.linear(prefix + "o_proj.weight", c.hidden_size, heads * c.v_head_dim);
+}
+
+void add_kda(SpecList& list, const std::string& prefix, const ModelConfig& c) {
+  const int64_t heads = c.linear_num_heads, head = c.linear_head_dim, width = heads * head;
+  bool joined = false;
+  for (const char* x : {"q", "k", "v"}) {
+    list.linear(fmt::format("{}{}_proj.weight", prefix, x), width, c.hidden_size, joined);
+    joined = true;
+  }
+  list.linear(prefix + "f_a_proj.weight", head, c.hidden_size, true);
+  list.linear(prefix + "g_a_proj.weight", head, c.hidden_size, true);
+  list.linear(prefix + "b_proj.weight", heads, c.hidden_size, true);
+  list.linear(prefix + "f_b_proj.weight", width, head);
+  list.linear(prefix + "g_b_proj.weight", width, head);
+  joined = false;
+  for (const char* x : {"q", "k", "v"}) {
+    list.vector(fmt::format("{}{}_conv1d.weight", prefix, x), {width, 1, c.short_conv_kernel_size}, Init::convolution,
+                joined);
+    joined = true;
+  }
+  // With the bounded gate, exp(A_log) scales the sigmoid's argument and starts at one.
+  list.vector(prefix + "A_log", {1, 1, heads, 1}, c.gate_lower_bound ? Init::zeros : Init::log_decay).decays = false;
+  list.vector(prefix + "dt_bias", {width}, Init::decay_bias).decays = false;
+  list.ones(prefix + "o_norm.weight", head);
+  list.linear(prefix + "o_proj.weight", c.hidden_size, width);
+}
+
+void add_gated_mlp(SpecList& list, const std::string& prefix, int64_t hidden, int64_t width) {
+  list.linear(prefix + "gate_proj.weight", width, hidden);
+  list.linear(prefix + "up_proj.weight", width, hidden, true);
+  list.linear(prefix + "down_proj.weight", hidden, width);
+}
+
+void add_moe(SpecList& list, const std::string& prefix, const ModelConfig& c) {
+  const int64_t width = c.moe_intermediate_size;
+  list.linear(prefix + "gate.weight", c.num_experts, c.hidden_size);
+  ParameterSpec& bias = list.vector(prefix + "gate.e_score_correction_bias", {c.num_experts}, Init::zeros);
+  bias.decays = false;
+  bias.is_trained = false;
+  for (int64_t expert = 0; expert < c.num_experts; ++expert) {
+    const std::string name = fmt::format("{}experts.{}.", prefix, expert);
+    list.at_expert(expert);
+    list.linear(name + "w1.weight", width, c.hidden_size);
+    list.linear(name + "w3.weight", width, c.hidden_size, true);
+    list.linear(name + "w2.weight", c.hidden_size, width);
+  }
+  list.at_expert(-1);
+  if (c.num_shared_experts > 0)
+    add_gated_mlp(list, prefix + "shared_experts.", c.hidden_size, width * c.num_shared_experts);
 }
 
 }  // namespace
@@ -51,7 +122,7 @@ std::vector<ParameterSpec> parameter_specs(const ModelConfig& c) {
   std::vector<ParameterSpec> specs;
   SpecList list(specs);
   const bool attn_res = c.residual != Residual::standard;
-  list.matrix("model.embed_tokens.weight", c.vocab_size, c.hidden_size);
+  list.table("model.embed_tokens.weight", c.vocab_size, c.hidden_size);
   for (int64_t layer = 0; layer < c.num_hidden_layers; ++layer) {
     const std::string prefix = fmt::format("model.layers.{}.", layer);
     const int64_t mixer = 2 * layer, mlp = mixer + 1;
@@ -65,12 +136,13 @@ std::vector<ParameterSpec> parameter_specs(const ModelConfig& c) {
     }
     list.at_site(mixer);
     list.ones(prefix + "input_layernorm.weight", c.hidden_size);
-    add_mla(list, prefix + "self_attn.", c);
+    (c.mixer(layer) == Mixer::kda ? add_kda : add_mla)(list, prefix + "self_attn.", c);
     list.at_site(mlp);
     list.ones(prefix + "post_attention_layernorm.weight", c.hidden_size);
-    list.matrix(prefix + "mlp.gate_proj.weight", c.intermediate_size, c.hidden_size);
-    list.matrix(prefix + "mlp.up_proj.weight", c.intermediate_size, c.hidden_size, true);
-    list.matrix(prefix + "mlp.down_proj.weight", c.hidden_size, c.intermediate_size);
+    if (c.is_moe(layer))
+      add_moe(list, prefix + "block_sparse_moe.", c);
+    else
+      add_gated_mlp(list, prefix + "mlp.", c.hidden_size, c.intermediate_size);
   }
   list.at_site(2 * c.num_hidden_layers);
   if (attn_res) {
@@ -78,7 +150,7 @@ std::vector<ParameterSpec> parameter_specs(const ModelConfig& c) {
     list.query("model.output_attn_res_proj.weight", c.hidden_size);
   }
   list.ones("model.norm.weight", c.hidden_size);
-  if (!c.tie_word_embeddings) list.matrix("lm_head.weight", c.vocab_size, c.hidden_size);
+  if (!c.tie_word_embeddings) list.table("lm_head.weight", c.vocab_size, c.hidden_size);
   return specs;
 }
 
@@ -101,29 +173,30 @@ LocalParameters all_parameters(const ModelConfig& config) {
 }
 
 Parameters::Parameters(const ModelConfig& config, DType compute, int dp_size, Device device, MemoryLedger* ledger)
-    : Parameters(config, all_parameters(config), compute, dp_size, device, ledger) {}
+    : Parameters(config, all_parameters(config), compute, {dp_size, dp_size}, device, ledger) {}
 
-Parameters::Parameters(const ModelConfig& config, const LocalParameters& local, DType compute, int dp_size,
+Parameters::Parameters(const ModelConfig& config, const LocalParameters& local, DType compute, const Replicas& replicas,
                        Device device, MemoryLedger* ledger)
     : specs_(parameter_specs(config)), local_(local) {
   LAMINA_CHECK(local.held.size() == specs_.size() && local.primary.size() == specs_.size());
-  matrices_.dtype = compute;
-  vectors_.dtype = accumulation_dtype(compute);
+  group(Group::matrices).dtype = group(Group::experts).dtype = compute;
+  group(Group::vectors).dtype = accumulation_dtype(compute);
   for (size_t i = 0; i < specs_.size(); ++i) {
     const ParameterSpec& spec = specs_[i];
     index_[spec.name] = static_cast<int>(i);
     place_.push_back(-1);
     if (!local_.held[i]) continue;
-    ParameterGroup& group = spec.is_matrix ? matrices_ : vectors_;
-    place_.back() = static_cast<int>(group.flat.size());
-    group.flat.push_back({spec.name, spec.shape.num_elements(), spec.joined_with_previous});
-    group.spec_of.push_back(static_cast<int>(i));
+    ParameterGroup& own = group(spec.group);
+    place_.back() = static_cast<int>(own.flat.size());
+    own.flat.push_back({spec.name, spec.shape.num_elements(), spec.joined_with_previous});
+    own.spec_of.push_back(static_cast<int>(i));
   }
-  for (ParameterGroup* group : {&matrices_, &vectors_}) {
-    group->shards = zero::make_shard_map(group->flat, dp_size, bucket_elements);
-    const int64_t count = group->shards.num_padded;
-    group->values = Buffer(count * size_of(group->dtype), device, ledger, "parameters");
-    group->gradients = Buffer(count * size_of(accumulation_dtype(group->dtype)), device, ledger, "gradients");
+  for (ParameterGroup& each : groups_) {
+    const int num_owners = &each == &group(Group::experts) ? replicas.expert_data : replicas.data;
+    each.shards = zero::make_shard_map(each.flat, num_owners, bucket_elements);
+    const int64_t count = each.shards.num_padded;
+    each.values = Buffer(count * size_of(each.dtype), device, ledger, "parameters");
+    each.gradients = Buffer(count * size_of(accumulation_dtype(each.dtype)), device, ledger, "gradients");
   }
 }
 
@@ -136,9 +209,9 @@ int Parameters::index_of(const std::string& name) const {
 TensorView Parameters::view(int index, bool gradient) const {
   const ParameterSpec& spec = specs_[static_cast<size_t>(index)];
   LAMINA_CHECK(is_held(index), "{} is not held by this rank", spec.name);
-  const ParameterGroup& group = spec.is_matrix ? matrices_ : vectors_;
-  const TensorView flat = gradient ? group.all_gradients() : group.all_values();
-  const int64_t offset = group.shards.offsets[static_cast<size_t>(place_[static_cast<size_t>(index)])];
+  const ParameterGroup& own = groups_[static_cast<size_t>(spec.group)];
+  const TensorView flat = gradient ? own.all_gradients() : own.all_values();
+  const int64_t offset = own.shards.offsets[static_cast<size_t>(place_[static_cast<size_t>(index)])];
   return flat.slice(0, offset, offset + spec.shape.num_elements()).reshaped(spec.shape);
 }
 
@@ -151,9 +224,17 @@ TensorView Parameters::gradient(int index) const {
 
 TensorView Parameters::fused(const std::string& first, const std::string& last, bool gradient) const {
   const TensorView head = view(index_of(first), gradient), tail = view(index_of(last), gradient);
-  const int64_t gap = static_cast<char*>(tail.data) - static_cast<char*>(head.data);
-  LAMINA_CHECK(gap == head.num_bytes() && head.size(1) == tail.size(1), "{} and {} are not adjacent", first, last);
-  return {head.data, head.dtype, {head.size(0) + tail.size(0), head.size(1)}, head.device};
+  const int64_t width = head.num_elements() / head.size(0);
+  const int64_t count =
+      (static_cast<char*>(tail.data) - static_cast<char*>(head.data)) / size_of(head.dtype) + tail.num_elements();
+  int64_t joined = head.num_elements();
+  for (int i = index_of(first) + 1; i <= index_of(last); ++i) {
+    const ParameterSpec& spec = specs_[static_cast<size_t>(i)];
+    if (spec.joined_with_previous && spec.shape.num_elements() == spec.shape[0] * width)
+      joined += spec.shape.num_elements();
+  }
+  LAMINA_CHECK(count == joined, "{} and {} are not adjacent", first, last);
+  return {head.data, head.dtype, {count / width, width}, head.device};
 }
 
 TensorView Parameters::fused_value(const std::string& first, const std::string& last) const {
@@ -163,13 +244,36 @@ TensorView Parameters::fused_gradient(const std::string& first, const std::strin
   return fused(first, last, true);
 }
 
+namespace {
+
+double initial_value(const ParameterSpec& spec, const CounterRng& rng, double initializer_range, uint64_t index) {
+  switch (spec.init) {
+    case Init::normal:
+      return initializer_range * rng.normal(index);
+    case Init::ones:
+      return 1.0;
+    case Init::zeros:
+      return 0.0;
+    case Init::convolution:
+      return (2.0 * rng.uniform(index) - 1.0) / std::sqrt(static_cast<double>(spec.shape[-1]));
+    case Init::log_decay:
+      return std::log(1.0 + 15.0 * rng.uniform(index));
+    case Init::decay_bias: {
+      const double step = std::exp(std::log(1e-3) + rng.uniform(index) * std::log(1e2));
+      return step + std::log(-std::expm1(-step));
+    }
+  }
+  return 0.0;
+}
+
+}  // namespace
+
 void initialise_range(const ParameterSpec& spec, uint64_t seed, double initializer_range, int64_t begin,
                       TensorView out) {
   const CounterRng rng(seed, spec.name);
   cpu::parallel_for(out.num_elements(), 1 << 14, [&](int64_t from, int64_t to) {
     for (int64_t e = from; e < to; ++e) {
-      double x = spec.init == Init::ones ? 1.0 : 0.0;
-      if (spec.init == Init::normal) x = initializer_range * rng.normal(static_cast<uint64_t>(begin + e));
+      const double x = initial_value(spec, rng, initializer_range, static_cast<uint64_t>(begin + e));
       // Through float on the way to bf16, as an fp32 master would round.
       switch (out.dtype) {
         case DType::f64:
@@ -194,9 +298,9 @@ void Parameters::initialise(uint64_t seed, double initializer_range) {
 }
 
 void Parameters::zero_gradients() {
-  for (ParameterGroup* group : {&matrices_, &vectors_}) {
-    char* data = static_cast<char*>(group->gradients.data());
-    cpu::parallel_for(group->gradients.num_bytes(), 1 << 20, [&](int64_t begin, int64_t end) {
+  for (ParameterGroup& each : groups_) {
+    char* data = static_cast<char*>(each.gradients.data());
+    cpu::parallel_for(each.gradients.num_bytes(), 1 << 20, [&](int64_t begin, int64_t end) {
       std::memset(data + begin, 0, static_cast<size_t>(end - begin));
     });
   }

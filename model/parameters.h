@@ -1,14 +1,15 @@
 // The tensors of a model: which there are, where they lie, and how they start.
 //
 // Names and shapes are those of the exported checkpoint (Hugging Face names, matrices [out, in]). Inside, matrices that are
-// multiplied with the same input lie next to each other, so that one product serves both ("fused"): the query projection
-// with kv_a_proj_with_mqa, and gate_proj with up_proj.
+// multiplied with the same input lie next to each other, so that one product serves them all ("fused"): the query projection
+// with kv_a_proj_with_mqa; the six first projections of KDA; gate_proj with up_proj, w1 with w3.
 //
-// Two flat buffers ("groups"): matrices in the compute dtype, and vectors (norm weights, depth queries) always in the
-// accumulation dtype, because a bf16 norm weight near 1 can't take a small step. Each group has a flat gradient buffer in
-// the accumulation dtype.
+// Three flat buffers ("groups"): matrices in the compute dtype; those of the routed experts, which other ranks replicate than
+// the rest; and vectors (norm weights, depth queries, convolutions, decays) always in the accumulation dtype, because a bf16
+// norm weight near 1 can't take a small step. Each group has a flat gradient buffer in the accumulation dtype.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <map>
 #include <string>
@@ -21,15 +22,24 @@
 
 namespace lamina::model {
 
-enum class Init : uint8_t { normal, ones, zeros };
+// normal: initializer_range; convolution: uniform within 1 / sqrt(taps); log_decay: log U(1, 16); decay_bias: the inverse
+// softplus of a time step that is log-uniform between 1e-3 and 1e-1 (Mamba; Kimi Linear's own values are not published).
+enum class Init : uint8_t { normal, ones, zeros, convolution, log_decay, decay_bias };
+
+enum class Group : uint8_t { matrices, experts, vectors };
+constexpr size_t num_groups = 3;
 
 struct ParameterSpec {
   std::string name;
   Shape shape;
   Init init = Init::normal;
-  bool is_matrix = true;              // group
-  bool joined_with_previous = false;  // fused with the matrix before it
+  Group group = Group::matrices;
+  bool joined_with_previous = false;  // fused with the one before it
   int site = -1;                      // sublayer it belongs to; -1: the embedding, 2 num_hidden_layers: the output site
+  int expert = -1;                    // of the routed experts
+  bool is_linear = false;             // matrix of a linear layer: a unit of Muon
+  bool decays = true;                 // weight decay
+  bool is_trained = true;             // false: the router's selection bias, which has neither gradient nor optimizer
 };
 
 // Every tensor, in the order in which they lie in memory (depth order).
@@ -48,19 +58,25 @@ struct ParameterGroup {
   TensorView all_gradients() const;  // [num_padded], accumulation dtype
 };
 
-// Which parameters a pipeline rank holds, by index into parameter_specs(). A tied embedding is held by the ranks of the first
-// and of the last chunk; the first one is its primary holder.
+// Which parameters a rank holds, by index into parameter_specs(): those of its layers, of the routed experts its share. A tied
+// embedding is held by the ranks of the first and of the last chunk; the first one is its primary holder.
 struct LocalParameters {
   std::vector<bool> held;
-  std::vector<bool> primary;  // saved, counted in norms: true on exactly one pipeline rank
+  std::vector<bool> primary;  // saved, counted in norms: true on exactly one pipeline (and expert) rank
 };
 LocalParameters all_parameters(const ModelConfig& config);
+
+// How many ranks share out the optimizer's work on a parameter: those that hold the same one.
+struct Replicas {
+  int data = 1;
+  int expert_data = 1;  // of the routed experts: data / expert
+};
 
 class Parameters {
  public:
   Parameters(const ModelConfig& config, DType compute, int dp_size, Device device, MemoryLedger* ledger);
-  Parameters(const ModelConfig& config, const LocalParameters& local, DType compute, int dp_size, Device device,
-             MemoryLedger* ledger);
+  Parameters(const ModelConfig& config, const LocalParameters& local, DType compute, const Replicas& replicas,
+             Device device, MemoryLedger* ledger);
 
   // Of the whole model; an index means the same on every rank.
   const std::vector<ParameterSpec>& specs() const { return specs_; }
@@ -73,12 +89,12 @@ class Parameters {
   TensorView gradient(int index) const;  // logical shape, accumulation dtype
   TensorView value(const std::string& name) const { return value(index_of(name)); }
   TensorView gradient(const std::string& name) const { return gradient(index_of(name)); }
-  // Rows of `first` and of the matrices joined to it, as one matrix [sum of out, in].
+  // Rows of `first` and of those joined to it up to `last`, as one matrix [sum of rows, elements of a row].
   TensorView fused_value(const std::string& first, const std::string& last) const;
   TensorView fused_gradient(const std::string& first, const std::string& last) const;
 
-  ParameterGroup& matrices() { return matrices_; }
-  ParameterGroup& vectors() { return vectors_; }
+  ParameterGroup& group(Group group) { return groups_[static_cast<size_t>(group)]; }
+  std::array<ParameterGroup, num_groups>& groups() { return groups_; }  // in the order of Group
   // Position of a parameter inside its group.
   int index_in_group(int index) const { return place_[static_cast<size_t>(index)]; }
 
@@ -94,7 +110,7 @@ class Parameters {
   LocalParameters local_;
   std::map<std::string, int> index_;
   std::vector<int> place_;  // in its group; -1: not held
-  ParameterGroup matrices_, vectors_;
+  std::array<ParameterGroup, num_groups> groups_;
 };
 
 // Elements [begin, begin + out.num_elements()) of a tensor at the start of training, rounded once to out's dtype.

@@ -80,8 +80,7 @@ class ResidualPass {
   struct Streams {
     TensorView in, out;
   };
-  virtual void begin_forward(const BatchShape& batch, Arena& keep, const Streams& streams,
-                             const Summaries& summaries) = 0;
+  virtual void begin_forward(const Batch& batch, Arena& keep, const Streams& streams, const Summaries& summaries) = 0;
   virtual TensorView read(ops::OpContext& ctx, int site) = 0;  // normalised input [tokens, hidden]
   virtual TensorView output_buffer(int site) = 0;              // [tokens, hidden]
   virtual void finish_stream(ops::OpContext& ctx) = 0;         // writes `out`

@@ -50,8 +50,7 @@ int AttnResPass::block_of_site(int site) const {
   return blocks_.block_of(std::min(site, num_sublayers_ - 1));
 }
 
-void AttnResPass::begin_forward(const BatchShape& batch, Arena& keep, const Streams& streams,
-                                const Summaries& summaries) {
+void AttnResPass::begin_forward(const Batch& batch, Arena& keep, const Streams& streams, const Summaries& summaries) {
   keep_ = &keep;
   tokens_ = batch.num_tokens();
   streams_ = streams;

@@ -9,7 +9,7 @@ class StandardPass final : public ResidualPass {
  public:
   StandardPass(const ResidualOptions& options, const ChunkRange& range, const std::vector<Site>& sites,
                ResidualWorkspace& workspace);
-  void begin_forward(const BatchShape& batch, Arena& keep, const Streams& streams, const Summaries&) override;
+  void begin_forward(const Batch& batch, Arena& keep, const Streams& streams, const Summaries&) override;
   TensorView read(ops::OpContext& ctx, int site) override;
   TensorView output_buffer(int site) override;
   void finish_stream(ops::OpContext& ctx) override;
@@ -43,7 +43,7 @@ class AttnResPass final : public ResidualPass {
  public:
   AttnResPass(const ResidualOptions& options, const ChunkRange& range, const std::vector<Site>& sites,
               ResidualWorkspace& workspace);
-  void begin_forward(const BatchShape& batch, Arena& keep, const Streams& streams, const Summaries& summaries) override;
+  void begin_forward(const Batch& batch, Arena& keep, const Streams& streams, const Summaries& summaries) override;
   TensorView read(ops::OpContext& ctx, int site) override;
   TensorView output_buffer(int site) override;
   void finish_stream(ops::OpContext& ctx) override;

@@ -16,7 +16,7 @@ StandardPass::StandardPass(const ResidualOptions& options, const ChunkRange& ran
       rstd_(sites.size()),
       input_(sites.size()) {}
 
-void StandardPass::begin_forward(const BatchShape& batch, Arena& keep, const Streams& streams, const Summaries&) {
+void StandardPass::begin_forward(const Batch& batch, Arena& keep, const Streams& streams, const Summaries&) {
   keep_ = &keep;
   tokens_ = batch.num_tokens();
   streams_ = streams;

@@ -25,7 +25,8 @@ StagePlan make_stage_plan(const ModelConfig& config, std::span<const int64_t> la
   return plan;
 }
 
-LocalParameters local_parameters(const ModelConfig& config, const StagePlan& plan, int pp_rank) {
+LocalParameters local_parameters(const ModelConfig& config, const StagePlan& plan, int pp_rank, int ep_rank,
+                                 int num_expert_ranks) {
   const int last_rank = (plan.num_chunks() - 1) % plan.num_ranks;
   const auto rank_of_site = [&](int site) {
     if (site < 0) return 0;
@@ -35,7 +36,8 @@ LocalParameters local_parameters(const ModelConfig& config, const StagePlan& pla
   };
   LocalParameters local;
   for (const ParameterSpec& spec : parameter_specs(config)) {
-    const bool primary = rank_of_site(spec.site) == pp_rank;
+    const bool has_expert = spec.expert < 0 || spec.expert / (config.num_experts / num_expert_ranks) == ep_rank;
+    const bool primary = rank_of_site(spec.site) == pp_rank && has_expert;
     const bool tied_head = config.tie_word_embeddings && spec.site < 0 && last_rank == pp_rank;
     local.primary.push_back(primary);
     local.held.push_back(primary || tied_head);
@@ -115,8 +117,20 @@ void Stage::release_slot(int index, InFlight& state) {
 Chunk::Input Stage::input(int microbatch) const {
   const int64_t count = pass_.shape.num_tokens(), begin = microbatch * count;
   const auto part = [&](const TensorView& all) { return all ? all.slice(0, begin, begin + count) : all; };
-  return {pass_.shape,      part(pass_.tokens), part(pass_.targets), part(pass_.token_loss),
-          pass_.grad_scale, pass_.train,        pass_.sums,          pass_.progress};
+  Chunk::Input input;
+  input.batch = pass_.shape;
+  input.batch.grad_scale = pass_.grad_scale;
+  if (pass_.document_starts)
+    input.batch.document_starts =
+        part(pass_.document_starts).reshaped({pass_.shape.num_sequences, pass_.shape.seq_len});
+  input.tokens = part(pass_.tokens);
+  input.targets = part(pass_.targets);
+  input.token_loss = part(pass_.token_loss);
+  input.train = pass_.train;
+  input.sums = pass_.sums;
+  input.stats = pass_.stats;
+  input.progress = pass_.progress;
+  return input;
 }
 
 void Stage::run(const pipeline::Action& action) {
@@ -319,7 +333,7 @@ void Stage::sent_backward(int index, int microbatch) {
   gradients.summaries.clear();
 }
 
-TensorView Stage::forward_hidden(ops::OpContext& ctx, const BatchShape& shape, TensorView tokens) {
+TensorView Stage::forward_hidden(ops::OpContext& ctx, const Batch& shape, TensorView tokens) {
   LAMINA_CHECK(plan_.num_chunks() == 1, "{} chunks", plan_.num_chunks());
   Pass pass;
   pass.shape = shape;
@@ -343,7 +357,7 @@ TensorView Stage::head_weight() const {
 std::vector<int> Stage::uses_per_parameter() const {
   std::vector<int> uses;
   for (size_t i = 0; i < parameters_.specs().size(); ++i)
-    uses.push_back(parameters_.is_held(static_cast<int>(i)) ? 1 : 0);
+    uses.push_back(parameters_.is_held(static_cast<int>(i)) && parameters_.specs()[i].is_trained ? 1 : 0);
   if (options_.config.tie_word_embeddings && has_first_chunk() && has_last_chunk()) uses[0] = 2;
   return uses;
 }

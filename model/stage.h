@@ -24,7 +24,8 @@ struct StagePlan {
 // layers_per_chunk: chunk c on rank c mod num_ranks.
 StagePlan make_stage_plan(const ModelConfig& config, std::span<const int64_t> layers_per_chunk, int num_ranks,
                           BlockTransport transport);
-LocalParameters local_parameters(const ModelConfig& config, const StagePlan& plan, int pp_rank);
+LocalParameters local_parameters(const ModelConfig& config, const StagePlan& plan, int pp_rank, int ep_rank = 0,
+                                 int num_expert_ranks = 1);
 
 class Stage final : public pipeline::ChunkRunner {
  public:
@@ -34,12 +35,14 @@ class Stage final : public pipeline::ChunkRunner {
 
   // The micro-batches of one pass. tokens, targets, token_loss: [num_microbatches * shape.num_tokens()].
   struct Pass {
-    BatchShape shape;  // of one micro-batch
+    Batch shape;  // of one micro-batch, without its documents
     int num_microbatches = 1;
     TensorView tokens, targets, token_loss;
+    TensorView document_starts;  // [num_microbatches * shape.num_tokens()] i32, or empty: one document per sequence
     double grad_scale = 0;
     bool train = false;
-    std::vector<LayerSums>* sums = nullptr;  // [sites of the model]
+    std::vector<LayerSums>* sums = nullptr;       // [sites of the model]
+    std::vector<SublayerStats>* stats = nullptr;  // [sublayers of the model]
     // `ready(parameter)` is called for each use of a parameter as soon as its gradient of all micro-batches is complete.
     std::function<void(int)> ready;
     std::function<void()> progress;
@@ -58,7 +61,7 @@ class Stage final : public pipeline::ChunkRunner {
 
   // The head's input (after the final norm) for tokens without targets: [num_tokens, hidden_size], valid until the next
   // pass. Only when this rank holds the whole model as one chunk.
-  TensorView forward_hidden(ops::OpContext& ctx, const BatchShape& shape, TensorView tokens);
+  TensorView forward_hidden(ops::OpContext& ctx, const Batch& shape, TensorView tokens);
   TensorView head_weight() const;  // on the last chunk's rank
 
   bool has_first_chunk() const { return pp_rank_ == 0; }

@@ -6,6 +6,8 @@
 // that the caller chooses; what did not survive until backward is made again by recompute().
 #pragma once
 
+#include <vector>
+
 #include "configs/schema/config.h"
 #include "core/ops/op.h"
 #include "model/parameters.h"
@@ -13,10 +15,22 @@
 
 namespace lamina::model {
 
-// Shape of a micro-batch: sequences of seq_len tokens, flattened to rows.
-struct BatchShape {
+// What a sublayer reports of a forward pass; each pass adds to it.
+struct SublayerStats {
+  std::vector<double> max_logits;     // MLA: [heads], the largest attention logit
+  std::vector<double> expert_counts;  // MoE: [experts], the tokens of this rank that chose each
+  double balance_loss = 0;  // MoE: sum over sequences of their balance (core/ops/router.h), without its weight
+  double entropy = 0;       // MoE, when `detailed`: sum over tokens of their normalised scores' entropy, in nats
+  bool detailed = false;
+};
+
+// A micro-batch: sequences of seq_len tokens, flattened to rows.
+struct Batch {
   int64_t num_sequences = 0;
   int64_t seq_len = 0;
+  TensorView document_starts = {};  // [num_sequences, seq_len] i32 (core/ops/short_conv.h); empty: one document each
+  double grad_scale = 0;            // the weight of one token's loss in the total
+  SublayerStats* stats = nullptr;   // of the sublayer that runs; null: not wanted
   int64_t num_tokens() const { return num_sequences * seq_len; }
 };
 

@@ -1,5 +1,6 @@
 #include "model/weight_gradients.h"
 
+#include "core/ops/experts.h"
 #include "core/ops/matmul.h"
 
 namespace lamina::model {
@@ -12,14 +13,27 @@ void WeightGradients::begin(bool deferred) {
 
 void WeightGradients::add(ops::OpContext& ctx, const TensorView& dy, const TensorView& x, const TensorView& dw) {
   if (deferred_)
-    products_.push_back({dy, x, dw});
+    products_.push_back({dy, x, {dw}, {}});
   else
     ops::linear_weight_gradient(ctx, dy, x, dw);
 }
 
+void WeightGradients::add_grouped(ops::OpContext& ctx, const TensorView& dy, const TensorView& x,
+                                  std::span<const int64_t> offsets, std::span<const TensorView> dweights) {
+  if (deferred_)
+    products_.push_back({dy, x, {dweights.begin(), dweights.end()}, {offsets.begin(), offsets.end()}});
+  else
+    ops::grouped_linear_weight_gradient(ctx, {dy, x, offsets, dweights});
+}
+
 void WeightGradients::run(ops::OpContext& ctx) {
   LAMINA_CHECK(deferred_);
-  for (const Product& product : products_) ops::linear_weight_gradient(ctx, product.dy, product.x, product.dw);
+  for (const Product& product : products_) {
+    if (product.offsets.empty())
+      ops::linear_weight_gradient(ctx, product.dy, product.x, product.dweights.front());
+    else
+      ops::grouped_linear_weight_gradient(ctx, {product.dy, product.x, product.offsets, product.dweights});
+  }
   products_.clear();
   arena_.reset();
 }

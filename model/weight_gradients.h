@@ -2,6 +2,7 @@
 // backward pass, arXiv 2401.10241).
 #pragma once
 
+#include <span>
 #include <vector>
 
 #include "core/ops/op.h"
@@ -20,11 +21,16 @@ class WeightGradients {
   Arena& operands(ops::OpContext& ctx) { return deferred_ ? arena_ : ctx.scratch; }
 
   void add(ops::OpContext& ctx, const TensorView& dy, const TensorView& x, const TensorView& dw);
+  // The same for rows grouped by expert (core/ops/experts.h); `offsets` and `dweights` are copied.
+  void add_grouped(ops::OpContext& ctx, const TensorView& dy, const TensorView& x, std::span<const int64_t> offsets,
+                   std::span<const TensorView> dweights);
   void run(ops::OpContext& ctx);  // the deferred ones, in the order of add(); frees their operands
 
  private:
   struct Product {
-    TensorView dy, x, dw;
+    TensorView dy, x;
+    std::vector<TensorView> dweights;
+    std::vector<int64_t> offsets;  // empty: one plain product
   };
   Arena arena_;
   bool deferred_ = false;

@@ -17,6 +17,14 @@ namespace {
 constexpr int tied_tag = 7401;
 constexpr int64_t tied_piece_elements = int64_t{4} << 20;
 
+// Ranks with the same experts (same = true), or ranks that together have every expert once. Collective over the data group;
+// null without expert ranks.
+std::unique_ptr<comm::Communicator> split_experts(comm::Communicator& data, const mesh::MeshShape& mesh, bool same) {
+  if (mesh.expert == 1) return nullptr;
+  const int slot = data.rank() % mesh.expert, block = data.rank() / mesh.expert;
+  return same ? data.split(slot, block) : data.split(block, slot);
+}
+
 // Uses per parameter of one group, in the group's order.
 std::vector<int> group_uses(const model::ParameterGroup& group, const std::vector<int>& uses) {
   std::vector<int> out;
@@ -45,7 +53,7 @@ DType compute_dtype(Precision precision) {
 }
 
 mesh::MeshShape mesh_of(const Config& config, int world_size) {
-  return {config.parallel.pipeline, resolve_data_parallel(config, world_size), 1};
+  return {config.parallel.pipeline, resolve_data_parallel(config, world_size), config.parallel.expert};
 }
 
 Engine::Engine(const Config& config, comm::Communicator& comm, MemoryLedger* ledger)
@@ -55,26 +63,33 @@ Engine::Engine(const Config& config, comm::Communicator& comm, MemoryLedger* led
       place_(mesh::coordinates(mesh_, comm.rank())),
       data_(comm.split(place_.pp_rank, place_.dp_rank)),
       pipeline_(comm.split(place_.dp_rank, place_.pp_rank)),
+      expert_(split_experts(*data_, mesh_, false)),
+      expert_data_(split_experts(*data_, mesh_, true)),
       dtype_(compute_dtype(config.train.precision)),
       stream_(device_),
       scratch_(device_, ledger, "scratch"),
       ctx_{stream_, scratch_, refusals_, ops::Backend::fastest},
       plan_(model::make_stage_plan(config_.model, model::resolve_split(config_), mesh_.pipeline,
                                    config.parallel.block_transport)),
-      parameters_(config_.model, model::local_parameters(config_.model, plan_, place_.pp_rank), dtype_, mesh_.data,
-                  device_, ledger),
-      stage_({config_.model, dtype_, config.train.recompute, device_, ledger}, plan_, place_.pp_rank,
-             config.train.micro_batch_size * config.data.seq_len, parameters_),
+      parameters_(config_.model,
+                  model::local_parameters(config_.model, plan_, place_.pp_rank, place_.ep_rank, mesh_.expert), dtype_,
+                  {mesh_.data, mesh_.data / mesh_.expert}, device_, ledger),
+      stage_({config_.model, dtype_, config.train.recompute, device_, ledger,
+              expert_ ? &exchange_.emplace(*expert_, config_.model.num_experts) : nullptr},
+             plan_, place_.pp_rank, config.train.micro_batch_size * config.data.seq_len, parameters_),
       executor_(*pipeline_, stage_, plan_.num_chunks()),
-      optimizer_(config.train.optimizer, parameters_, place_.dp_rank, ledger),
-      matrix_reducer_(*data_, parameters_.matrices().shards, parameters_.matrices().all_gradients(), stream_,
-                      group_uses(parameters_.matrices(), stage_.uses_per_parameter())),
-      vector_reducer_(*data_, parameters_.vectors().shards, parameters_.vectors().all_gradients(), stream_,
-                      group_uses(parameters_.vectors(), stage_.uses_per_parameter())),
-      matrix_gatherer_(*data_, parameters_.matrices().shards, parameters_.matrices().all_values(), stream_),
-      vector_gatherer_(*data_, parameters_.vectors().shards, parameters_.vectors().all_values(), stream_),
+      owners_{data_.get(), expert_data_ ? expert_data_.get() : data_.get(), data_.get()},
+      optimizer_(config.train.optimizer, parameters_, owners_, ledger),
       ledger_(ledger) {
   LAMINA_CHECK(config.model.vocab_size > 0);
+  reducers_.reserve(model::num_groups);  // requests under way refer to them
+  gatherers_.reserve(model::num_groups);
+  for (size_t g = 0; g < model::num_groups; ++g) {
+    const model::ParameterGroup& group = parameters_.groups()[g];
+    reducers_.emplace_back(*owners_[g], group.shards, group.all_gradients(), stream_,
+                           group_uses(group, stage_.uses_per_parameter()));
+    gatherers_.emplace_back(*owners_[g], group.shards, group.all_values(), stream_);
+  }
   const auto num_microbatches =
       static_cast<int>(config.train.global_batch_size / (config.train.micro_batch_size * mesh_.data));
   const pipeline::ChunkCosts costs = model::schedule_costs(config_, comm.size(), model::resolve_split(config_));
@@ -92,6 +107,7 @@ void Engine::reserve_tokens(int64_t count) {
   tokens_ = Buffer(count * size_of(DType::i32), device_, ledger_, "batch");
   targets_ = Buffer(count * size_of(DType::i32), device_, ledger_, "batch");
   token_loss_ = Buffer(count * size_of(accumulation_dtype(dtype_)), device_, ledger_, "batch");
+  if (config_.data.document_mask) document_starts_ = Buffer(count * size_of(DType::i32), device_, ledger_, "batch");
   reserved_tokens_ = count;
 }
 
@@ -100,12 +116,33 @@ void Engine::initialise() {
   optimizer_.initialise_masters(config_.run.seed, config_.model.initializer_range);
 }
 
+void Engine::gather_parameters() {
+  for (zero::ParameterGatherer& gatherer : gatherers_) gatherer.start();
+  for (zero::ParameterGatherer& gatherer : gatherers_) gatherer.finish();
+}
+
 void Engine::publish() {
   optimizer_.publish_masters(ctx_);
-  matrix_gatherer_.start();
-  vector_gatherer_.start();
-  matrix_gatherer_.finish();
-  vector_gatherer_.finish();
+  gather_parameters();
+}
+
+int64_t Engine::take_data_bytes() {
+  return data_->take_bytes_sent() + (expert_data_ ? expert_data_->take_bytes_sent() : 0) +
+         std::exchange(tied_bytes_, 0);
+}
+
+// Of every token, where in its sequence its document starts: after the token that ended the one before.
+void Engine::find_documents(std::span<const int32_t> tokens) {
+  LAMINA_CHECK(end_of_document_ >= 0, "data.document_mask without the token that ends a document");
+  auto* starts = static_cast<int32_t*>(document_starts_.data());
+  const auto seq_len = static_cast<size_t>(config_.data.seq_len);
+  int32_t start = 0;
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    const size_t at = i % seq_len;
+    if (at == 0) start = 0;
+    starts[i] = start;
+    if (tokens[i] == end_of_document_) start = static_cast<int32_t>(at + 1);
+  }
 }
 
 model::Stage::Pass Engine::make_pass(std::span<const int32_t> tokens, std::span<const int32_t> targets,
@@ -118,7 +155,12 @@ model::Stage::Pass Engine::make_pass(std::span<const int32_t> tokens, std::span<
   std::memcpy(tokens_.data(), tokens.data(), tokens.size_bytes());
   std::memcpy(targets_.data(), targets.data(), targets.size_bytes());
   model::Stage::Pass pass;
-  pass.shape = {num_sequences_per_microbatch, config_.data.seq_len};
+  pass.shape.num_sequences = num_sequences_per_microbatch;
+  pass.shape.seq_len = config_.data.seq_len;
+  if (config_.data.document_mask) {
+    find_documents(tokens);
+    pass.document_starts = TensorView(document_starts_.data(), DType::i32, {count}, device_);
+  }
   pass.num_microbatches = static_cast<int>(count / per_microbatch);
   pass.tokens = TensorView(tokens_.data(), DType::i32, {count}, device_);
   pass.targets = TensorView(targets_.data(), DType::i32, {count}, device_);
@@ -148,17 +190,16 @@ double Engine::sum_token_loss(const TensorView& token_loss, std::span<double> ou
 }
 
 void Engine::report_ready(int parameter) {
-  const bool is_matrix = parameters_.specs()[static_cast<size_t>(parameter)].is_matrix;
-  (is_matrix ? matrix_reducer_ : vector_reducer_).parameter_ready(parameters_.index_in_group(parameter));
-  matrix_reducer_.progress();
+  const model::Group group = parameters_.specs()[static_cast<size_t>(parameter)].group;
+  reducers_[static_cast<size_t>(group)].parameter_ready(parameters_.index_in_group(parameter));
+  for (zero::GradientReducer& reducer : reducers_) reducer.progress();
 }
 
 double Engine::accumulate_gradients(std::span<const int32_t> tokens, std::span<const int32_t> targets,
                                     double grad_scale, std::vector<model::LayerSums>* sums,
                                     std::span<double> token_losses) {
   parameters_.zero_gradients();
-  matrix_reducer_.begin_step();
-  vector_reducer_.begin_step();
+  for (zero::GradientReducer& reducer : reducers_) reducer.begin_step();
   model::Stage::Pass pass = make_pass(tokens, targets, config_.train.micro_batch_size);
   LAMINA_CHECK(pass.num_microbatches * config_.train.micro_batch_size * mesh_.data == config_.train.global_batch_size,
                "{} micro-batches of {} on {} data-parallel ranks for a global batch of {}", pass.num_microbatches,
@@ -166,6 +207,10 @@ double Engine::accumulate_gradients(std::span<const int32_t> tokens, std::span<c
   pass.grad_scale = grad_scale;
   pass.train = true;
   pass.sums = sums;
+  observations_ = {};
+  observations_.sublayers.resize(static_cast<size_t>(2 * config_.model.num_hidden_layers));
+  for (model::SublayerStats& stats : observations_.sublayers) stats.detailed = sums != nullptr;
+  if (observes()) pass.stats = &observations_.sublayers;
   // A tied embedding on two ranks is complete only when they have added their parts.
   const bool shares =
       config_.model.tie_word_embeddings && mesh_.pipeline > 1 && (stage_.has_first_chunk() || stage_.has_last_chunk());
@@ -174,8 +219,8 @@ double Engine::accumulate_gradients(std::span<const int32_t> tokens, std::span<c
   };
   run_pass(pass, steps_);
   if (shares) share_tied_embedding();
-  matrix_reducer_.finish();
-  vector_reducer_.finish();
+  for (zero::GradientReducer& reducer : reducers_) reducer.finish();
+  if (observes()) share_observations(sums != nullptr);
   return sum_token_loss(pass.token_loss, token_losses);
 }
 
@@ -225,12 +270,11 @@ std::string Engine::first_non_finite_gradient() {
   return first == nullptr ? "" : parameters_.specs()[static_cast<size_t>(first->parameter)].name;
 }
 
-void Engine::update(int64_t step, double lr, double grad_scale) {
+void Engine::update(int64_t step, double lr, double grad_scale, double bias_rate) {
   optimizer_.step(ctx_, step, lr, grad_scale);
-  matrix_gatherer_.start();
-  vector_gatherer_.start();
-  matrix_gatherer_.finish();
-  vector_gatherer_.finish();
+  if (bias_rate > 0) update_selection_biases(bias_rate);
+  clip_query_keys();
+  gather_parameters();
 }
 
 double Engine::forward_only(std::span<const int32_t> tokens, std::span<const int32_t> targets, int64_t num_sequences) {
@@ -260,7 +304,14 @@ std::vector<float> Engine::next_token_logits(std::span<const int32_t> tokens) {
   LAMINA_CHECK(length > 0 && length <= config_.data.seq_len, "{} tokens", length);
   reserve_tokens(length);
   std::memcpy(tokens_.data(), tokens.data(), tokens.size_bytes());
-  const TensorView hidden = stage_.forward_hidden(ctx_, {1, length}, {tokens_.data(), DType::i32, {length}, device_});
+  model::Batch batch;
+  batch.num_sequences = 1;
+  batch.seq_len = length;
+  if (config_.data.document_mask) {
+    find_documents(tokens);
+    batch.document_starts = TensorView(document_starts_.data(), DType::i32, {1, length}, device_);
+  }
+  const TensorView hidden = stage_.forward_hidden(ctx_, batch, {tokens_.data(), DType::i32, {length}, device_});
   const ArenaScope scope(scratch_);
   const TensorView last = hidden.slice(0, length - 1, length);
   const TensorView logits = scratch_.take(accumulation_dtype(dtype_), {1, config_.model.vocab_size});

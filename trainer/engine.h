@@ -3,9 +3,11 @@
 // configuration decisions.
 #pragma once
 
+#include <cmath>
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -14,6 +16,7 @@
 #include "configs/schema/config.h"
 #include "model/stage.h"
 #include "parallel/comm/communicator.h"
+#include "parallel/expert/exchange.h"
 #include "parallel/mesh/mesh.h"
 #include "parallel/pipeline/executor.h"
 #include "parallel/zero/gradient_reducer.h"
@@ -24,10 +27,21 @@ namespace lamina {
 DType compute_dtype(Precision precision);
 mesh::MeshShape mesh_of(const Config& config, int world_size);  // Error when the layout does not fit
 
+// What the last accumulate_gradients() saw in this pipeline rank's sublayers, over all data-parallel ranks and micro-batches.
+struct StepObservations {
+  std::vector<model::SublayerStats> sublayers;  // [sublayers of the model]; empty ones where this rank has none
+  double aux_loss = 0;                          // the balance losses of this pipeline rank's layers, weighted
+  double max_logit = -INFINITY;                 // of its MLA layers; seen with QK-Clip only
+  int clipped_heads = 0;                        // by the update that followed
+};
+
 class Engine {
  public:
   // model.vocab_size must be resolved. `comm` is the world: pipeline x data ranks. `ledger` may be null. Collective.
   Engine(const Config& config, comm::Communicator& comm, MemoryLedger* ledger);
+
+  // With data.document_mask: the token that ends a document. Must be called before the first pass then.
+  void set_end_of_document(int32_t token) { end_of_document_ = token; }
 
   void initialise();  // parameters and masters from run.seed; moments zero
 
@@ -41,7 +55,8 @@ class Engine {
   double owned_gradient_square();
   // Name of the first owned tensor with a non-finite gradient, or empty.
   std::string first_non_finite_gradient();
-  void update(int64_t step, double lr, double grad_scale);
+  // The optimizer's step, then the selection biases of the experts by `bias_rate`, QK-Clip, and the gathering of parameters.
+  void update(int64_t step, double lr, double grad_scale, double bias_rate = 0);
   // Parameters from masters, on all ranks (after a load).
   void publish();
 
@@ -52,13 +67,19 @@ class Engine {
   std::vector<float> next_token_logits(std::span<const int32_t> tokens);
 
   model::Parameters& parameters() { return parameters_; }
-  ShardedAdamW& optimizer() { return optimizer_; }
+  ShardedOptimizer& optimizer() { return optimizer_; }
+  const StepObservations& observations() const { return observations_; }
   model::Stage& stage() { return stage_; }
   ops::OpContext& context() { return ctx_; }
   const mesh::MeshShape& mesh() const { return mesh_; }
   const mesh::Coordinates& place() const { return place_; }
   comm::Communicator& world() { return world_; }
-  comm::Communicator& data_group() { return *data_; }
+  // Bytes this rank has sent since the last call: of gradients, parameters and optimizer messages; to experts and back.
+  int64_t take_data_bytes();
+  int64_t take_expert_bytes() { return expert_ ? expert_->take_bytes_sent() : 0; }
+  // Those of the latter that are rows of activations; the rest are counts and lists of experts.
+  int64_t take_expert_row_bytes() { return exchange_ ? exchange_->take_row_bytes() : 0; }
+  const Config& config() const { return config_; }
   int num_sites() const { return static_cast<int>(2 * config_.model.num_hidden_layers) + 1; }
   const model::StagePlan& plan() const { return plan_; }
   const pipeline::Schedule& schedule() const { return schedule_; }                // of a training step
@@ -76,13 +97,22 @@ class Engine {
   double forward_only(std::span<const int32_t> tokens, std::span<const int32_t> targets, int64_t num_sequences);
   void run_pass(const model::Stage::Pass& pass, const std::vector<pipeline::Step>& steps);
   void share_tied_embedding();
+  void share_observations(bool detailed);
   void report_ready(int parameter);
+  void find_documents(std::span<const int32_t> tokens);
+  void update_selection_biases(double rate);
+  void clip_query_keys();
+  void clip_head(int64_t layer, int64_t head, double factor);
+  bool observes() const;
+  void gather_parameters();
 
   Config config_;
   comm::Communicator& world_;
   mesh::MeshShape mesh_;
   mesh::Coordinates place_;
   std::unique_ptr<comm::Communicator> data_, pipeline_;
+  std::unique_ptr<comm::Communicator> expert_, expert_data_;  // with expert ranks
+  std::optional<expert::Exchange> exchange_;
   Device device_;
   DType dtype_;
   Stream stream_;
@@ -97,10 +127,13 @@ class Engine {
   std::vector<pipeline::Step> steps_;                         // this rank's, of a training step
   std::map<int, std::vector<pipeline::Step>> forward_steps_;  // by number of micro-batches
   pipeline::ExecutionReport execution_;
-  ShardedAdamW optimizer_;
-  zero::GradientReducer matrix_reducer_, vector_reducer_;
-  zero::ParameterGatherer matrix_gatherer_, vector_gatherer_;
-  Buffer tokens_, targets_, token_loss_;
+  OwnerGroups owners_;
+  ShardedOptimizer optimizer_;
+  std::vector<zero::GradientReducer> reducers_;     // [group]
+  std::vector<zero::ParameterGatherer> gatherers_;  // [group]
+  Buffer tokens_, targets_, token_loss_, document_starts_;
+  int32_t end_of_document_ = -1;
+  StepObservations observations_;
   int64_t reserved_tokens_ = 0;
   Buffer tied_;  // a piece of the other holder's gradient
   int64_t tied_bytes_ = 0;

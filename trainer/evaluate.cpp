@@ -16,11 +16,17 @@ Evaluation evaluate(Engine& engine, const Sampler& sampler, const Config& config
   // Every pipeline rank works on the same sequences; the loss comes from the head's, the bytes from the first.
   const bool counts = engine.place().pp_rank == 0;
   double totals[2] = {0, counts ? static_cast<double>(sampler.num_validation_bytes(begin, end)) : 0.0};
-  for (int64_t at = begin; at < end; at += micro) {
-    const int64_t count = std::min(micro, end - at);
+  // Expert-parallel ranks pass rows to each other: all make as many passes as the rank with the most sequences. What a rank
+  // runs in place of a missing one is not counted.
+  const int64_t passes = ((total + dp_size - 1) / dp_size + micro - 1) / micro;
+  for (int64_t pass = 0; pass < passes; ++pass) {
+    const int64_t at = begin + pass * micro;
+    const bool is_own = at < end;
+    const int64_t first = is_own ? at : 0, count = is_own ? std::min(micro, end - at) : 1;
     const auto size = static_cast<size_t>(count * seq_len);
-    sampler.load_validation(at, at + count, std::span(tokens).first(size), std::span(targets).first(size));
-    totals[0] += engine.loss(std::span(tokens).first(size), std::span(targets).first(size));
+    sampler.load_validation(first, first + count, std::span(tokens).first(size), std::span(targets).first(size));
+    const double loss = engine.loss(std::span(tokens).first(size), std::span(targets).first(size));
+    if (is_own) totals[0] += loss;
   }
   Stream stream;
   comm.all_reduce(TensorView(totals, DType::f64, {2}), comm::ReduceOp::sum, stream).wait();

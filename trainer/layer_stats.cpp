@@ -1,5 +1,6 @@
 #include "trainer/layer_stats.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "core/ops/elementwise.h"
@@ -27,6 +28,45 @@ void sum_over_ranks(std::vector<double>& values, comm::Communicator& comm) {
   comm.all_reduce(view, comm::ReduceOp::sum, stream).wait();
 }
 
+// What a sublayer's router or attention saw, as numbers to be summed over the job: of the ranks that saw the same, one counts.
+int64_t num_observations(const ModelConfig& config, int site) {
+  if (site >= 2 * config.num_hidden_layers) return 0;
+  if (site % 2 == 1) return config.is_moe(site / 2) ? config.num_experts + 2 : 0;
+  return config.mixer(site / 2) == Mixer::mla ? 1 : 0;
+}
+
+void append_observations(Engine& engine, int site, std::vector<double>& flat) {
+  const auto count = static_cast<size_t>(num_observations(engine.config().model, site));
+  std::vector<double> values(count, 0.0);
+  if (count > 0 && engine.place().dp_rank == 0) {
+    const model::SublayerStats& seen = engine.observations().sublayers[static_cast<size_t>(site)];
+    if (!seen.expert_counts.empty()) {
+      values = seen.expert_counts;
+      values.insert(values.end(), {seen.balance_loss, seen.entropy});
+    } else if (!seen.max_logits.empty()) {
+      values[0] = *std::max_element(seen.max_logits.begin(), seen.max_logits.end());
+    }
+  }
+  flat.insert(flat.end(), values.begin(), values.end());
+}
+
+// values: of one site, summed.
+void add_observations(const std::vector<double>& values, double num_tokens, bool is_mixer, JsonRow& row) {
+  if (values.empty()) return;
+  if (is_mixer) {
+    if (values[0] != 0) row.add("max_logit", values[0]);
+    return;
+  }
+  std::vector<double> load(values.begin(), values.end() - 2);
+  double mean = 0;
+  for (double count : load) mean += count / static_cast<double>(load.size());
+  for (double& count : load) count /= mean;
+  row.add("expert_load", std::span<const double>(load));
+  row.add("max_violation", *std::max_element(load.begin(), load.end()) - 1.0);
+  row.add("dead_experts", static_cast<int64_t>(std::count(load.begin(), load.end(), 0.0)));
+  row.add("balance_loss", values[values.size() - 2]).add("router_entropy", values.back() / num_tokens);
+}
+
 }  // namespace
 
 std::vector<JsonRow> layer_stats_rows(Engine& engine, comm::Communicator& comm, int64_t step, int64_t hidden_size,
@@ -41,6 +81,7 @@ std::vector<JsonRow> layer_stats_rows(Engine& engine, comm::Communicator& comm, 
     std::vector<double> weights = sum.depth_weights;
     weights.resize(static_cast<size_t>(model::num_depth_weights(blocks, static_cast<int>(site))));
     flat.insert(flat.end(), weights.begin(), weights.end());
+    append_observations(engine, static_cast<int>(site), flat);
   }
   sum_over_ranks(flat, comm);
 
@@ -71,6 +112,10 @@ std::vector<JsonRow> layer_stats_rows(Engine& engine, comm::Communicator& comm, 
     for (double& weight : weights) weight /= static_cast<double>(totals.num_micro_batches);
     if (!weights.empty()) row.add("depth_weights", std::span<const double>(weights));
     at += weights.size();
+    const auto begin = flat.begin() + static_cast<int64_t>(at);
+    const int64_t observed = num_observations(engine.config().model, static_cast<int>(site));
+    add_observations({begin, begin + observed}, static_cast<double>(totals.num_tokens), site % 2 == 0, row);
+    at += static_cast<size_t>(observed);
     rows.push_back(std::move(row));
   }
   return rows;

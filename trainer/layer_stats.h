@@ -3,6 +3,10 @@
 //   output_rms     of the sublayer's output;  grad_rms: of the loss's gradient with respect to it
 //   weight_norm, grad_norm   over the sublayer's parameters (PreNorm and depth query included), gradients before clipping
 //   depth_weights  mean softmax weight per source (AttnRes): embedding, finished blocks, open partial sum
+//   max_logit      of an MLA mixer, where QK-Clip watches it: the largest attention logit of the step
+//   expert_load    of a mixture of experts: tokens of each expert over the mean; max_violation its maximum less one;
+//                  dead_experts those without a token; balance_loss the sequences' mean, without its weight; router_entropy of
+//                  the normalised scores, mean over tokens, nats
 #pragma once
 
 #include <vector>

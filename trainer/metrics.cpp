@@ -113,6 +113,7 @@ JsonRow to_row(const StepMetrics& metrics) {
                             .add("pipeline_blocks", metrics.comm_bytes.pipeline_blocks)
                             .add("data", metrics.comm_bytes.data)
                             .add("expert", metrics.comm_bytes.expert));
+  if (metrics.aux_loss) row.add("aux_loss", *metrics.aux_loss);
   if (metrics.validation_loss) row.add("validation_loss", *metrics.validation_loss);
   return row;
 }

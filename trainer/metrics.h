@@ -41,11 +41,12 @@ struct CommBytes {
 struct StepMetrics {
   int64_t step = 0;
   double loss = 0;
+  std::optional<double> aux_loss;  // balance losses of the experts, weighted; with aux_loss_alpha
   double grad_norm = 0;
   double lr = 0;
   int64_t tokens = 0;  // seen since the run's first step
   double tokens_per_second = 0;
-  std::optional<double> mfu;  // absent: the device's peak is unknown
+  std::optional<double> mfu;  // model FLOPs over the ranks' peak; absent: unknown
   CommBytes comm_bytes;
   std::optional<double> validation_loss;  // on steps that validate
 };

@@ -14,6 +14,23 @@ std::filesystem::path resolve_checkpoint(const std::filesystem::path& path, comm
   return *newest;
 }
 
+namespace {
+
+void load_masters(const std::filesystem::path& checkpoint, Engine& engine) {
+  std::vector<TensorPiece> wanted;
+  for (TensorPiece& piece : engine.optimizer().state())
+    if (piece.name.starts_with("parameters/")) wanted.push_back(std::move(piece));
+  load_checkpoint(checkpoint, wanted);
+}
+
+}  // namespace
+
+void load_parameters(const std::filesystem::path& path, Engine& engine, comm::Communicator& comm) {
+  const std::filesystem::path checkpoint = resolve_checkpoint(path, comm);
+  run_and_agree(comm, [&] { load_masters(checkpoint, engine); });
+  engine.publish();
+}
+
 Restored restore_parameters(const std::filesystem::path& path, comm::Communicator& comm,
                             const std::function<void(Config&)>& adjust) {
   const std::filesystem::path checkpoint = resolve_checkpoint(path, comm);
@@ -23,10 +40,7 @@ Restored restore_parameters(const std::filesystem::path& path, comm::Communicato
     restored.config = parse_config(restored.info.config_yaml, checkpoint.string());
     if (adjust) adjust(restored.config);
     restored.engine = std::make_unique<Engine>(restored.config, comm, nullptr);
-    std::vector<TensorPiece> wanted;
-    for (TensorPiece& piece : restored.engine->optimizer().state())
-      if (piece.name.starts_with("parameters/")) wanted.push_back(std::move(piece));
-    load_checkpoint(checkpoint, wanted);
+    load_masters(checkpoint, *restored.engine);
   });
   restored.engine->publish();
   return restored;

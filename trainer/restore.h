@@ -23,4 +23,7 @@ std::filesystem::path resolve_checkpoint(const std::filesystem::path& path, comm
 Restored restore_parameters(const std::filesystem::path& path, comm::Communicator& comm,
                             const std::function<void(Config&)>& adjust = {});
 
+// The same into an engine that exists, whose masters and parameters they become. Collective.
+void load_parameters(const std::filesystem::path& path, Engine& engine, comm::Communicator& comm);
+
 }  // namespace lamina

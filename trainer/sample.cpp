@@ -55,6 +55,7 @@ int64_t sample(const std::filesystem::path& checkpoint, const SampleOptions& opt
     throw Error("{}: found a tokenizer of {} tokens, expected at most the model's {}", folder, tokenizer->vocab_size(),
                 config.model.vocab_size);
 
+  restored.engine->set_end_of_document(tokenizer->end_of_document());
   std::vector<int32_t> tokens = {tokenizer->end_of_document()};  // every document begins after one
   std::vector<int32_t> prompt;
   tokenizer->encode(options.prompt, prompt);

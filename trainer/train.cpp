@@ -17,7 +17,9 @@
 #include "trainer/layer_stats.h"
 #include "trainer/lr_schedule.h"
 #include "trainer/metrics.h"
+#include "trainer/peak_rate.h"
 #include "trainer/pipeline_stats.h"
+#include "trainer/restore.h"
 #include "trainer/run_folder.h"
 #include "trainer/step_dump.h"
 #include "trainer/version.h"
@@ -63,14 +65,16 @@ class Trainer {
  private:
   void describe() const;
   void resume();
+  void measure_peak();
   void step();
   void check_finite(double loss, double grad_norm);
-  CommBytes sum_bytes_sent(int64_t data);
+  CommBytes sum_bytes_sent();
+  double bias_rate() const;  // of the step that runs
   PipelineStats measure_pipeline();
   JsonRow peak_bytes();
   bool logs_step() const;  // of the step that was just completed
   void dump_values(StepDump& dump, const std::string& group, bool gradients);
-  void dump_gradients(StepDump& dump, double loss, std::span<double> token_losses);
+  void dump_gradients(StepDump& dump, double loss, double aux_loss, std::span<double> token_losses);
   std::optional<StepDump> begin_dump();
   void write_layer_stats(const std::vector<model::LayerSums>& sums);
   void console_line(const StepMetrics& metrics, const std::optional<Evaluation>& evaluation) const;
@@ -93,6 +97,7 @@ class Trainer {
   std::vector<int32_t> tokens_, targets_;
   Clock::time_point start_;
   double flops_per_token_;
+  double peak_gflops_ = 0;  // of one rank
 };
 
 void Trainer::describe() const {
@@ -115,7 +120,10 @@ void Trainer::describe() const {
 
 void Trainer::resume() {
   const auto checkpoint = find_checkpoint(folder_.checkpoints(), comm_);
-  if (!checkpoint) {
+  if (!checkpoint && !config_.checkpoint.init_from.empty()) {
+    load_parameters(config_.checkpoint.init_from, engine_, comm_);
+    log::info("parameters from {}", config_.checkpoint.init_from);
+  } else if (!checkpoint) {
     engine_.initialise();
   } else {
     run_and_agree(comm_, [&] {
@@ -146,12 +154,22 @@ double Trainer::sum_over_ranks(std::span<double> values) {
   return values.front();
 }
 
-CommBytes Trainer::sum_bytes_sent(int64_t data) {
+CommBytes Trainer::sum_bytes_sent() {
   const pipeline::ExecutionReport& execution = engine_.last_execution();
-  double bytes[3] = {static_cast<double>(execution.stream_bytes_sent),
-                     static_cast<double>(execution.summary_bytes_sent), static_cast<double>(data)};
+  double bytes[4] = {static_cast<double>(execution.stream_bytes_sent),
+                     static_cast<double>(execution.summary_bytes_sent), static_cast<double>(engine_.take_data_bytes()),
+                     static_cast<double>(engine_.take_expert_bytes())};
   sum_over_ranks(bytes);
-  return {std::llround(bytes[0]), std::llround(bytes[1]), std::llround(bytes[2]), 0};
+  return {std::llround(bytes[0]), std::llround(bytes[1]), std::llround(bytes[2]), std::llround(bytes[3])};
+}
+
+// The last stretch of training keeps the experts' selection as it is (Moonlight, arXiv 2502.16982, section 3.3).
+double Trainer::bias_rate() const {
+  if (config_.model.num_experts == 0) return 0;
+  const LrScheduleConfig& schedule = config_.train.lr_schedule;
+  const bool decays =
+      schedule.name == LrScheduleName::wsd && step_ + 1 > config_.train.num_steps - schedule.decay_steps;
+  return decays ? 0 : config_.train.router_bias_rate;
 }
 
 // Peak bytes of what depends on the layout, per rank.
@@ -245,7 +263,8 @@ void Trainer::write_layer_stats(const std::vector<model::LayerSums>& sums) {
 
 void Trainer::step() {
   const auto started = Clock::now();
-  engine_.data_group().take_bytes_sent();
+  engine_.take_data_bytes();
+  engine_.take_expert_bytes();
   const int64_t first = place_.dp_rank * local_sequences_;
   sampler_.load(step_, first, first + local_sequences_, tokens_, targets_);
   std::optional<StepDump> dump = begin_dump();
@@ -257,21 +276,24 @@ void Trainer::step() {
   const double loss_sum = engine_.accumulate_gradients(tokens_, targets_, 1.0 / static_cast<double>(tokens_per_step()),
                                                        stats ? &sums : nullptr, token_losses);
   const PipelineStats stats_of_pipeline = measure_pipeline();
-  double totals[2] = {loss_sum, engine_.owned_gradient_square()};
+  const StepObservations& seen = engine_.observations();
+  // Every data-parallel rank has seen the same balance losses.
+  double totals[3] = {loss_sum, engine_.owned_gradient_square(), place_.dp_rank == 0 ? seen.aux_loss : 0.0};
   sum_over_ranks(totals);
   StepMetrics metrics;
   metrics.step = step_ + 1;
   metrics.loss = totals[0] / static_cast<double>(tokens_per_step());
   metrics.grad_norm = std::sqrt(totals[1]);
+  if (config_.model.aux_loss_alpha > 0) metrics.aux_loss = totals[2];
   metrics.lr = learning_rate(config_.train.optimizer.lr, config_.train.lr_schedule, config_.train.num_steps, step_ + 1);
   check_finite(metrics.loss, metrics.grad_norm);
   if (stats) write_layer_stats(sums);
-  if (dump) dump_gradients(*dump, metrics.loss, token_losses);
+  if (dump) dump_gradients(*dump, metrics.loss, totals[2], token_losses);
 
   const double clip = config_.train.grad_clip;
   const double scale = clip > 0 && metrics.grad_norm > clip ? clip / metrics.grad_norm : 1.0;
-  engine_.update(step_ + 1, metrics.lr, scale);
-  metrics.comm_bytes = sum_bytes_sent(engine_.data_group().take_bytes_sent() + engine_.take_tied_bytes());
+  engine_.update(step_ + 1, metrics.lr, scale, bias_rate());
+  metrics.comm_bytes = sum_bytes_sent();
   if (dump) {
     dump_values(*dump, "parameters_after", false);
     dump->finish();
@@ -280,6 +302,7 @@ void Trainer::step() {
   const double seconds = seconds_since(started);
   metrics.tokens = step_ * tokens_per_step();
   metrics.tokens_per_second = static_cast<double>(tokens_per_step()) / seconds;
+  metrics.mfu = flops_per_token_ * metrics.tokens_per_second / 1e9 / (peak_gflops_ * comm_.size());
   const std::optional<Evaluation> evaluation = validate_if_due();
   if (evaluation) metrics.validation_loss = evaluation->loss;
   JsonRow row = to_row(metrics);
@@ -296,7 +319,7 @@ void Trainer::step() {
   console_line(metrics, evaluation);
 }
 
-void Trainer::dump_gradients(StepDump& dump, double loss, std::span<double> token_losses) {
+void Trainer::dump_gradients(StepDump& dump, double loss, double aux_loss, std::span<double> token_losses) {
   dump_values(dump, "gradients", true);
   const int64_t count = static_cast<int64_t>(token_losses.size()), begin = place_.dp_rank * count;
   const Shape shape{config_.train.global_batch_size, config_.data.seq_len};
@@ -308,7 +331,7 @@ void Trainer::dump_gradients(StepDump& dump, double loss, std::span<double> toke
   if (!engine_.stage().has_last_chunk()) losses.clear();
   dump.add(losses);
   dump.add_scalar("loss", loss, data.dtype);
-  dump.add_scalar("aux_loss", 0.0, data.dtype);
+  dump.add_scalar("aux_loss", aux_loss, data.dtype);
 }
 
 void Trainer::console_line(const StepMetrics& metrics, const std::optional<Evaluation>& evaluation) const {
@@ -318,11 +341,12 @@ void Trainer::console_line(const StepMetrics& metrics, const std::optional<Evalu
   if (!logs_step()) return;
   const double per_step = seconds_since(start_) / static_cast<double>(step_ - first_step_);
   const double left = per_step * static_cast<double>(config_.train.num_steps - step_);
-  log::info("step {}/{} ({:.0f} %)  loss {:.4f}  grad norm {:.3f}  lr {:.2e}  {} tokens/s  {:.1f} GFLOP/s  {} left",
-            step_, config_.train.num_steps,
-            100.0 * static_cast<double>(step_) / static_cast<double>(config_.train.num_steps), metrics.loss,
-            metrics.grad_norm, metrics.lr, count_text(metrics.tokens_per_second),
-            flops_per_token_ * metrics.tokens_per_second / 1e9, duration_text(left));
+  log::info(
+      "step {}/{} ({:.0f} %)  loss {:.4f}  grad norm {:.3f}  lr {:.2e}  {} tokens/s  {:.1f} GFLOP/s  MFU {:.0f} %  {} "
+      "left",
+      step_, config_.train.num_steps, 100.0 * static_cast<double>(step_) / static_cast<double>(config_.train.num_steps),
+      metrics.loss, metrics.grad_norm, metrics.lr, count_text(metrics.tokens_per_second),
+      flops_per_token_ * metrics.tokens_per_second / 1e9, 100.0 * metrics.mfu.value_or(0), duration_text(left));
 }
 
 std::optional<Evaluation> Trainer::validate_if_due() {
@@ -350,13 +374,23 @@ void Trainer::save_checkpoint_if_due() {
             seconds_since(started));
 }
 
+// The ranks measure at the same time, as they compute.
+void Trainer::measure_peak() {
+  comm_.barrier();
+  double peak[1] = {config_.logging.peak_gflops > 0 ? config_.logging.peak_gflops
+                                                    : measure_peak_gflops(config_.train.precision)};
+  peak_gflops_ = sum_over_ranks(peak) / comm_.size();
+}
+
 void Trainer::run() {
   describe();
+  if (config_.data.document_mask) engine_.set_end_of_document(sampler_.end_of_document());
   resume();
   if (step_ >= config_.train.num_steps) {
     log::info("already at step {} of {}: nothing to do", step_, config_.train.num_steps);
     return;
   }
+  measure_peak();
   start_ = Clock::now();
   while (step_ < config_.train.num_steps) {
     step();

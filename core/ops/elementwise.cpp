@@ -47,4 +47,12 @@ void fill(OpContext& ctx, const Fill& args) {
   dispatch<Fill>(ctx, "fill", list, args);
 }
 
+void scale(OpContext& ctx, const Scale& args) {
+  // A pass over a few rows now and then.
+  static constexpr Implementation<Scale> list[] = {{"ref", nullptr, ref::scale}};
+  expect_compute_dtype(args.x, "x");
+  expect_contiguous(args.x, "x");
+  dispatch<Scale>(ctx, "scale", list, args);
+}
+
 }  // namespace lamina::ops

@@ -30,4 +30,10 @@ struct Fill {
 };  // contiguous
 void fill(OpContext& ctx, const Fill& args);
 
+struct Scale {  // x = factor x; contiguous
+  TensorView x;
+  double factor;
+};
+void scale(OpContext& ctx, const Scale& args);
+
 }  // namespace lamina::ops

@@ -42,7 +42,7 @@ void kda_backward(OpContext& ctx, const KdaBackward& args);
 struct L2NormForward {
   TensorView x;  // [tokens, heads, dim], unit stride on the last axis
   double eps = 1e-6;
-  TensorView y;     // [tokens, heads, dim]
+  TensorView y;     // [tokens, heads, dim]; may be x
   TensorView rstd;  // [tokens, heads] acc, contiguous
 };
 void l2_norm_forward(OpContext& ctx, const L2NormForward& args);

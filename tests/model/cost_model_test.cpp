@@ -103,7 +103,7 @@ TEST(CostModel, CountsWhatTheProgramHolds) {
         EXPECT_EQ(active_parameters(c), num_parameters(c) - (tied ? 0 : c.vocab_size * c.hidden_size));
         int64_t matrices = 0, vectors = 0;
         for (const ParameterSpec& spec : parameter_specs(c))
-          (spec.is_matrix ? matrices : vectors) += spec.shape.num_elements();
+          (spec.group == Group::vectors ? vectors : matrices) += spec.shape.num_elements();
         EXPECT_EQ(model_parameters(c).matrices, matrices);
         EXPECT_EQ(model_parameters(c).vectors, vectors);
       }
@@ -123,7 +123,7 @@ TEST(CostModel, SublayersKeepWhatIsCounted) {
         ops::RefusalLog refusals;
         Arena scratch({}, nullptr, "scratch"), expensive({}, nullptr, "kept"), cheap({}, nullptr, "kept");
         ops::OpContext ctx{stream, scratch, refusals, ops::Backend::fastest};
-        const BatchShape shape{2, 32};
+        const Batch shape{2, 32};
         Arena data({}, nullptr, "data");
         const TensorView x = data.take(dtype, {64, c.hidden_size}), y = data.take(dtype, {64, c.hidden_size});
         for (int64_t i = 0; i < x.num_elements(); ++i) set(x, i, 0.01 * static_cast<double>(i % 17));

@@ -148,7 +148,7 @@ class SmallModel {
   Stage stage;
 
  private:
-  BatchShape shape_;
+  Batch shape_;
   std::vector<int32_t> tokens_, targets_;
   std::vector<char> losses_;
 };

@@ -133,7 +133,7 @@ class Rank {
 
  private:
   ModelConfig config_;
-  BatchShape shape_{1, 5};
+  Batch shape_{1, 5};
   Stream stream_;
   Arena scratch_;
   ops::RefusalLog refusals_;

@@ -56,4 +56,14 @@ void fill(OpContext&, const Fill& args) {
               [&]<class T>(T) { std::fill_n(args.x.as<T>(), args.x.num_elements(), round_to<T>(args.value)); });
 }
 
+void scale(OpContext&, const Scale& args) {
+  visit_acc(args.x.dtype, [&]<class A>(A) {
+    visit_float(args.x.dtype, [&]<class T>(T) {
+      T* x = args.x.as<T>();
+      for (int64_t i = 0; i < args.x.num_elements(); ++i)
+        x[i] = round_to<T>(static_cast<A>(args.factor) * static_cast<A>(x[i]));
+    });
+  });
+}
+
 }  // namespace lamina::ops::ref
