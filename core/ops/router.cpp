@@ -1,5 +1,6 @@
 #include "core/ops/router.h"
 
+#include "core/ops/cpu/router.h"
 #include "core/ops/ref/router.h"
 #include "core/ops/validate.h"
 
@@ -31,7 +32,8 @@ void expect_fractions(const TensorView& fractions, const TensorView& scores) {
 }  // namespace
 
 void router_forward(OpContext& ctx, const RouterForward& args) {
-  static constexpr Implementation<RouterForward> list[] = {{"ref", nullptr, ref::router_forward}};
+  static constexpr Implementation<RouterForward> list[] = {{"cpu", cpu::refuses, cpu::router_forward},
+                                                           {"ref", nullptr, ref::router_forward}};
   expect_scores(args.scores, args.chosen, "scores");
   const DType acc = args.scores.dtype;
   expect_whole(args.logits, "logits", acc, args.scores.shape);
@@ -46,7 +48,8 @@ void router_forward(OpContext& ctx, const RouterForward& args) {
 }
 
 void router_backward(OpContext& ctx, const RouterBackward& args) {
-  static constexpr Implementation<RouterBackward> list[] = {{"ref", nullptr, ref::router_backward}};
+  static constexpr Implementation<RouterBackward> list[] = {{"cpu", cpu::refuses, cpu::router_backward},
+                                                            {"ref", nullptr, ref::router_backward}};
   expect_scores(args.scores, args.chosen, "scores");
   expect_whole(args.d_weights, "d_weights", args.scores.dtype, args.chosen.shape);
   expect_compute_dtype(args.d_logits, "d_logits");
