@@ -1,5 +1,6 @@
 #include "core/ops/short_conv.h"
 
+#include "core/ops/cpu/short_conv.h"
 #include "core/ops/document_starts.h"
 #include "core/ops/ref/short_conv.h"
 #include "core/ops/validate.h"
@@ -17,8 +18,10 @@ void validate(const TensorView& x, const TensorView& weight, const TensorView& d
   check_document_starts(document_starts, x.size(0), x.size(1));
 }
 
-constexpr Implementation<ShortConvForward> forward_implementations[] = {{"ref", nullptr, ref::short_conv_forward}};
-constexpr Implementation<ShortConvBackward> backward_implementations[] = {{"ref", nullptr, ref::short_conv_backward}};
+constexpr Implementation<ShortConvForward> forward_implementations[] = {
+    {"cpu", cpu::short_conv_forward_refuses, cpu::short_conv_forward}, {"ref", nullptr, ref::short_conv_forward}};
+constexpr Implementation<ShortConvBackward> backward_implementations[] = {
+    {"cpu", cpu::short_conv_backward_refuses, cpu::short_conv_backward}, {"ref", nullptr, ref::short_conv_backward}};
 
 }  // namespace
 
