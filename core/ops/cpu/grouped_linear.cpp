@@ -3,14 +3,13 @@
 // threads.
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <cstring>
 #include <span>
 #include <vector>
 
-#include "core/device/cpu/parallel_for.h"
 #include "core/ops/cpu/experts.h"
 #include "core/ops/cpu/single_thread_product.h"
+#include "core/ops/cpu/tile_queue.h"
 
 namespace lamina::ops::cpu {
 namespace {
@@ -19,10 +18,6 @@ namespace {
 constexpr int64_t tile_rows = 256, tile_columns = 256;
 // Rows of bf16 are rounded up to whole steps, so that there are only tile_rows / row_step shapes: see SingleThreadProduct.
 constexpr int64_t row_step = 16;
-
-int64_t round_up(int64_t count, int64_t multiple) {
-  return (count + multiple - 1) / multiple * multiple;
-}
 
 char* at(const TensorView& matrix, int64_t row, int64_t column) {
   return static_cast<char*>(matrix.data) + (row * matrix.stride(0) + column) * size_of(matrix.dtype);
@@ -35,29 +30,6 @@ char* copy_rows(const TensorView& matrix, int64_t row, int64_t rows, int64_t pad
   for (int64_t r = 0; r < rows; ++r) std::memcpy(to + static_cast<size_t>(r) * line, at(matrix, row + r, column), line);
   std::memset(to + static_cast<size_t>(rows) * line, 0, static_cast<size_t>(padded - rows) * line);
   return to;
-}
-
-// Calls body(begin, length) for equal parts of at most `most`, cut at multiples of 32.
-template <class Body>
-void for_parts(int64_t count, int64_t most, Body&& body) {
-  const int64_t num_parts = (count + most - 1) / most;
-  for (int64_t part = 0; part < num_parts; ++part) {
-    const auto edge = [&](int64_t p) { return p == num_parts ? count : round_up(count * p / num_parts, 32); };
-    if (edge(part) < edge(part + 1)) body(edge(part), edge(part + 1) - edge(part));
-  }
-}
-
-// body(tile, scratch of this thread), the tiles in any order.
-template <class Tile, class Body>
-void for_tiles(OpContext& ctx, std::span<const Tile> tiles, int64_t scratch_bytes, Body&& body) {
-  const int threads = lamina::cpu::threads_for(static_cast<int64_t>(tiles.size()), 1);
-  const int64_t words = round_up(scratch_bytes, 64) / 4;
-  auto* scratch = ctx.scratch.take(DType::f32, {threads * words}).as<float>();
-  std::atomic<size_t> next = 0;
-  lamina::cpu::parallel_parts(threads, threads, [&](int thread, int64_t, int64_t) {
-    auto* own = reinterpret_cast<char*>(scratch + thread * words);
-    for (size_t tile = next++; tile < tiles.size(); tile = next++) body(tiles[tile], own);
-  });
 }
 
 // c[r] = a[r] b_e, with b_e = w_e or its transpose.
@@ -82,8 +54,8 @@ void run_tile(const RowProducts& args, const RowTile& tile, char* scratch) {
   char* c = at(args.c, tile.row, tile.column);
   if (tile.padded_rows == tile.rows) return tile.product->run(a, b, c, scratch);
   const int64_t k = args.a.size(1), line = tile.columns * size_of(args.c.dtype);
-  char* out = scratch + round_up(tile.product->scratch_bytes(), 64);
-  char* copy = out + round_up(tile.padded_rows * line, 64);
+  char* out = scratch + round_up_to(tile.product->scratch_bytes(), 64);
+  char* copy = out + round_up_to(tile.padded_rows * line, 64);
   tile.product->run(copy_rows(args.a, tile.row, tile.rows, tile.padded_rows, 0, k, copy), b, out, scratch);
   for (int64_t r = 0; r < tile.rows; ++r) {
     std::memcpy(at(args.c, tile.row + r, tile.column), out + r * line, static_cast<size_t>(line));
@@ -99,15 +71,15 @@ void multiply_rows(OpContext& ctx, const RowProducts& args) {
   for (size_t e = 0; e < args.weights.size(); ++e) {
     for (int64_t row = args.offsets[e]; row < args.offsets[e + 1]; row += tile_rows) {
       const int64_t rows = std::min(tile_rows, args.offsets[e + 1] - row);
-      const int64_t padded = low ? round_up(rows, row_step) : rows;
+      const int64_t padded = low ? round_up_to(rows, row_step) : rows;
       for_parts(n, tile_columns, [&](int64_t column, int64_t columns) {
         const bool direct = padded == rows;
         const auto& product = SingleThreadProduct::get(
             {padded, columns, k, args.a.dtype, args.c.dtype, false, args.transposed, direct ? args.a.stride(0) : k,
              args.weights[e].stride(0), direct ? args.c.stride(0) : columns});
         tiles.push_back({&product, e, row, rows, padded, column, columns});
-        scratch_bytes = std::max(scratch_bytes, round_up(product.scratch_bytes(), 64) +
-                                                    round_up(padded * columns * size_of(args.c.dtype), 64) +
+        scratch_bytes = std::max(scratch_bytes, round_up_to(product.scratch_bytes(), 64) +
+                                                    round_up_to(padded * columns * size_of(args.c.dtype), 64) +
                                                     padded * k * size_of(args.a.dtype));
       });
     }
@@ -168,14 +140,14 @@ class WeightProducts {
     Sums sums{};
     for_sums(num_rows, [&](size_t index, int64_t, int64_t length) {
       const bool direct = length % row_step == 0;
-      const int64_t padded = round_up(length, row_step);
+      const int64_t padded = round_up_to(length, row_step);
       const auto& product =
           SingleThreadProduct::get({rows, columns, padded, DType::bf16, DType::f32, true, false,
                                     direct ? args_.dy.stride(0) : rows, direct ? args_.x.stride(0) : columns, columns});
       sums.products[index] = &product;
       scratch_bytes_ =
-          std::max(scratch_bytes_, round_up(product.scratch_bytes(), 64) + round_up(4 * rows * columns, 64) +
-                                       round_up(2 * padded * rows, 64) + 2 * padded * columns);
+          std::max(scratch_bytes_, round_up_to(product.scratch_bytes(), 64) + round_up_to(4 * rows * columns, 64) +
+                                       round_up_to(2 * padded * rows, 64) + 2 * padded * columns);
     });
     return sums;
   }
@@ -191,14 +163,14 @@ class WeightProducts {
     const int64_t first = args_.offsets[tile.expert], num_rows = args_.offsets[tile.expert + 1] - first;
     for_sums(num_rows, [&](size_t index, int64_t begin, int64_t length) {
       const SingleThreadProduct& product = *tile.sums.products[index];
-      const int64_t padded = round_up(length, row_step);
-      char* out = scratch + round_up(product.scratch_bytes(), 64);
-      char* copy = out + round_up(4 * tile.rows * tile.columns, 64);
+      const int64_t padded = round_up_to(length, row_step);
+      char* out = scratch + round_up_to(product.scratch_bytes(), 64);
+      char* copy = out + round_up_to(4 * tile.rows * tile.columns, 64);
       const void* dy = at(args_.dy, first + begin, tile.row);
       const void* x = at(args_.x, first + begin, tile.column);
       if (padded != length) {
         dy = copy_rows(args_.dy, first + begin, length, padded, tile.row, tile.rows, copy);
-        copy += round_up(2 * padded * tile.rows, 64);
+        copy += round_up_to(2 * padded * tile.rows, 64);
         x = copy_rows(args_.x, first + begin, length, padded, tile.column, tile.columns, copy);
       }
       product.run(dy, x, out, scratch);
