@@ -1,11 +1,13 @@
 // Backward of Kimi Delta Attention. With dS the gradient of the state after a chunk, and the notation of kda_chunk.h:
 //   dR = Aqk^T dO + (k decayed to the end) dS,   Y = dR - A^T beta Y (backward substitution: the gradient of R),
 //   dv = beta Y,   dbeta = <Y, E>,   dAqk = dO R^T,   dA = -beta Y R^T,
-//   dq = decay (dO S^T) + sum_j dAqk_ij k_j D_ij
-//   dk+ = -decay (beta Y S^T) + sum_j dA_ij k_j D_ij                        where the decay until the token enters with a plus
-//   dk- = decay to the end (R dS^T) + sum_i (dAqk_ij q_i + dA_ij k_i) D_ij   and with a minus
-//   dg = sum from the token to the chunk's end of q dq + k (dk+ - dk-), and of rowsum(S' dS) once
+//   dq_i = decay (dO S^T)_i + sum_j dAqk_ij k_j D_ij,   dk_i = up_i + down_i, where the decay until i enters with a plus or a minus:
+//   up_i = -decay (beta Y S^T)_i + sum_j dA_ij k_j D_ij
+//   down_j = decay to the end (R dS^T)_j + sum_i (dAqk_ij q_i + dA_ij k_i) D_ij
 //   dS before = Diag(decay) dS + (decayed q)^T dO - (decayed k)^T beta Y
+// dg_t gets whatever a decay over t carries. So that nothing large cancels under a strong decay, the terms are summed apart:
+// from the state before, q dq and k up of tokens i >= t; to the state after, k down of tokens j < t and D_end rowsum(S dS); and
+// only within the chunk q dq + k (up - down) of tokens i >= t, without i = j, which no decay carries.
 #include <algorithm>
 #include <vector>
 
@@ -37,7 +39,7 @@ struct BackwardWork {
   std::vector<float*> span_states;  // the state before each span
   float *e1, *e2;                   // [chunk, K]: decay since before the sub-block; until its end
   float* suffix;                    // [K]
-  float* d_last;                    // [K]: rowsum(S' dS)
+  float* through;                   // [K]: D_end rowsum(S dS)
   float* d_state;                   // [K, V]
   float* d_rows;                    // [2 chunk, V]: dO, then beta Y
   float* d_panels;                  // [V, 2 chunk]: the same
@@ -46,8 +48,8 @@ struct BackwardWork {
   float* r_transposed;              // [chunk, V] panels
   float* s_transposed;              // [K, V] panels: S, then dS
   float* d_scores;                  // [2 chunk, chunk]: dAqk, then dA
-  float* plus;                      // [2 chunk, K]: dq, then dk+
-  float* minus;                     // [chunk, K]: dk-
+  float *by_state, *by_chunk;       // [2 chunk, K]: dq, then up, through the state before and within the chunk
+  float *to_state, *to_chunk;       // [chunk, K]: down, through the state after and within the chunk
   float* right_panels;              // [K, chunk]
   float* left_panels;               // [K, 2 chunk]
 };
@@ -148,23 +150,22 @@ inline void score_gradients(const HeadDims& dims, const BackwardWork& work, cons
   for (size_t n = 0; n < chunk * chunk; n += num_lanes) put(hn::Neg(at(d_a + n)), d_a + n);
 }
 
-// The states' part of dq, dk+ and dk-, before their decays; and rowsum(S' dS).
-inline void state_gradients(const HeadDims& dims, const BackwardWork& work, const KeptChunk& kept,
-                            const float* state_after) {
+// The states' part of dq, up and down, before their decays; and the decay that reaches through the whole chunk.
+inline void state_gradients(const HeadDims& dims, const BackwardWork& work, const KeptChunk& kept) {
   const size_t d_k = dims.d_k, d_v = dims.d_v;
   for (size_t i = 0; i < d_k; ++i) {
     auto sum = hn::Zero(FloatTag());
     for (size_t n = i * d_v; n < (i + 1) * d_v; n += num_lanes) {
-      sum = hn::MulAdd(at(state_after + n), at(work.d_state + n), sum);
+      sum = hn::MulAdd(at(kept.state + n), at(work.d_state + n), sum);
     }
-    work.d_last[i] = hn::GetLane(hn::SumOfLanes(FloatTag(), sum));
+    work.through[i] = work.chunk.decay[i] * hn::GetLane(hn::SumOfLanes(FloatTag(), sum));
   }
   transposed_panels(work.d_state, d_v, d_k, d_v, work.s_transposed);
-  product<Left::plain>({work.r_rows, d_v}, work.s_transposed, d_v * panel_width, d_v, chunk, d_k, work.minus, d_k,
+  product<Left::plain>({work.r_rows, d_v}, work.s_transposed, d_v * panel_width, d_v, chunk, d_k, work.to_state, d_k,
                        false);
   transposed_panels(kept.state, d_v, d_k, d_v, work.s_transposed);
-  product<Left::plain>({work.d_rows, d_v}, work.s_transposed, d_v * panel_width, d_v, 2 * chunk, d_k, work.plus, d_k,
-                       false);
+  product<Left::plain>({work.d_rows, d_v}, work.s_transposed, d_v * panel_width, d_v, 2 * chunk, d_k, work.by_state,
+                       d_k, false);
 }
 
 // dS before the chunk; `left` holds the decayed q and minus the decayed k.
@@ -174,24 +175,29 @@ inline void retreat(const HeadDims& dims, const BackwardWork& work) {
                             dims.d_v, work.d_state, dims.d_v, true);
 }
 
-// dq and dk+ but for the diagonal blocks, up to the decay since the sub-block's beginning.
+// dq and up, but for the diagonal blocks; within the chunk up to the decay since the sub-block's beginning.
 inline void row_gradients(const HeadDims& dims, const BackwardWork& work) {
   const size_t d_k = dims.d_k, panel = chunk * panel_width;
   float* prefix = work.chunk.prefix;
   std::fill(prefix, prefix + d_k, 1.0f);
   for (size_t block = 0; block < num_sub_blocks; ++block) {
     const size_t first = block * sub_block;
-    float *dq = work.plus + first * d_k, *dk = dq + chunk * d_k;
-    for (size_t r = 0; r < sub_block * d_k; r += d_k) {
+    for (size_t r = first * d_k; r < (first + sub_block) * d_k; r += d_k) {
+      float *dq = work.by_state + r, *up = dq + chunk * d_k;
       for (size_t i = 0; i < d_k; i += num_lanes) {
-        put(hn::Mul(at(dq + r + i), at(prefix + i)), dq + r + i);
-        put(hn::Neg(hn::Mul(at(dk + r + i), at(prefix + i))), dk + r + i);
+        const auto decay = hn::Mul(at(work.e1 + r + i), at(prefix + i));
+        put(hn::Mul(at(dq + i), decay), dq + i);
+        put(hn::Neg(hn::Mul(at(up + i), decay)), up + i);
       }
     }
+    float *dq = work.by_chunk + first * d_k, *up = dq + chunk * d_k;
     if (first > 0) {
       const float *d_aqk = work.d_scores + first * chunk, *d_a = d_aqk + chunk * chunk;
-      product<Left::plain>({d_aqk, chunk}, work.right_panels, panel, first, sub_block, d_k, dq, d_k, true);
-      product<Left::plain>({d_a, chunk}, work.right_panels, panel, first, sub_block, d_k, dk, d_k, true);
+      product<Left::plain>({d_aqk, chunk}, work.right_panels, panel, first, sub_block, d_k, dq, d_k, false);
+      product<Left::plain>({d_a, chunk}, work.right_panels, panel, first, sub_block, d_k, up, d_k, false);
+    } else {
+      std::fill(dq, dq + sub_block * d_k, 0.0f);
+      std::fill(up, up + sub_block * d_k, 0.0f);
     }
     const float* total = work.chunk.totals + block * d_k;
     scale_panels(work.right_panels, panel, 0, first, d_k, total);
@@ -199,42 +205,48 @@ inline void row_gradients(const HeadDims& dims, const BackwardWork& work) {
   }
 }
 
-// dk- but for the diagonal blocks, up to the decay until the sub-block's end.
+// down, but for the diagonal blocks; within the chunk up to the decay until the sub-block's end.
 inline void column_gradients(const HeadDims& dims, const BackwardWork& work) {
   const size_t d_k = dims.d_k, panel = 2 * chunk * panel_width;
   std::fill(work.suffix, work.suffix + d_k, 1.0f);
   for (size_t block = num_sub_blocks; block-- > 0;) {
     const size_t first = block * sub_block, after = first + sub_block;
-    float* dk = work.minus + first * d_k;
-    scale_columns(dk, sub_block, d_k, work.suffix);
+    for (size_t r = first * d_k; r < after * d_k; r += d_k) {
+      float* down = work.to_state + r;
+      for (size_t i = 0; i < d_k; i += num_lanes) {
+        put(hn::Mul(at(down + i), hn::Mul(at(work.e2 + r + i), at(work.suffix + i))), down + i);
+      }
+    }
+    float* down = work.to_chunk + first * d_k;
     const float* total = work.chunk.totals + block * d_k;
     if (after < chunk) {
       const float *d_aqk = work.d_scores + after * chunk + first, *d_a = d_aqk + chunk * chunk;
       product<Left::transposed>({d_aqk, chunk}, work.left_panels + after * panel_width, panel, chunk - after, sub_block,
-                                d_k, dk, d_k, true);
+                                d_k, down, d_k, false);
       product<Left::transposed>({d_a, chunk}, work.left_panels + (chunk + after) * panel_width, panel, chunk - after,
-                                sub_block, d_k, dk, d_k, true);
+                                sub_block, d_k, down, d_k, true);
       scale_panels(work.left_panels, panel, after, chunk - after, d_k, total);
       scale_panels(work.left_panels, panel, chunk + after, chunk - after, d_k, total);
+    } else {
+      std::fill(down, down + sub_block * d_k, 0.0f);
     }
     scale_columns(work.suffix, 1, d_k, total);
   }
 }
 
-// The diagonal block's part of dq and dk+ for one vector of channels, after the decay of what is there.
+// The diagonal block's part of dq and up (j < i) for one vector of channels, after the decay of what is there.
 inline void diagonal_row_gradients(const HeadDims& dims, const BackwardWork& work, size_t first, size_t column) {
   const FloatTag d;
   const size_t d_k = dims.d_k, offset = first * d_k + column;
   const float *k = work.chunk.qk + chunk * d_k + offset, *alpha = work.chunk.alpha + offset, *e1 = work.e1 + offset;
   const float *d_aqk = work.d_scores + first * chunk + first, *d_a = d_aqk + chunk * chunk;
-  float *dq = work.plus + offset, *dk = dq + chunk * d_k;
+  float *dq = work.by_chunk + offset, *up = dq + chunk * d_k;
   FloatVector key[sub_block];  // decayed until i
 #pragma GCC unroll 16
   for (size_t i = 0; i < sub_block; ++i) {
     const auto decay = at(alpha + i * d_k), e = at(e1 + i * d_k);
     key[i] = at(k + i * d_k);
-    auto sum_q = hn::MulAdd(hn::Set(d, d_aqk[i * chunk + i]), key[i], hn::Mul(e, at(dq + i * d_k)));
-    auto sum_k = hn::Mul(e, at(dk + i * d_k));
+    auto sum_q = hn::Mul(e, at(dq + i * d_k)), sum_k = hn::Mul(e, at(up + i * d_k));
 #pragma GCC unroll 16
     for (size_t j = 0; j < i; ++j) {
       key[j] = hn::Mul(key[j], decay);
@@ -242,28 +254,28 @@ inline void diagonal_row_gradients(const HeadDims& dims, const BackwardWork& wor
       sum_k = hn::MulAdd(hn::Set(d, d_a[i * chunk + j]), key[j], sum_k);
     }
     put(sum_q, dq + i * d_k);
-    put(sum_k, dk + i * d_k);
+    put(sum_k, up + i * d_k);
   }
 }
 
-// Likewise of dk-, with the rows `x` (q or k) and the scores' gradients that belong to them. `own`: with i = j.
-template <bool own>
+// Likewise of down (i > j), with the rows `x`, q or k, and the scores' gradients that belong to them. `decayed`: what is there is
+// decayed already.
+template <bool decayed>
 inline void diagonal_column_gradients(const HeadDims& dims, const BackwardWork& work, size_t first, size_t column,
                                       const float* x, const float* d_scores) {
   const FloatTag d;
   const size_t d_k = dims.d_k, offset = first * d_k + column;
   const float *alpha = work.chunk.alpha + offset, *e2 = work.e2 + offset;
-  float* dk = work.minus + offset;
+  float* down = work.to_chunk + offset;
   d_scores += first * chunk + first;
   FloatVector row[sub_block];  // decayed since j
 #pragma GCC unroll 16
   for (size_t n = 0; n < sub_block; ++n) {
     const size_t j = sub_block - 1 - n;
-    auto sum = at(dk + j * d_k);
-    if (own) sum = hn::Mul(sum, at(e2 + j * d_k));
+    auto sum = at(down + j * d_k);
+    if (!decayed) sum = hn::Mul(sum, at(e2 + j * d_k));
     row[j] = at(x + offset + j * d_k);
-    if (own) sum = hn::MulAdd(hn::Set(d, d_scores[j * chunk + j]), row[j], sum);
-    if (j + 1 < sub_block) {
+    if (n > 0) {
       const auto decay = at(alpha + (j + 1) * d_k);
 #pragma GCC unroll 16
       for (size_t i = j + 1; i < sub_block; ++i) {
@@ -271,7 +283,7 @@ inline void diagonal_column_gradients(const HeadDims& dims, const BackwardWork& 
         sum = hn::MulAdd(hn::Set(d, d_scores[i * chunk + j]), row[i], sum);
       }
     }
-    put(sum, dk + j * d_k);
+    put(sum, down + j * d_k);
   }
 }
 
@@ -280,44 +292,71 @@ inline void diagonal_gradients(const HeadDims& dims, const BackwardWork& work) {
   for (size_t first = 0; first < chunk; first += sub_block) {
     for (size_t column = 0; column < dims.d_k; column += num_lanes) {
       diagonal_row_gradients(dims, work, first, column);
-      diagonal_column_gradients<true>(dims, work, first, column, q, work.d_scores);
-      diagonal_column_gradients<false>(dims, work, first, column, k, work.d_scores + chunk * chunk);
+      diagonal_column_gradients<false>(dims, work, first, column, q, work.d_scores);
+      diagonal_column_gradients<true>(dims, work, first, column, k, work.d_scores + chunk * chunk);
     }
   }
 }
 
+// dg, dq and dk.
 template <class T>
-void write_gradients(const KdaBackward& args, const HeadDims& dims, const Segment& segment, int64_t head, size_t first,
-                     size_t count, const BackwardWork& work, const KeptChunk& kept) {
+void write_key_gradients(const KdaBackward& args, const HeadDims& dims, const Segment& segment, int64_t head,
+                         size_t first, size_t count, const BackwardWork& work) {
   const FloatTag d;
-  const size_t d_k = dims.d_k, d_v = dims.d_v;
-  for (size_t r = count; r-- > 0;) {
-    const size_t token = first + r;
-    const float *q = work.chunk.qk + r * d_k, *k = q + chunk * d_k;
-    float *dq = work.plus + r * d_k, *plus = dq + chunk * d_k, *minus = work.minus + r * d_k;
-    float* dg = row_of<float>(args.dg, segment.batch, head, token);
+  const size_t d_k = dims.d_k;
+  float* sum = work.suffix;
+  std::copy_n(work.through, d_k, sum);
+  for (size_t r = 0; r < count; ++r) {
+    float* dg = row_of<float>(args.dg, segment.batch, head, first + r);
+    const float *k = work.chunk.qk + (chunk + r) * d_k, *down = work.to_state + r * d_k;
     for (size_t i = 0; i < d_k; i += num_lanes) {
-      const auto up = at(plus + i), down = at(minus + i);
-      auto sum = hn::MulAdd(at(q + i), at(dq + i), at(work.d_last + i));
-      sum = hn::MulAdd(at(k + i), hn::Sub(up, down), sum);
-      put(sum, work.d_last + i);  // from here to the chunk's end
-      put(sum, dg + i);
-      put(hn::Add(up, down), plus + i);
+      put(at(sum + i), dg + i);
+      put(hn::MulAdd(at(k + i), at(down + i), at(sum + i)), sum + i);
+    }
+  }
+  std::fill(sum, sum + d_k, 0.0f);
+  for (size_t r = count; r-- > 0;) {
+    const size_t token = first + r, row = r * d_k;
+    const float *q = work.chunk.qk + row, *k = q + chunk * d_k;
+    float *dq = work.by_state + row, *up = dq + chunk * d_k;
+    const float *dq_chunk = work.by_chunk + row, *up_chunk = dq_chunk + chunk * d_k;
+    const float *down = work.to_state + row, *down_chunk = work.to_chunk + row;
+    float* dg = row_of<float>(args.dg, segment.batch, head, token);
+    const auto own = hn::Set(d, work.d_scores[r * chunk + r]);  // dAqk_ii
+    for (size_t i = 0; i < d_k; i += num_lanes) {
+      const auto q_i = at(q + i), k_i = at(k + i);
+      const auto dq_i = hn::Add(at(dq + i), at(dq_chunk + i)), up_i = hn::Add(at(up + i), at(up_chunk + i));
+      const auto carried = hn::MulAdd(q_i, dq_i, hn::Mul(k_i, hn::Sub(up_i, at(down_chunk + i))));
+      const auto total = hn::Add(at(sum + i), carried);
+      put(total, sum + i);
+      put(hn::Add(at(dg + i), total), dg + i);
+      put(hn::MulAdd(own, k_i, dq_i), dq + i);
+      const auto down_i = hn::Add(at(down + i), at(down_chunk + i));
+      put(hn::MulAdd(own, q_i, hn::Add(up_i, down_i)), up + i);
     }
     write_row(dq, d_k, static_cast<float>(args.scale), row_of<T>(args.dq, segment.batch, head, token));
-    write_row(plus, d_k, 1.0f, row_of<T>(args.dk, segment.batch, head, token));
-    write_row(work.d_rows + (chunk + r) * d_v, d_v, 1.0f, row_of<T>(args.dv, segment.batch, head, token));
+    write_row(up, d_k, 1.0f, row_of<T>(args.dk, segment.batch, head, token));
+  }
+}
+
+template <class T>
+void write_value_gradients(const KdaBackward& args, const HeadDims& dims, const Segment& segment, int64_t head,
+                           size_t first, size_t count, const BackwardWork& work, const KeptChunk& kept) {
+  const FloatTag d;
+  const size_t d_v = dims.d_v;
+  for (size_t r = 0; r < count; ++r) {
+    write_row(work.d_rows + (chunk + r) * d_v, d_v, 1.0f, row_of<T>(args.dv, segment.batch, head, first + r));
     auto sum = hn::Zero(d);
     for (size_t i = r * d_v; i < (r + 1) * d_v; i += num_lanes) {
       sum = hn::MulAdd(at(work.y + i), at(kept.error + i), sum);
     }
-    *row_of<float>(args.dbeta, segment.batch, head, token) = hn::GetLane(hn::SumOfLanes(d, sum));
+    *row_of<float>(args.dbeta, segment.batch, head, first + r) = hn::GetLane(hn::SumOfLanes(d, sum));
   }
 }
 
 template <class T>
 void backward_chunk(const KdaBackward& args, const HeadDims& dims, const Segment& segment, int64_t head, size_t first,
-                    size_t count, const BackwardWork& work, const KeptChunk& kept, const float* state_after) {
+                    size_t count, const BackwardWork& work, const KeptChunk& kept) {
   const size_t d_k = dims.d_k, d_v = dims.d_v;
   load_chunk<T>(args, dims, segment, head, first, count, work.chunk);
   load_rows<T>(args.d_o, segment, head, first, count, 1.0f, work.d_rows);
@@ -333,12 +372,13 @@ void backward_chunk(const KdaBackward& args, const HeadDims& dims, const Segment
   }
   solve_transposed(dims, work, kept);
   score_gradients(dims, work, kept);
-  state_gradients(dims, work, kept, state_after);
+  state_gradients(dims, work, kept);
   retreat(dims, work);
   row_gradients(dims, work);
   column_gradients(dims, work);
   diagonal_gradients(dims, work);
-  write_gradients<T>(args, dims, segment, head, first, count, work, kept);
+  write_key_gradients<T>(args, dims, segment, head, first, count, work);
+  write_value_gradients<T>(args, dims, segment, head, first, count, work, kept);
 }
 
 // `num_chunks` chunks of a segment from `first_chunk`, whose state is in work.chunk.state; dS from after them to before them.
@@ -361,9 +401,8 @@ void backward_span(const KdaBackward& args, const HeadDims& dims, const Segment&
     });
   }
   for (size_t n = num_chunks; n-- > 0;) {
-    const float* after = n + 1 < num_chunks ? work.kept[n + 1].state : work.chunk.state;
     each(n, [&](size_t first, size_t count) {
-      backward_chunk<T>(args, dims, segment, head, first, count, work, work.kept[n], after);
+      backward_chunk<T>(args, dims, segment, head, first, count, work, work.kept[n]);
     });
   }
 }
@@ -427,7 +466,7 @@ BackwardWork take_backward(OpContext& ctx, const HeadDims& dims, size_t num_chun
   work.e1 = take_floats(ctx, chunk * d_k);
   work.e2 = take_floats(ctx, chunk * d_k);
   work.suffix = take_floats(ctx, d_k);
-  work.d_last = take_floats(ctx, d_k);
+  work.through = take_floats(ctx, d_k);
   work.d_state = take_floats(ctx, d_k * d_v);
   work.d_rows = take_floats(ctx, 2 * chunk * d_v);
   work.d_panels = take_floats(ctx, 2 * chunk * dims.v_padded());
@@ -436,8 +475,10 @@ BackwardWork take_backward(OpContext& ctx, const HeadDims& dims, size_t num_chun
   work.r_transposed = take_floats(ctx, chunk * d_v);
   work.s_transposed = take_floats(ctx, dims.k_padded() * d_v);
   work.d_scores = take_floats(ctx, 2 * chunk * chunk);
-  work.plus = take_floats(ctx, 2 * chunk * d_k);
-  work.minus = take_floats(ctx, chunk * d_k);
+  work.by_state = take_floats(ctx, 2 * chunk * d_k);
+  work.by_chunk = take_floats(ctx, 2 * chunk * d_k);
+  work.to_state = take_floats(ctx, chunk * d_k);
+  work.to_chunk = take_floats(ctx, chunk * d_k);
   work.right_panels = take_floats(ctx, chunk * dims.k_padded());
   work.left_panels = take_floats(ctx, 2 * chunk * dims.k_padded());
   return work;

@@ -44,8 +44,9 @@ class Head {
     const Row<A> k = row(args_.k, t);
     Row<A> error = row(args_.v, t);
     for (int64_t i = 0; i < d_k; ++i) {
+      const A factor = std::exp(g[i]);
       for (int64_t j = 0; j < d_v; ++j) {
-        state[i * d_v + j] *= std::exp(g[i]);
+        state[i * d_v + j] *= factor;
         error[static_cast<size_t>(j)] -= k[static_cast<size_t>(i)] * state[i * d_v + j];
       }
     }
@@ -123,12 +124,13 @@ void backward_token(const KdaBackward& args, const Head<KdaBackward, T>& head, i
   *head.template at<A>(args.dbeta, t) = dbeta;
   for (size_t i = 0; i < k.size(); ++i) {
     A sum_k = 0, sum_g = 0;
+    const A factor = std::exp(g[i]);
     for (size_t j = 0; j < d_v; ++j) {
       A& d = d_state[i * d_v + j];
       sum_k += beta * (d * error[j] - before[i * d_v + j] * y[j]);
       d -= beta * k[i] * y[j];
       sum_g += d * before[i * d_v + j];
-      d *= std::exp(g[i]);
+      d *= factor;
     }
     dk[i] = round_to<T>(sum_k);
     dg[i] = sum_g;
