@@ -9,7 +9,7 @@
 namespace lamina::ops::cpu {
 namespace {
 
-using Key = std::array<int64_t, 10>;
+using Key = std::array<int64_t, 11>;
 
 Key key_of(const ProductShape& shape) {
   return {shape.m,
@@ -21,7 +21,8 @@ Key key_of(const ProductShape& shape) {
           shape.b_transposed,
           shape.a_leading,
           shape.b_leading,
-          shape.c_leading};
+          shape.c_leading,
+          shape.widened};
 }
 
 std::map<Key, SingleThreadProduct>& known() {
@@ -89,7 +90,7 @@ struct SingleThreadProduct::Primitive {
 
 SingleThreadProduct::SingleThreadProduct(const ProductShape& shape) : shape_(shape) {
   if (shape.in == DType::f32) return;
-  if (!has_bf16()) {
+  if (shape.widened || !has_bf16()) {
     scratch_bytes_ = aligned(4 * shape.m * shape.k) + aligned(4 * shape.k * shape.n) + aligned(4 * shape.m * shape.n);
     return;
   }

@@ -16,6 +16,7 @@ struct ProductShape {
   DType in, out;
   bool a_transposed, b_transposed;  // in memory: a is [k, m], b is [n, k]
   int64_t a_leading, b_leading, c_leading;
+  bool widened = false;  // bf16 through fp32 even where the processor has bf16 products: for tests
 };
 
 class SingleThreadProduct {
