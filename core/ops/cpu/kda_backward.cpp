@@ -309,6 +309,7 @@ void write_key_gradients(const KdaBackward& args, const HeadDims& dims, const Se
   for (size_t r = 0; r < count; ++r) {
     float* dg = row_of<float>(args.dg, segment.batch, head, first + r);
     const float *k = work.chunk.qk + (chunk + r) * d_k, *down = work.to_state + r * d_k;
+    prefetch_row<float>(args.dg, segment, head, first + r + rows_ahead);
     for (size_t i = 0; i < d_k; i += num_lanes) {
       put(at(sum + i), dg + i);
       put(hn::MulAdd(at(k + i), at(down + i), at(sum + i)), sum + i);
@@ -322,6 +323,10 @@ void write_key_gradients(const KdaBackward& args, const HeadDims& dims, const Se
     const float *dq_chunk = work.by_chunk + row, *up_chunk = dq_chunk + chunk * d_k;
     const float *down = work.to_state + row, *down_chunk = work.to_chunk + row;
     float* dg = row_of<float>(args.dg, segment.batch, head, token);
+    if (r >= rows_ahead) {
+      prefetch_row<T>(args.dq, segment, head, token - rows_ahead);
+      prefetch_row<T>(args.dk, segment, head, token - rows_ahead);
+    }
     const auto own = hn::Set(d, work.d_scores[r * chunk + r]);  // dAqk_ii
     for (size_t i = 0; i < d_k; i += num_lanes) {
       const auto q_i = at(q + i), k_i = at(k + i);
@@ -345,6 +350,7 @@ void write_value_gradients(const KdaBackward& args, const HeadDims& dims, const 
   const FloatTag d;
   const size_t d_v = dims.d_v;
   for (size_t r = 0; r < count; ++r) {
+    prefetch_row<T>(args.dv, segment, head, first + r + rows_ahead);
     write_row(work.d_rows + (chunk + r) * d_v, d_v, 1.0f, row_of<T>(args.dv, segment.batch, head, first + r));
     auto sum = hn::Zero(d);
     for (size_t i = r * d_v; i < (r + 1) * d_v; i += num_lanes) {

@@ -6,6 +6,7 @@
 #define LAMINA_CORE_OPS_CPU_KDA_CHUNK_INL_H_
 #endif
 
+#include <hwy/cache_control.h>
 #include <hwy/highway.h>
 
 #include <algorithm>
@@ -96,12 +97,22 @@ inline void scale_rows(float* rows, size_t num_rows, size_t width, const float* 
   }
 }
 
+// Heads lie between other heads, often a page or more from token to token, where the processor doesn't look ahead by itself.
+inline constexpr size_t rows_ahead = 8;
+template <class T>
+HWY_INLINE void prefetch_row(const TensorView& view, const Segment& segment, int64_t head, size_t token) {
+  if (token >= static_cast<size_t>(segment.end)) return;
+  const auto* row = reinterpret_cast<const char*>(row_of<T>(view, segment.batch, head, token));
+  for (size_t byte = 0; byte < static_cast<size_t>(view.size(3)) * sizeof(T); byte += 64) hwy::Prefetch(row + byte);
+}
+
 // `count` tokens of a head from `first`, times `factor`; zeros up to a whole chunk.
 template <class T>
 void load_rows(const TensorView& view, const Segment& segment, int64_t head, size_t first, size_t count, float factor,
                float* out) {
   const auto width = static_cast<size_t>(view.size(3));
   for (size_t r = 0; r < count; ++r) {
+    prefetch_row<T>(view, segment, head, first + r + rows_ahead);
     convert_row(row_of<T>(view, segment.batch, head, first + r), width, width, factor, out + r * width);
   }
   std::fill(out + count * width, out + chunk * width, 0.0f);
@@ -116,6 +127,7 @@ void load_chunk(const Args& args, const HeadDims& dims, const Segment& segment, 
   load_rows<T>(args.q, segment, head, first, count, static_cast<float>(args.scale), work.qk);
   load_rows<T>(args.k, segment, head, first, count, 1.0f, work.qk + chunk * d_k);
   for (size_t r = 0; r < count; ++r) {
+    prefetch_row<float>(args.g, segment, head, first + r + rows_ahead);
     const float* g = row_of<float>(args.g, segment.batch, head, first + r);
     for (size_t i = 0; i < d_k; i += num_lanes) put(fast_exp(d, at(g + i)), work.alpha + r * d_k + i);
     work.beta[r] = *row_of<float>(args.beta, segment.batch, head, first + r);

@@ -30,6 +30,7 @@ void forward_chunk(const KdaForward& args, const HeadDims& dims, const Segment& 
   product<Left::plain>({work.aqk, chunk}, work.r_panels, chunk * panel_width, chunk, chunk, d_v, work.output, d_v, true,
                        Triangle::lower);
   for (size_t r = 0; r < count; ++r) {
+    prefetch_row<T>(args.o, segment, head, first + r + rows_ahead);
     write_row(work.output + r * d_v, d_v, 1.0f, row_of<T>(args.o, segment.batch, head, first + r));
   }
   advance(dims, work);

@@ -268,6 +268,12 @@ TEST(Kda, FastestMatchesFloat64ForEveryShape) {
   }
 }
 
+// Longer than what backward keeps the chunks of: 128 of them.
+TEST(Kda, BackwardOfLongSequencesGoesSpanBySpan) {
+  const Case c{1, 3 * 128 * 64 + 70, 1, 16, 16, Decay::mild, Keys::random};
+  expect_close(Problem(DType::f32, c), bound_of(DType::f32, c.keys), "long");
+}
+
 TEST(Kda, OptionalStatesAreZeroOrNotWanted) {
   const Case c{2, 70, 2, 16, 32, Decay::mild, Keys::random};
   const Problem with(DType::f32, c), without(DType::f32, c);
