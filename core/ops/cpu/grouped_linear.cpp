@@ -7,6 +7,7 @@
 #include <span>
 #include <vector>
 
+#include "core/ops/cpu/bf16_outer_products.h"
 #include "core/ops/cpu/experts.h"
 #include "core/ops/cpu/single_thread_product.h"
 #include "core/ops/cpu/tile_queue.h"
@@ -120,16 +121,21 @@ class WeightProducts {
       const int64_t num_rows = args_.offsets[e + 1] - args_.offsets[e];
       if (num_rows == 0) continue;
       // Of an expert with many rows even a small tile is much work. A bf16 tile is summed in cache before it is added to dw.
-      const int64_t side = low_ || num_rows >= 1024 ? 128 : 256;
-      for_parts(args_.dy.size(1), low_ ? 64 : side, [&](int64_t row, int64_t rows) {
-        for_parts(args_.x.size(1), low_ ? 512 : 2 * side, [&](int64_t column, int64_t columns) {
-          tiles_.push_back({low_ ? sums_of(num_rows, rows, columns) : Sums{}, e, row, rows, column, columns});
+      const int64_t side = num_rows >= 1024 ? 128 : 256;
+      for_parts(args_.dy.size(1), through_scratch_ ? 64 : side, [&](int64_t row, int64_t rows) {
+        for_parts(args_.x.size(1), through_scratch_ ? 512 : 2 * side, [&](int64_t column, int64_t columns) {
+          WeightTile tile{{}, e, row, rows, column, columns};
+          if (through_scratch_) tile.sums = sums_of(num_rows, rows, columns);
+          if (low_ && !through_scratch_) scratch_bytes_ = std::max(scratch_bytes_, scratch_bytes(outer_products(tile)));
+          tiles_.push_back(tile);
         });
       });
     }
     for_tiles<WeightTile>(ctx, tiles_, scratch_bytes_, [&](const WeightTile& tile, char* scratch) {
-      if (low_)
+      if (through_scratch_)
         run_bf16(tile, scratch);
+      else if (low_)
+        add_outer_products(outer_products(tile), scratch);
       else
         run_f32(tile);
     });
@@ -150,6 +156,19 @@ class WeightProducts {
                                        round_up_to(2 * padded * rows, 64) + 2 * padded * columns);
     });
     return sums;
+  }
+  Bf16OuterProducts outer_products(const WeightTile& tile) const {
+    const int64_t first = args_.offsets[tile.expert];
+    const TensorView& dw = args_.dweights[tile.expert];
+    return {reinterpret_cast<const bf16*>(at(args_.dy, first, tile.row)),
+            reinterpret_cast<const bf16*>(at(args_.x, first, tile.column)),
+            reinterpret_cast<float*>(at(dw, tile.row, tile.column)),
+            args_.offsets[tile.expert + 1] - first,
+            tile.rows,
+            tile.columns,
+            args_.dy.stride(0),
+            args_.x.stride(0),
+            dw.stride(0)};
   }
   void run_f32(const WeightTile& tile) const {
     const int64_t begin = args_.offsets[tile.expert], end = args_.offsets[tile.expert + 1];
@@ -184,6 +203,7 @@ class WeightProducts {
 
   const GroupedLinearWeightGradient& args_;
   const bool low_ = args_.x.dtype == DType::bf16;
+  const bool through_scratch_ = low_ && !has_bf16_outer_products();
   std::vector<WeightTile> tiles_;
   int64_t scratch_bytes_ = 0;
 };
