@@ -83,8 +83,9 @@ void inspect(const InspectOptions& options) {
   fmt::print("step           {}\n", info.step);
   fmt::print("written        {} by {} rank{} ({} data-parallel), program {}\n", info.written_at, info.world_size,
              info.world_size == 1 ? "" : "s", info.data_parallel, info.program_version);
-  fmt::print("sampler        {} sequences consumed, fingerprint {}, seed {}\n", thousands(info.sequences_consumed),
-             info.sampler_fingerprint, info.seed);
+  if (const auto contents = info.extra.find("contents"); contents == info.extra.end())
+    fmt::print("sampler        {} sequences consumed, fingerprint {}, seed {}\n", thousands(info.sequences_consumed),
+               info.sampler_fingerprint, info.seed);
   for (const auto& [key, value] : info.extra) fmt::print("{:<14} {}\n", key, value);
   print_totals(tensors);
   print_configuration(info.config_yaml);

@@ -96,6 +96,8 @@ int run(int argc, char** argv) {
   register_plan(app);
   register_verify(app);
   register_inspect(app);
+  register_export(app);
+  register_import(app);
   try {
     app.parse(argc, argv);
     return 0;

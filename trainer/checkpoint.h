@@ -17,6 +17,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <map>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -82,6 +83,40 @@ std::vector<std::filesystem::path> list_committed_checkpoints(const std::filesys
 // These verify COMMITTED and checkpoint.h5 first, and throw Error when they aren't whole.
 CheckpointInfo read_checkpoint_info(const std::filesystem::path& checkpoint);
 std::vector<CheckpointTensor> list_checkpoint_tensors(const std::filesystem::path& checkpoint);  // sorted by name
+
+// A checkpoint opened for many loads, one tensor at a time: its table is read and its files are opened once. Move-only.
+class CheckpointReader {
+ public:
+  explicit CheckpointReader(const std::filesystem::path& checkpoint);  // verifies as the two above
+  ~CheckpointReader();
+  CheckpointReader(CheckpointReader&&) noexcept;
+  CheckpointReader& operator=(CheckpointReader&&) noexcept;
+
+  const CheckpointInfo& info() const;
+  std::vector<CheckpointTensor> tensors() const;  // sorted by name
+  void load(const TensorPiece& wanted);           // as load_checkpoint
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+// A checkpoint written by one process, one tensor at a time, into any folder. Move-only; without commit() nothing stays behind.
+class CheckpointWriter {
+ public:
+  // `checkpoint` must not exist; its parent folders are made.
+  CheckpointWriter(const std::filesystem::path& checkpoint, const CheckpointInfo& info);
+  ~CheckpointWriter();
+  CheckpointWriter(CheckpointWriter&&) noexcept;
+  CheckpointWriter& operator=(CheckpointWriter&&) noexcept;
+
+  void write(const TensorPiece& piece);
+  void commit();
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
 
 // Fills every wanted range, verifying the pieces it reads. Not collective. Error naming the checkpoint and the tensor
 // when it is missing, has another shape or dtype, or a piece is damaged; the views' contents are then unspecified.

@@ -10,8 +10,6 @@
 
 #include "core/base/hash.h"
 #include "core/io/file.h"
-#include "core/io/hdf5.h"
-#include "trainer/checkpoint_manifest.h"
 
 namespace lamina {
 namespace {
@@ -144,39 +142,51 @@ std::vector<CheckpointProblem> verify_shard(const fs::path& checkpoint, const Sh
   return problems;
 }
 
-ShardFile write_shard(const fs::path& folder, int rank, std::span<const TensorPiece> pieces, int64_t max_elements) {
+ShardWriter::ShardWriter(const fs::path& folder, int rank, int64_t max_elements)
+    : path_(folder / fmt::format("shard-{:05d}.h5", rank)),
+      max_elements_(max_elements),
+      file_(io::Hdf5File::create(path_)),
+      name_(path_.filename().string()) {}
+
+void ShardWriter::write(const TensorPiece& whole) {
+  check_piece(whole);
+  for (int64_t begin = whole.begin; begin < whole.end; begin += max_elements_) {
+    StoredPiece piece{.tensor = whole.name, .dtype = whole.data.dtype, .shape = whole.shape, .begin = begin};
+    piece.end = std::min(whole.end, begin + max_elements_);
+    const int64_t count = piece.end - begin;
+    const char* data = static_cast<const char*>(whole.data.data) + (begin - whole.begin) * size_of(piece.dtype);
+    piece.hash = hash64(data, static_cast<size_t>(piece.num_bytes()));
+    file_.write(piece.dataset(), file_type(whole), std::span(&count, 1), data);
+    pieces_.push_back(std::move(piece));
+  }
+}
+
+ShardFile ShardWriter::finish() {
   ShardFile shard;
-  shard.name = fmt::format("shard-{:05d}.h5", rank);
-  const fs::path path = folder / shard.name;
-  io::Hdf5File file = io::Hdf5File::create(path);
-  for (const TensorPiece& whole : pieces) {
-    check_piece(whole);
-    for (int64_t begin = whole.begin; begin < whole.end; begin += max_elements) {
-      StoredPiece piece{.tensor = whole.name, .dtype = whole.data.dtype, .shape = whole.shape, .begin = begin};
-      piece.end = std::min(whole.end, begin + max_elements);
-      const int64_t count = piece.end - begin;
-      const char* data = static_cast<const char*>(whole.data.data) + (begin - whole.begin) * size_of(piece.dtype);
-      piece.hash = hash64(data, static_cast<size_t>(piece.num_bytes()));
-      file.write(piece.dataset(), file_type(whole), std::span(&count, 1), data);
-      shard.pieces.push_back(std::move(piece));
-    }
-  }
-  file.flush();
+  shard.name = name_;
+  shard.pieces = std::move(pieces_);
+  file_.flush();
   for (StoredPiece& piece : shard.pieces) {
-    piece.offset = file.contiguous_offset(piece.dataset());
-    LAMINA_CHECK(piece.offset >= 0, "{} is not contiguous in {}", piece.dataset(), path.string());
+    piece.offset = file_.contiguous_offset(piece.dataset());
+    LAMINA_CHECK(piece.offset >= 0, "{} is not contiguous in {}", piece.dataset(), path_.string());
   }
-  file.close();
-  io::fsync_file(path);
+  file_.close();
+  io::fsync_file(path_);
   std::sort(shard.pieces.begin(), shard.pieces.end(), [](const auto& a, const auto& b) { return a.offset < b.offset; });
   try {
-    const RawFile raw(path);
+    const RawFile raw(path_);
     shard.num_bytes = raw.num_bytes();
     shard.rest_hash = hash_rest(raw, shard);
   } catch (const Error& error) {
-    throw Error("{}: {}", path.string(), error.what());
+    throw Error("{}: {}", path_.string(), error.what());
   }
   return shard;
+}
+
+ShardFile write_shard(const fs::path& folder, int rank, std::span<const TensorPiece> pieces, int64_t max_elements) {
+  ShardWriter writer(folder, rank, max_elements);
+  for (const TensorPiece& piece : pieces) writer.write(piece);
+  return writer.finish();
 }
 
 }  // namespace lamina

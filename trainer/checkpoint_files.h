@@ -6,11 +6,11 @@
 #include <filesystem>
 #include <vector>
 
+#include "core/io/hdf5.h"
 #include "trainer/checkpoint.h"
+#include "trainer/checkpoint_manifest.h"
 
 namespace lamina {
-
-struct ShardFile;
 
 // Reads a file by offset. Move-only. Every failure is an Error with the reason (a message names the file around it).
 class RawFile {
@@ -37,8 +37,23 @@ uint64_t hash_rest(const RawFile& file, const ShardFile& shard);
 std::vector<CheckpointProblem> verify_shard(const std::filesystem::path& checkpoint, const ShardFile& shard);
 std::vector<CheckpointProblem> check_shard_size(const std::filesystem::path& checkpoint, const ShardFile& shard);
 
-// Writes the rank's shard: every piece a dataset, those of more than `max_elements` cut (a mapping of the HDF5 library
-// ends at 2^32 elements, and a load reads whole datasets to verify them). The file is on the disk when this returns.
+// A shard, piece by piece: every piece a dataset, those of more than `max_elements` cut (a mapping of the HDF5 library
+// ends at 2^32 elements, and a load reads whole datasets to verify them). Move-only.
+class ShardWriter {
+ public:
+  ShardWriter(const std::filesystem::path& folder, int rank, int64_t max_elements = int64_t{1} << 26);
+  void write(const TensorPiece& piece);
+  ShardFile finish();  // the file is on the disk when this returns
+
+ private:
+  std::filesystem::path path_;
+  int64_t max_elements_;
+  io::Hdf5File file_;
+  std::string name_;
+  std::vector<StoredPiece> pieces_;
+};
+
+// All pieces of a rank.
 ShardFile write_shard(const std::filesystem::path& folder, int rank, std::span<const TensorPiece> pieces,
                       int64_t max_elements = int64_t{1} << 26);
 

@@ -20,6 +20,9 @@ class Loader {
         manifest_(read_manifest(checkpoint)),
         layouts_(make_tensor_layouts(manifest_.shards)) {}
 
+  const CheckpointInfo& info() const { return manifest_.info; }
+  const std::map<std::string, TensorLayout>& layouts() const { return layouts_; }
+
   void load(const TensorPiece& wanted) {
     const auto found = layouts_.find(wanted.name);
     if (found == layouts_.end())
@@ -89,9 +92,31 @@ CheckpointInfo read_checkpoint_info(const fs::path& checkpoint) {
 }
 
 std::vector<CheckpointTensor> list_checkpoint_tensors(const fs::path& checkpoint) {
+  return CheckpointReader(checkpoint).tensors();
+}
+
+struct CheckpointReader::State {
+  Loader loader;
+};
+
+CheckpointReader::CheckpointReader(const fs::path& checkpoint)
+    : state_(std::make_unique<State>(State{Loader(checkpoint)})) {}
+CheckpointReader::~CheckpointReader() = default;
+CheckpointReader::CheckpointReader(CheckpointReader&&) noexcept = default;
+CheckpointReader& CheckpointReader::operator=(CheckpointReader&&) noexcept = default;
+
+const CheckpointInfo& CheckpointReader::info() const {
+  return state_->loader.info();
+}
+
+std::vector<CheckpointTensor> CheckpointReader::tensors() const {
   std::vector<CheckpointTensor> tensors;
-  for (auto& [name, layout] : make_tensor_layouts(read_manifest(checkpoint).shards)) tensors.push_back(layout.tensor);
+  for (const auto& [name, layout] : state_->loader.layouts()) tensors.push_back(layout.tensor);
   return tensors;
+}
+
+void CheckpointReader::load(const TensorPiece& wanted) {
+  state_->loader.load(wanted);
 }
 
 void load_checkpoint(const fs::path& checkpoint, std::span<const TensorPiece> wanted) {

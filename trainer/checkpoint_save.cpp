@@ -1,4 +1,6 @@
+#include <optional>
 #include <system_error>
+#include <utility>
 
 #include "trainer/checkpoint.h"
 #include "trainer/checkpoint_comm.h"
@@ -57,6 +59,57 @@ void save_checkpoint(const fs::path& checkpoints_dir, const CheckpointInfo& info
   run_and_agree(comm, [&] {
     if (is_root) remove_older(checkpoints_dir, info.step, keep);
   });
+}
+
+struct CheckpointWriter::State {
+  State(const fs::path& final_path, CheckpointInfo info)
+      : path(final_path), temporary(final_path), manifest{.info = std::move(info), .shards = {}} {
+    temporary += ".lamina-tmp";
+    if (fs::exists(path)) throw Error("{}: exists, expected a new folder", path.string());
+    std::error_code error;
+    fs::remove_all(temporary, error);  // of a process that was killed
+    if (!error) fs::create_directories(temporary, error);
+    if (error) throw Error("{}: can't create: {}", temporary.string(), error.message());
+    manifest.info.world_size = 1;
+    try {
+      writer.emplace(temporary, 0);
+    } catch (...) {
+      fs::remove_all(temporary, error);
+      throw;
+    }
+  }
+  ~State() {
+    writer.reset();
+    std::error_code ignored;
+    if (!published) fs::remove_all(temporary, ignored);
+  }
+  State(const State&) = delete;
+  State& operator=(const State&) = delete;
+
+  fs::path path, temporary;
+  Manifest manifest;
+  std::optional<ShardWriter> writer;
+  bool published = false;
+};
+
+CheckpointWriter::CheckpointWriter(const fs::path& checkpoint, const CheckpointInfo& info)
+    : state_(std::make_unique<State>(checkpoint, info)) {}
+CheckpointWriter::~CheckpointWriter() = default;
+CheckpointWriter::CheckpointWriter(CheckpointWriter&&) noexcept = default;
+CheckpointWriter& CheckpointWriter::operator=(CheckpointWriter&&) noexcept = default;
+
+void CheckpointWriter::write(const TensorPiece& piece) {
+  LAMINA_CHECK(state_ && state_->writer, "{} after commit", piece.name);
+  state_->writer->write(piece);
+}
+
+void CheckpointWriter::commit() {
+  LAMINA_CHECK(state_ && state_->writer, "committed twice");
+  State& state = *state_;
+  state.manifest.shards.push_back(state.writer->finish());
+  state.writer.reset();
+  publish(state.temporary, state.path, write_index(state.temporary, state.manifest));
+  state.published = true;
 }
 
 }  // namespace lamina

@@ -3,35 +3,97 @@
 #include <algorithm>
 #include <chrono>
 
-#include "core/ops/elementwise.h"
+#include "core/device/buffer.h"
 #include "core/ops/matmul.h"
-#include "trainer/engine.h"
+#include "core/tensor/arena.h"
 
 namespace lamina {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+DType dtype_of_precision(Precision precision) {
+  switch (precision) {
+    case Precision::bf16:
+      return DType::bf16;
+    case Precision::fp32:
+      return DType::f32;
+    case Precision::fp64:
+      return DType::f64;
+  }
+  return DType::f32;
+}
+
+void fill(const TensorView& x) {  // neither zeros nor denormals, which some units are quicker or slower with
+  for (int64_t i = 0; i < x.num_elements(); ++i) {
+    const float value = 0.25f + 0.5f * static_cast<float>(i % 7);
+    if (x.dtype == DType::bf16)
+      x.as<bf16>()[i] = bf16(value);
+    else if (x.dtype == DType::f32)
+      x.as<float>()[i] = value;
+    else
+      x.as<double>()[i] = value;
+  }
+}
+
+class Product {
+ public:
+  Product(int64_t size, DType dtype, ops::OpContext& ctx)
+      : size_(size),
+        ctx_(ctx),
+        memory_(3 * size * size * size_of(accumulation_dtype(dtype)), {}, nullptr, "peak rate") {
+    char* at = static_cast<char*>(memory_.data());
+    const int64_t bytes = size * size * size_of(accumulation_dtype(dtype));
+    a_ = TensorView(at, dtype, {size, size});
+    b_ = TensorView(at + bytes, dtype, {size, size});
+    c_ = TensorView(at + 2 * bytes, dtype, {size, size});
+    fill(a_);
+    fill(b_);
+  }
+
+  double run() {  // seconds
+    const Clock::time_point begin = Clock::now();
+    ops::matmul(ctx_, {a_, b_.transposed(), c_, ops::GradMode::overwrite});
+    ctx_.scratch.reset();
+    return std::chrono::duration<double>(Clock::now() - begin).count();
+  }
+  double gflops(double seconds) const {
+    const auto n = static_cast<double>(size_);
+    return 2 * n * n * n / seconds / 1e9;
+  }
+
+ private:
+  int64_t size_;
+  ops::OpContext& ctx_;
+  Buffer memory_;
+  TensorView a_, b_, c_;
+};
+
+}  // namespace
 
 double measure_peak_gflops(Precision precision) {
-  using Clock = std::chrono::steady_clock;
-  // float64 runs the plain loops of the reference: a small product says as much and takes no longer.
-  const int64_t n = precision == Precision::fp64 ? 96 : 1024;
-  const DType dtype = compute_dtype(precision);
-  const Device device;
-  Stream stream(device);
-  Arena scratch(device, nullptr, "scratch");
+  constexpr double budget = 0.25, enough = 0.01;  // seconds: of everything; of one product
+  constexpr int64_t largest = 2048;
+  const DType dtype = dtype_of_precision(precision);
+  Stream stream;
+  Arena scratch({}, nullptr, "peak rate");
   ops::RefusalLog refusals;
   ops::OpContext ctx{stream, scratch, refusals, ops::Backend::fastest};
-  Arena room(device, nullptr, "scratch");
-  const TensorView a = room.take(dtype, {n, n}), b = room.take(dtype, {n, n}), c = room.take(dtype, {n, n});
-  ops::fill(ctx, {a, 0.5});
-  ops::fill(ctx, {b, 0.25});
+
+  const Clock::time_point begin = Clock::now();
+  const auto spent = [&] { return std::chrono::duration<double>(Clock::now() - begin).count(); };
   double best = 0;
-  const auto start = Clock::now();
-  do {
-    const auto begin = Clock::now();
-    ops::matmul(ctx, {a, b, c});
-    const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
-    best = std::max(best, 2.0 * static_cast<double>(n * n * n) / seconds / 1e9);
-  } while (std::chrono::duration<double>(Clock::now() - start).count() < 0.3);
-  return best;
+  for (int64_t size = 128;; size *= 2) {
+    Product product(size, dtype, ctx);
+    double seconds = product.run();  // the first one also makes the kernel
+    best = std::max(best, product.gflops(seconds));
+    const bool grows = size < largest && seconds < enough && spent() + 16 * seconds < budget;
+    for (int runs = 0; runs < (grows ? 1 : 100) && spent() + seconds < budget; ++runs) {
+      seconds = product.run();
+      best = std::max(best, product.gflops(seconds));
+    }
+    if (!grows) return best;
+  }
 }
 
 }  // namespace lamina

@@ -1,11 +1,11 @@
-// What this rank's processor could do: the base of the model FLOPs utilisation (MFU).
+// What this rank's threads could do at most: the denominator of the MFU (arXiv 2204.02311, appendix B) where no data sheet says it.
 #pragma once
 
 #include "configs/schema/config.h"
 
 namespace lamina {
 
-// GFLOP/s of one large matrix product on this rank's threads, the best of a few runs. Takes about a third of a second.
+// 10^9 operations per second of a large matrix product in this precision, the quickest of those that fit into about 0.3 s.
 double measure_peak_gflops(Precision precision);
 
 }  // namespace lamina

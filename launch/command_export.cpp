@@ -1,0 +1,96 @@
+#include <cmath>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "configs/schema/decode.h"
+#include "core/base/error.h"
+#include "core/base/hash.h"
+#include "launch/commands.h"
+#include "parallel/comm/thread.h"
+#include "trainer/export.h"
+#include "trainer/restore.h"
+
+namespace lamina {
+namespace {
+
+namespace fs = std::filesystem;
+
+// "runs/a/" ends in an empty name, which can't get a suffix.
+fs::path without_slash(const std::string& text) {
+  fs::path path = fs::path(text).lexically_normal();
+  return path.has_filename() ? path : path.parent_path();
+}
+
+void print(const char* what, const fs::path& path, const ExportSummary& summary) {
+  fmt::print("{:<14} {}\ntensors        {}\nparameters     {}\nbytes          {} in {} shard{}\nhash           {}\n",
+             what, path.string(), summary.num_tensors, summary.num_parameters, summary.num_bytes, summary.num_shards,
+             summary.num_shards == 1 ? "" : "s", hash_to_hex(summary.hash));
+}
+
+}  // namespace
+
+void register_export(CLI::App& app) {
+  struct Options {
+    std::string checkpoint, output, dtype = "bf16";
+    double max_shard_gb = 5;
+  };
+  auto options = std::make_shared<Options>();
+  CLI::App* command =
+      app.add_subcommand("export", "Write a checkpoint's model as safetensors shards with Hugging Face names");
+  command->footer(
+      "Examples:\n"
+      "  lamina export --checkpoint runs/tiny --output exported/tiny\n"
+      "  lamina export --checkpoint runs/tiny/checkpoints/step-00000400 --output exported/tiny-fp32 --dtype fp32\n"
+      "Writes model-00001-of-000NN.safetensors .., model.safetensors.index.json and config.json, from any layout.");
+  command->add_option("--checkpoint", options->checkpoint, "A checkpoint, or a run folder (its newest)")->required();
+  command->add_option("--output", options->output, "Folder to make")->required();
+  command
+      ->add_option("--dtype", options->dtype, "bf16, or fp32 for the exact masters; A_log and dt_bias are always fp32")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"bf16", "fp32"}));
+  command->add_option("--max-shard-size", options->max_shard_gb, "Largest file of tensors, GB (10^9 bytes)")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber.description("X"));
+  command->callback([options] {
+    const auto comm = comm::make_self_communicator();
+    ExportOptions how;
+    how.dtype = options->dtype == "fp32" ? DType::f32 : DType::bf16;
+    how.max_shard_bytes = static_cast<int64_t>(std::min(options->max_shard_gb * 1e9, 9e18));
+    const fs::path output = without_slash(options->output);
+    print("exported", output, export_checkpoint(resolve_checkpoint(options->checkpoint, *comm), output, how));
+  });
+}
+
+void register_import(CLI::App& app) {
+  struct Options {
+    std::string from, output, config;
+    std::vector<std::string> overrides;
+  };
+  auto options = std::make_shared<Options>();
+  CLI::App* command = app.add_subcommand("import", "Make a checkpoint of an exported or released model");
+  command->footer(
+      "Examples:\n"
+      "  lamina import --from exported/tiny --output imported/tiny --config configs/tiny.yaml\n"
+      "  lamina sample --checkpoint imported/tiny --prompt \"The sea \"\n"
+      "  lamina train configs/tiny.yaml run.name=more checkpoint.init_from=imported/tiny\n"
+      "The checkpoint has parameters only: a run can start from it, but not resume it.");
+  command->add_option("--from", options->from, "Folder with config.json and safetensors files")->required();
+  command->add_option("--output", options->output, "Checkpoint folder to make")->required();
+  command->add_option("--config", options->config,
+                      "Experiment file that the checkpoint gets; its model must be that of config.json");
+  command->add_option("overrides", options->overrides, "key.path=value, each replaces one key of --config");
+  command->callback([options] {
+    std::optional<Config> experiment;
+    if (!options->config.empty())
+      experiment = load_config(options->config, options->overrides);
+    else if (!options->overrides.empty())
+      throw Error("{}: an override needs --config", options->overrides.front());
+    const fs::path output = without_slash(options->output);
+    print("imported", output, import_model(options->from, output, experiment));
+  });
+}
+
+}  // namespace lamina

@@ -1,0 +1,377 @@
+#include "trainer/export.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <fstream>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <random>
+
+#include "configs/schema/decode.h"
+#include "core/io/file.h"
+#include "model/parameters.h"
+#include "tests/trainer/checkpoint_support.h"
+#include "trainer/export_values.h"
+#include "trainer/hf_config.h"
+
+namespace lamina {
+namespace {
+
+namespace fs = std::filesystem;
+using testing_checkpoint::TemporaryFolder;
+using Values = std::map<std::string, std::vector<float>>;
+
+const std::string dense =
+    "model: {vocab_size: 31, hidden_size: 12, num_hidden_layers: 3, residual: block_attnres, attn_res_block_size: 2,\n"
+    "        num_attention_heads: 2, q_lora_rank: 5, kv_lora_rank: 6, qk_nope_head_dim: 4, qk_rope_head_dim: 3,\n"
+    "        v_head_dim: 5, intermediate_size: 20}\n"
+    "data: {seq_len: 16, train: [{path: data/none}]}\n"
+    "train: {num_steps: 10, global_batch_size: 2, micro_batch_size: 1, optimizer: {lr: 1e-3}}\n";
+
+const std::vector<std::string> kimi = {
+    "model.mixers=[kda, kda, mla]",  "model.linear_num_heads=2",      "model.linear_head_dim=16",
+    "model.gate_lower_bound=-5",     "model.num_experts=5",           "model.first_k_dense_replace=1",
+    "model.num_experts_per_token=2", "model.moe_intermediate_size=7", "model.aux_loss_alpha=1e-4",
+    "model.q_lora_rank=null",        "model.residual=standard",       "model.attn_res_block_size=null"};
+
+Config config_of(const std::vector<std::string>& overrides) {
+  return parse_config(dense, "a.yaml", overrides);
+}
+
+// A checkpoint of random parameters, each in `num_pieces` pieces, with something that export must pass over.
+Values write_checkpoint(const fs::path& path, const Config& config, int64_t num_pieces) {
+  CheckpointInfo info;
+  info.config_yaml = to_yaml(config);
+  CheckpointWriter writer(path, info);
+  Values all;
+  std::mt19937 random(5);
+  std::normal_distribution<float> normal;
+  for (const model::ParameterSpec& spec : model::parameter_specs(config.model)) {
+    std::vector<float>& values = all[spec.name];
+    const int64_t count = spec.shape.num_elements();
+    for (int64_t i = 0; i < count; ++i) values.push_back(normal(random));
+    for (int64_t piece = 0; piece < num_pieces; ++piece) {
+      const int64_t begin = count * piece / num_pieces, end = count * (piece + 1) / num_pieces;
+      if (begin < end)
+        writer.write({"parameters/" + spec.name, spec.shape, begin, end,
+                      TensorView(values.data() + begin, DType::f32, {end - begin})});
+    }
+    writer.write({"optimizer/m/" + spec.name, spec.shape, 0, count, TensorView(values.data(), DType::f32, {count})});
+  }
+  writer.commit();
+  return all;
+}
+
+std::map<std::string, std::string> contents(const fs::path& folder) {
+  std::map<std::string, std::string> files;
+  for (const auto& entry : fs::directory_iterator(folder))
+    files[entry.path().filename().string()] = io::read_file(entry.path());
+  return files;
+}
+
+std::vector<std::string> names_in(const fs::path& folder) {
+  std::vector<std::string> names;
+  for (const auto& entry : fs::directory_iterator(folder)) names.push_back(entry.path().filename().string());
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+template <class F>
+std::string message(F&& run) {
+  try {
+    run();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "no error";
+}
+
+class Models : public testing::TestWithParam<bool> {
+ protected:
+  Config config() const { return config_of(GetParam() ? kimi : std::vector<std::string>{}); }
+};
+INSTANTIATE_TEST_SUITE_P(Export, Models, testing::Bool(),
+                         [](const auto& which) { return which.param ? "Kimi" : "Dense"; });
+
+TEST_P(Models, Fp32ThereAndBackIsTheSameBytes) {
+  const TemporaryFolder folder;
+  const Values values = write_checkpoint(folder.path() / "whole", config(), 1);
+  write_checkpoint(folder.path() / "cut", config(), 3);
+  const ExportOptions fp32{.dtype = DType::f32, .max_shard_bytes = 6000};
+  const ExportSummary first = export_checkpoint(folder.path() / "whole", folder.path() / "a", fp32);
+  EXPECT_GT(first.num_shards, 1);
+  EXPECT_EQ(first.num_parameters, model::num_parameters(config().model));
+  EXPECT_EQ(first.num_tensors, static_cast<int64_t>(values.size()));
+  EXPECT_EQ(first.num_bytes, 4 * first.num_parameters);
+  for (const auto& [name, content] : contents(folder.path() / "a")) {
+    if (!name.ends_with(".safetensors")) continue;
+    const SafetensorsFile file(folder.path() / "a" / name);
+    for (const SafetensorsEntry& entry : file.tensors()) {
+      std::vector<float> read(values.at(entry.name).size());
+      file.read(entry.name, {reinterpret_cast<char*>(read.data()), read.size() * sizeof(float)});
+      EXPECT_EQ(read, values.at(entry.name)) << entry.name;
+    }
+  }
+  // Another cut of the checkpoint; import, with and without the experiment; other sizes of shards.
+  EXPECT_EQ(export_checkpoint(folder.path() / "cut", folder.path() / "b", fp32).hash, first.hash);
+  EXPECT_EQ(contents(folder.path() / "a"), contents(folder.path() / "b"));
+  EXPECT_EQ(import_model(folder.path() / "a", folder.path() / "back", config()).hash, first.hash);
+  EXPECT_EQ(import_model(folder.path() / "a", folder.path() / "plain", {}).hash, first.hash);
+  EXPECT_TRUE(verify_checkpoint(folder.path() / "back").empty());
+  EXPECT_EQ(read_checkpoint_info(folder.path() / "back").extra.at("contents"), parameters_only);
+  EXPECT_EQ(list_checkpoint_tensors(folder.path() / "back").size(), values.size());
+  for (const char* imported : {"back", "plain"}) {
+    const fs::path again = folder.path() / fmt::format("{}-again", imported);
+    EXPECT_EQ(export_checkpoint(folder.path() / imported, again, fp32).hash, first.hash);
+    EXPECT_EQ(contents(folder.path() / "a"), contents(again));
+  }
+  const ExportSummary one = export_checkpoint(folder.path() / "cut", folder.path() / "one", {.dtype = DType::f32});
+  EXPECT_EQ(one.num_shards, 1);
+  EXPECT_EQ(one.hash, first.hash);
+  EXPECT_THAT(names_in(folder.path() / "one"),
+              testing::ElementsAre("config.json", "model-00001-of-00001.safetensors", "model.safetensors.index.json"));
+}
+
+TEST_P(Models, Bf16IsRoundedOnceAndThenStays) {
+  const TemporaryFolder folder;
+  const Values values = write_checkpoint(folder.path() / "checkpoint", config(), 2);
+  const ExportSummary first = export_checkpoint(folder.path() / "checkpoint", folder.path() / "a", {});
+  const SafetensorsFile file(folder.path() / "a/model-00001-of-00001.safetensors");
+  int64_t bytes = 0;
+  for (const auto& [name, expected] : values) {
+    const bool is_decay = name.ends_with("A_log") || name.ends_with("dt_bias");
+    EXPECT_EQ(file.entry(name).dtype, is_decay ? DType::f32 : DType::bf16) << name;
+    std::vector<char> read(static_cast<size_t>(file.entry(name).num_bytes()));
+    file.read(name, read);
+    bytes += file.entry(name).num_bytes();
+    convert_values(read, file.entry(name).dtype, DType::f32);
+    for (size_t i = 0; i < expected.size(); ++i) {
+      float found = 0;
+      std::memcpy(&found, read.data() + i * sizeof(float), sizeof(float));
+      ASSERT_EQ(found, is_decay ? expected[i] : static_cast<float>(bf16(expected[i]))) << name;
+    }
+  }
+  EXPECT_EQ(first.num_bytes, bytes);
+  const auto index = nlohmann::json::parse(io::read_file(folder.path() / "a/model.safetensors.index.json"));
+  EXPECT_EQ(index.at("metadata").at("total_size"), bytes);
+  EXPECT_EQ(index.at("metadata").at("total_parameters"), model::num_parameters(config().model));
+  EXPECT_EQ(index.at("weight_map").size(), values.size());
+  import_model(folder.path() / "a", folder.path() / "back", config());
+  EXPECT_EQ(export_checkpoint(folder.path() / "back", folder.path() / "b", {}).hash, first.hash);
+  EXPECT_EQ(contents(folder.path() / "a"), contents(folder.path() / "b"));
+}
+
+// The numbers of the released checkpoint's index.
+TEST(Export, TheReleased48BHasItsShards) {
+  Config config = config_of(kimi);
+  ModelConfig& c = config.model;
+  c.vocab_size = 163840;
+  c.hidden_size = 2304;
+  c.num_hidden_layers = 27;
+  c.mixers.clear();
+  for (int layer = 0; layer < 27; ++layer) c.mixers.push_back(layer % 4 == 3 || layer == 26 ? Mixer::mla : Mixer::kda);
+  c.num_attention_heads = c.linear_num_heads = 32;
+  c.kv_lora_rank = 512;
+  c.qk_nope_head_dim = c.v_head_dim = c.linear_head_dim = 128;
+  c.qk_rope_head_dim = 64;
+  c.intermediate_size = 9216;
+  c.num_experts = 256;
+  c.num_experts_per_token = 8;
+  c.moe_intermediate_size = 1024;
+  const std::vector<ExportShard> shards = make_export_shards(c, {});
+  EXPECT_EQ(shards.size(), 20u);
+  EXPECT_EQ(shards.back().name, "model-00020-of-00020.safetensors");
+  int64_t tensors = 0, bytes = 0, parameters = 0;
+  for (const ExportShard& shard : shards) {
+    int64_t in_shard = 0;
+    for (const SafetensorsEntry& entry : shard.tensors) {
+      in_shard += entry.num_bytes();
+      parameters += entry.shape.num_elements();
+      ++tensors;
+    }
+    EXPECT_LE(in_shard, 5'000'000'000);
+    bytes += in_shard;
+  }
+  EXPECT_EQ(tensors, 20493);
+  EXPECT_EQ(parameters, 49122681728);
+  EXPECT_EQ(bytes, 98245528576);
+}
+
+TEST(Export, ATensorLargerThanAShardHasItsOwn) {
+  const std::vector<ExportShard> shards = make_export_shards(config_of({}).model, {.max_shard_bytes = 1});
+  EXPECT_EQ(shards.size(), model::parameter_specs(config_of({}).model).size());
+  for (const ExportShard& shard : shards) EXPECT_EQ(shard.tensors.size(), 1u);
+}
+
+TEST(Export, DoublesAreRoundedOnce) {
+  std::mt19937_64 random(9);
+  std::normal_distribution<double> normal;
+  for (int i = 0; i < 20000; ++i) {
+    // Near the middle between two bf16 numbers, where rounding twice goes wrong.
+    const auto base = static_cast<float>(bf16(static_cast<float>(normal(random))));
+    const float next = std::bit_cast<float>(std::bit_cast<uint32_t>(base) + 0x10000u);
+    const double middle = (static_cast<double>(base) + static_cast<double>(next)) / 2;
+    const double value = middle * (1 + normal(random) * 1e-10);
+    std::vector<char> bytes(sizeof value);
+    std::memcpy(bytes.data(), &value, sizeof value);
+    convert_values(bytes, DType::f64, DType::bf16);
+    bf16 found;
+    std::memcpy(&found, bytes.data(), sizeof found);
+    const double error = std::abs(static_cast<double>(found) - value);
+    ASSERT_LE(error, std::abs(static_cast<double>(base) - value));
+    ASSERT_LE(error, std::abs(static_cast<double>(next) - value));
+  }
+}
+
+TEST(Export, NothingIsOverwrittenOrLeftHalfWritten) {
+  const TemporaryFolder folder;
+  const fs::path checkpoint = folder.path() / "c", output = folder.path() / "out";
+  write_checkpoint(checkpoint, config_of({}), 1);
+  fs::create_directory(output);
+  export_checkpoint(checkpoint, output, {});  // an empty folder is as good as none
+  EXPECT_EQ(message([&] { export_checkpoint(checkpoint, output, {}); }),
+            output.string() + ": exists, expected a new folder or an empty one");
+  EXPECT_EQ(message([&] { import_model(output, checkpoint, {}); }),
+            checkpoint.string() + ": exists, expected a new folder");
+  // A damaged shard is found in the middle of the way.
+  std::string shard = io::read_file(checkpoint / "shard-00000.h5");
+  shard[shard.size() / 2] = static_cast<char>(shard[shard.size() / 2] ^ 4);
+  io::write_file_atomically(checkpoint / "shard-00000.h5", shard);
+  const fs::path other = folder.path() / "other";
+  EXPECT_THAT(message([&] { export_checkpoint(checkpoint, other, {}); }), testing::HasSubstr("checksum"));
+  EXPECT_THAT(names_in(folder.path()), testing::ElementsAre("c", "out"));
+}
+
+TEST(Export, AWriterThatIsNotCommittedLeavesNothing) {
+  const TemporaryFolder folder;
+  std::vector<float> values(4, 1.0f);
+  {
+    CheckpointWriter writer(folder.path() / "a", {});
+    writer.write({"parameters/x", {4}, 0, 4, TensorView(values.data(), DType::f32, {4})});
+    CheckpointWriter moved(std::move(writer));
+  }
+  EXPECT_TRUE(names_in(folder.path()).empty());
+  CheckpointWriter b(folder.path() / "b", {});
+  b.write({"parameters/x", {4}, 0, 4, TensorView(values.data(), DType::f32, {4})});
+  CheckpointWriter c(folder.path() / "c", {});
+  c = std::move(b);
+  c.commit();
+  EXPECT_THAT(names_in(folder.path()), testing::ElementsAre("b"));
+  CheckpointReader first(folder.path() / "b");
+  CheckpointReader reader(std::move(first));
+  std::vector<float> read(4, NAN);
+  reader.load({"parameters/x", {4}, 0, 4, TensorView(read.data(), DType::f32, {4})});
+  EXPECT_EQ(read, values);
+}
+
+// ---- Bad input ----
+
+class BadImport : public testing::Test {
+ protected:
+  BadImport() {
+    write_checkpoint(folder_.path() / "c", config_of({}), 1);
+    export_checkpoint(folder_.path() / "c", from_, {.max_shard_bytes = 3000});
+    whole_ = contents(from_);
+  }
+  void replace(const std::string& file, const std::string& what, const std::string& by) {
+    std::string text = whole_.at(file);
+    const size_t at = text.find(what);
+    ASSERT_NE(at, std::string::npos) << what;
+    io::write_file_atomically(from_ / file, text.replace(at, what.size(), by));
+  }
+  // What import says about it; the folder is whole again afterwards.
+  std::string fault(const std::optional<Config>& experiment = {}) {
+    const std::string found = message([&] { import_model(from_, folder_.path() / "back", experiment); });
+    for (const auto& [name, content] : whole_) io::write_file_atomically(from_ / name, content);
+    EXPECT_FALSE(fs::exists(folder_.path() / "back") || fs::exists(folder_.path() / "back.lamina-tmp")) << found;
+    return found.starts_with(folder_.path().string()) ? found.substr(folder_.path().string().size() + 1) : found;
+  }
+
+  TemporaryFolder folder_;
+  fs::path from_ = folder_.path() / "from";
+  std::map<std::string, std::string> whole_;
+  const std::string index_ = "model.safetensors.index.json";
+};
+
+TEST_F(BadImport, FilesThatAreNotWhatTheIndexSays) {
+  const std::string shard = std::next(whole_.begin())->first;  // after config.json
+  fs::remove(from_ / shard);
+  EXPECT_EQ(fault(), "from/" + shard + ": can't open: No such file or directory");
+  fs::remove(from_ / index_);
+  EXPECT_THAT(fault(), testing::HasSubstr("not found, expected an exported model's index"));
+  fs::remove(from_ / "config.json");
+  EXPECT_THAT(fault(), testing::HasSubstr("config.json"));
+  fs::resize_file(from_ / shard, fs::file_size(from_ / shard) - 1);
+  EXPECT_THAT(fault(), testing::HasSubstr("bytes of data found, expected"));
+  replace(index_, "\"lm_head.weight\"", "\"lm_head.heavy\"");
+  EXPECT_THAT(fault(), testing::HasSubstr("tensor lm_head.heavy is not in model-"));
+  replace(index_, "\"model.norm.weight\": \"model-", "\"model.norm.weight\": \"../model-");
+  EXPECT_THAT(fault(), testing::HasSubstr("expected a safetensors file beside it"));
+  replace(index_, "\"total_size\": ", "\"total_size\": 1");
+  EXPECT_THAT(fault(), testing::HasSubstr("expected the"));
+  replace(index_, "weight_map", "weight_mop");
+  EXPECT_THAT(fault(), testing::HasSubstr("no weight_map in it"));
+}
+
+TEST_F(BadImport, TensorsThatAreNotTheModels) {
+  replace("config.json", "\"num_hidden_layers\": 3", "\"num_hidden_layers\": 2");
+  EXPECT_THAT(fault(), testing::HasSubstr("is not one of the model in config.json"));
+  replace("config.json", "\"num_hidden_layers\": 3", "\"num_hidden_layers\": 4");
+  EXPECT_THAT(fault(), testing::HasSubstr("tensor model.layers.3."));
+  replace("config.json", "\"vocab_size\": 31", "\"vocab_size\": 32");
+  EXPECT_THAT(fault(), testing::HasSubstr("tensor lm_head.weight: shape [31, 12] found, expected [32, 12]"));
+}
+
+TEST_F(BadImport, ConfigurationsThatAreNotThisArchitecture) {
+  const std::string file = "config.json";
+  replace(file, "kimi_linear", "llama");
+  EXPECT_EQ(fault(), "from/config.json: model_type: found \"llama\", expected \"kimi_linear\"");
+  replace(file, "\"silu\"", "\"gelu\"");
+  EXPECT_EQ(fault(), "from/config.json: hidden_act: found \"gelu\", expected \"silu\"");
+  replace(file, "\"hidden_size\": 12", "\"hidden_size\": 12.5");
+  EXPECT_EQ(fault(), "from/config.json: hidden_size: found 12.5, expected an integer");
+  replace(file, "\"hidden_size\": 12,", "");
+  EXPECT_EQ(fault(), "from/config.json: hidden_size: required key is missing");
+  replace(file, "block_attnres", "blocky");
+  EXPECT_THAT(fault(), testing::HasSubstr("residual: found \"blocky\""));
+  replace(file, "\"rope_scaling\": null", "\"rope_scaling\": {}");
+  EXPECT_THAT(fault(), testing::HasSubstr("rope_scaling: found {}"));
+  replace(file, "\"v_head_dim\": 5", "\"v_head_dim\": 0");
+  EXPECT_THAT(fault(), testing::HasSubstr("v_head_dim"));
+  io::write_file_atomically(from_ / file, std::string_view("{"));
+  EXPECT_EQ(fault(), "from/config.json: is no JSON");
+  EXPECT_THAT(fault(config_of({"model.rms_norm_eps=1e-6"})),
+              testing::HasSubstr("from/config.json: the model has 'rms_norm_eps: 1"));
+}
+
+TEST(HfConfig, KeysOfTheReleasedModel) {
+  const Config config = config_of(kimi);
+  const std::string text = to_hf_config({config.model, 16, DType::bf16});
+  const auto json = nlohmann::json::parse(text);
+  EXPECT_EQ(json.at("architectures").at(0), "KimiLinearForCausalLM");
+  EXPECT_EQ(json.at("linear_attn_config").at("kda_layers"), nlohmann::json::array({1, 2}));  // counted from 1
+  EXPECT_EQ(json.at("linear_attn_config").at("full_attn_layers"), nlohmann::json::array({3}));
+  EXPECT_EQ(json.at("linear_attn_config").at("gate_lower_bound"), -5.0);
+  EXPECT_EQ(json.at("mla_use_nope"), true);
+  EXPECT_EQ(json.at("moe_router_activation_func"), "sigmoid");
+  EXPECT_EQ(json.at("dtype"), "bfloat16");
+  EXPECT_TRUE(json.at("q_lora_rank").is_null());
+  const HfModel back = parse_hf_config(text, "config.json");
+  EXPECT_EQ(to_hf_config(back), text);
+  EXPECT_EQ(back.model.mixer(2), Mixer::mla);
+  EXPECT_EQ(back.model.num_experts, 5);
+  const auto fault = [&](const std::string& what, const std::string& by) {
+    std::string changed = text;
+    changed.replace(changed.find(what), what.size(), by);
+    return message([&] { parse_hf_config(changed, "c"); });
+  };
+  EXPECT_THAT(fault("    3\n", "    2\n"), testing::HasSubstr("each layer once"));
+  EXPECT_THAT(fault("    3\n", "    4\n"), testing::HasSubstr("found 4, expected a layer from 1 to 3"));
+  EXPECT_THAT(fault("    1,\n", ""), testing::HasSubstr("1 is in none"));
+  EXPECT_THAT(fault("\"sigmoid\"", "\"softmax\""), testing::HasSubstr("moe_router_activation_func: found \"softmax\""));
+}
+
+}  // namespace
+}  // namespace lamina

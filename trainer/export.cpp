@@ -1,0 +1,131 @@
+#include "trainer/export.h"
+
+#include <nlohmann/json.hpp>
+#include <set>
+#include <utility>
+
+#include "configs/schema/decode.h"
+#include "core/io/file.h"
+#include "model/parameters.h"
+#include "trainer/checkpoint.h"
+#include "trainer/export_values.h"
+#include "trainer/hf_config.h"
+
+namespace lamina {
+namespace {
+
+namespace fs = std::filesystem;
+
+DType exported_dtype(const std::string& name, DType dtype) {
+  const bool is_decay = name.ends_with(".A_log") || name.ends_with(".dt_bias");
+  return is_decay ? DType::f32 : dtype;
+}
+
+// A folder that gets its name when everything in it is on the disk, and goes when that doesn't happen.
+class NewFolder {
+ public:
+  explicit NewFolder(const fs::path& path) : path_(path), temporary_(path) {
+    temporary_ += ".lamina-tmp";
+    if (fs::exists(path_) && !(fs::is_directory(path_) && fs::is_empty(path_)))
+      throw Error("{}: exists, expected a new folder or an empty one", path_.string());
+    std::error_code error;
+    fs::remove_all(temporary_, error);  // of a process that was killed
+    if (!error) fs::create_directories(temporary_, error);
+    if (error) throw Error("{}: can't create: {}", temporary_.string(), error.message());
+  }
+  ~NewFolder() {
+    std::error_code ignored;
+    if (!published_) fs::remove_all(temporary_, ignored);
+  }
+  NewFolder(const NewFolder&) = delete;
+  NewFolder& operator=(const NewFolder&) = delete;
+
+  const fs::path& path() const { return temporary_; }
+  void publish() {
+    io::fsync_directory(temporary_);
+    io::rename_durably(temporary_, path_);
+    published_ = true;
+  }
+
+ private:
+  fs::path path_, temporary_;
+  bool published_ = false;
+};
+
+// The stored parameters are the model's, no more and no less.
+void check_parameters(const fs::path& checkpoint, const std::vector<CheckpointTensor>& stored,
+                      const std::vector<model::ParameterSpec>& specs) {
+  std::set<std::string> expected;
+  for (const model::ParameterSpec& spec : specs) expected.insert("parameters/" + spec.name);
+  for (const CheckpointTensor& tensor : stored)
+    if (tensor.name.starts_with("parameters/") && !expected.contains(tensor.name))
+      throw Error("{}: tensor {} is not one of the model in its configuration", checkpoint.string(), tensor.name);
+}
+
+DType stored_dtype(const std::vector<CheckpointTensor>& stored, const std::string& name) {
+  for (const CheckpointTensor& tensor : stored)
+    if (tensor.name == name) return tensor.dtype;
+  return DType::f32;  // missing: load() says so
+}
+
+}  // namespace
+
+std::vector<ExportShard> make_export_shards(const ModelConfig& model, const ExportOptions& options) {
+  LAMINA_CHECK(options.dtype == DType::bf16 || options.dtype == DType::f32, "{}", name_of(options.dtype));
+  std::vector<ExportShard> shards;
+  int64_t bytes = 0;
+  for (const model::ParameterSpec& spec : model::parameter_specs(model)) {
+    const SafetensorsEntry entry{spec.name, exported_dtype(spec.name, options.dtype), spec.shape};
+    if (shards.empty() || bytes + entry.num_bytes() > options.max_shard_bytes) {
+      if (shards.empty() || !shards.back().tensors.empty()) shards.emplace_back();
+      bytes = 0;
+    }
+    shards.back().tensors.push_back(entry);
+    bytes += entry.num_bytes();
+  }
+  for (size_t i = 0; i < shards.size(); ++i)
+    shards[i].name = fmt::format("model-{:05d}-of-{:05d}.safetensors", i + 1, shards.size());
+  return shards;
+}
+
+ExportSummary export_checkpoint(const fs::path& checkpoint, const fs::path& output, const ExportOptions& options) {
+  CheckpointReader reader(checkpoint);
+  const Config config = parse_config(reader.info().config_yaml, checkpoint.string());
+  const std::vector<CheckpointTensor> stored = reader.tensors();
+  const std::vector<model::ParameterSpec> specs = model::parameter_specs(config.model);
+  check_parameters(checkpoint, stored, specs);
+  const DType stored_as = stored_dtype(stored, "parameters/" + specs.front().name);
+
+  NewFolder folder(output);
+  ExportSummary summary;
+  ModelHash hash;
+  nlohmann::ordered_json weight_map = nlohmann::ordered_json::object();
+  for (const ExportShard& shard : make_export_shards(config.model, options)) {
+    SafetensorsWriter writer(folder.path() / shard.name, shard.tensors);
+    for (const SafetensorsEntry& entry : writer.tensors()) {
+      std::vector<char> values(static_cast<size_t>(entry.shape.num_elements() * size_of(stored_as)));
+      const TensorView view(values.data(), stored_as, {entry.shape.num_elements()});
+      reader.load({"parameters/" + entry.name, entry.shape, 0, entry.shape.num_elements(), view});
+      convert_values(values, stored_as, entry.dtype);
+      writer.write(values.data(), static_cast<int64_t>(values.size()));
+      hash.add(entry, values);
+      weight_map[entry.name] = shard.name;
+      ++summary.num_tensors;
+      summary.num_parameters += entry.shape.num_elements();
+      summary.num_bytes += entry.num_bytes();
+    }
+    writer.finish();
+    ++summary.num_shards;
+  }
+  summary.hash = hash.digest();
+  nlohmann::ordered_json index;
+  index["metadata"] = {{"total_size", summary.num_bytes}, {"total_parameters", summary.num_parameters}};
+  index["weight_map"] = std::move(weight_map);
+  io::write_file_atomically(folder.path() / "model.safetensors.index.json", index.dump(2) + "\n");
+  io::write_file_atomically(folder.path() / "config.json",
+                            to_hf_config({config.model, config.data.seq_len, options.dtype}));
+  folder.publish();
+  return summary;
+}
+
+}  // namespace lamina

@@ -1,0 +1,50 @@
+// Models in the format that other programs read: safetensors shards, their index and config.json, with the tensor names and shapes
+// of the released Kimi Linear, which are also a checkpoint's. Export and import hold one tensor at a time.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "configs/schema/config.h"
+#include "trainer/safetensors.h"
+
+namespace lamina {
+
+struct ExportOptions {
+  DType dtype = DType::bf16;  // or f32; A_log and dt_bias are always f32
+  int64_t max_shard_bytes = 5'000'000'000;
+};
+
+struct ExportShard {
+  std::string name;  // model-00001-of-00020.safetensors
+  std::vector<SafetensorsEntry> tensors;
+};
+
+// The tensors of a model in depth order, a new shard where the next one would make it larger than the limit. Pure.
+std::vector<ExportShard> make_export_shards(const ModelConfig& model, const ExportOptions& options);
+
+struct ExportSummary {
+  int64_t num_tensors = 0, num_parameters = 0;
+  int64_t num_bytes = 0;  // of the tensors
+  int64_t num_shards = 0;
+  uint64_t hash = 0;  // XXH3 over names, dtypes, shapes and bytes of all tensors, however they are cut into shards
+};
+
+// `checkpoint`: of any layout. `output` must not exist, or be an empty folder; it appears whole or not at all. Any element is
+// rounded once, to nearest.
+ExportSummary export_checkpoint(const std::filesystem::path& checkpoint, const std::filesystem::path& output,
+                                const ExportOptions& options);
+
+// Makes a committed checkpoint of an exported or released model's parameters: for `lamina eval`, `sample`, `inspect`, `export` and
+// checkpoint.init_from, not to resume from. The configuration is `experiment`, whose model must be that of config.json; without
+// one, config.json's model and placeholders for data and training. `checkpoint` must not exist.
+ExportSummary import_model(const std::filesystem::path& from, const std::filesystem::path& checkpoint,
+                           const std::optional<Config>& experiment);
+
+// CheckpointInfo::extra["contents"] of a checkpoint that import_model made.
+inline constexpr const char* parameters_only = "parameters";
+
+}  // namespace lamina

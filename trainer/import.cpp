@@ -1,0 +1,184 @@
+#include <map>
+#include <nlohmann/json.hpp>
+#include <sstream>
+#include <utility>
+
+#include "configs/schema/decode.h"
+#include "core/base/error.h"
+#include "core/io/file.h"
+#include "model/parameters.h"
+#include "trainer/checkpoint.h"
+#include "trainer/export.h"
+#include "trainer/export_values.h"
+#include "trainer/hf_config.h"
+#include "trainer/version.h"
+
+namespace lamina {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+constexpr const char* index_file = "model.safetensors.index.json";
+constexpr const char* single_file = "model.safetensors";
+
+// The shards of an exported model, opened and checked against the index and the model.
+class ExportedModel {
+ public:
+  ExportedModel(const fs::path& folder, const std::vector<model::ParameterSpec>& specs) : folder_(folder) {
+    if (fs::exists(folder_ / index_file))
+      read_index();
+    else if (fs::exists(folder_ / single_file))
+      open_shard(single_file);
+    else
+      throw Error("{}: not found, expected an exported model's index, or {} alone", (folder_ / index_file).string(),
+                  single_file);
+    check_tensors(specs);
+  }
+
+  const SafetensorsFile& file_of(const std::string& tensor) const { return shards_.at(place_.at(tensor)); }
+  int64_t num_shards() const { return static_cast<int64_t>(shards_.size()); }
+
+ private:
+  void read_index() {
+    const std::string path = (folder_ / index_file).string();
+    const json index = json::parse(io::read_file(path), nullptr, /*allow_exceptions=*/false);
+    if (!index.is_object() || !index.contains("weight_map") || !index.at("weight_map").is_object())
+      throw Error("{}: no weight_map in it, expected a JSON object with the file of each tensor", path);
+    for (const auto& [tensor, file] : index.at("weight_map").items()) {
+      const std::string name = file.is_string() ? file.get<std::string>() : "";
+      if (name.empty() || name.find('/') != std::string::npos || !name.ends_with(".safetensors"))
+        throw Error("{}: weight_map of tensor {}: found {}, expected a safetensors file beside it", path, tensor,
+                    file.dump());
+      if (!shards_.contains(name)) open_shard(name);
+      if (!shards_.at(name).has(tensor))
+        throw Error("{}: tensor {} is not in {}, where the index has it", path, tensor, name);
+    }
+    int64_t bytes = 0;
+    for (const auto& [tensor, name] : place_) {
+      bytes += shards_.at(name).entry(tensor).num_bytes();
+      if (!index.at("weight_map").contains(tensor))
+        throw Error("{}: tensor {} is not in the index", (folder_ / name).string(), tensor);
+    }
+    const json metadata = index.value("metadata", json::object());
+    if (metadata.is_object() && metadata.contains("total_size") && metadata.at("total_size") != bytes)
+      throw Error("{}: total_size {} found, expected the {} bytes of its tensors", path,
+                  metadata.at("total_size").dump(), bytes);
+  }
+
+  void open_shard(const std::string& name) {
+    const SafetensorsFile& file = shards_.emplace(name, SafetensorsFile(folder_ / name)).first->second;
+    for (const SafetensorsEntry& entry : file.tensors())
+      if (const auto [at, is_new] = place_.emplace(entry.name, name); !is_new)
+        throw Error("{}: tensor {} is also in {}", file.path().string(), entry.name, at->second);
+  }
+
+  void check_tensors(const std::vector<model::ParameterSpec>& specs) const {
+    std::map<std::string, Shape> expected;
+    for (const model::ParameterSpec& spec : specs) expected[spec.name] = spec.shape;
+    for (const auto& [tensor, name] : place_) {
+      const std::string file = (folder_ / name).string();
+      const SafetensorsEntry& entry = shards_.at(name).entry(tensor);
+      const auto found = expected.find(tensor);
+      if (found == expected.end()) throw Error("{}: tensor {} is not one of the model in config.json", file, tensor);
+      if (!(entry.shape == found->second))
+        throw Error("{}: tensor {}: shape {} found, expected {}", file, tensor, entry.shape.to_string(),
+                    found->second.to_string());
+      if (entry.dtype == DType::i32) throw Error("{}: tensor {}: I32 found, expected BF16, F32 or F64", file, tensor);
+    }
+    for (const auto& [tensor, shape] : expected)
+      if (!place_.contains(tensor))
+        throw Error("{}: tensor {} {} not found among its {}", folder_.string(), tensor, shape.to_string(),
+                    place_.size());
+  }
+
+  fs::path folder_;
+  std::map<std::string, SafetensorsFile> shards_;
+  std::map<std::string, std::string> place_;  // shard of each tensor
+};
+
+ModelConfig with_mixers_written_out(ModelConfig model) {
+  std::vector<Mixer> mixers;
+  bool has_kda = false;
+  for (int64_t layer = 0; layer < model.num_hidden_layers; ++layer) {
+    mixers.push_back(model.mixer(layer));
+    has_kda = has_kda || mixers.back() == Mixer::kda;
+  }
+  model.mixers = has_kda ? mixers : std::vector<Mixer>{};
+  return model;
+}
+
+// The first line that differs when both are written out.
+void check_same_model(const Config& experiment, const ModelConfig& imported, const std::string& file) {
+  Config asked = experiment, found = experiment;
+  asked.model = with_mixers_written_out(experiment.model);
+  found.model = with_mixers_written_out(imported);
+  if (asked.model.vocab_size == 0) asked.model.vocab_size = imported.vocab_size;
+  // How it is trained on is the experiment's own.
+  found.model.initializer_range = asked.model.initializer_range;
+  found.model.aux_loss_alpha = asked.model.aux_loss_alpha;
+  std::istringstream asked_lines(to_yaml(asked)), found_lines(to_yaml(found));
+  for (std::string a, b; std::getline(asked_lines, a) && std::getline(found_lines, b);)
+    if (a != b)
+      throw Error("{}: the model has '{}', expected '{}' as in the configuration", file,
+                  b.substr(b.find_first_not_of(' ')), a.substr(a.find_first_not_of(' ')));
+}
+
+Config placeholder_experiment(const HfModel& hf) {
+  Config config;
+  config.run.name = "imported";
+  config.data.seq_len = hf.model_max_length > 0 ? hf.model_max_length : 4096;
+  config.data.train = {{"data/none", 1.0}};
+  config.train.num_steps = config.train.global_batch_size = config.train.micro_batch_size = 1;
+  config.train.optimizer.lr = 1e-3;
+  config.train.lr_schedule.name = LrScheduleName::constant;
+  return config;
+}
+
+}  // namespace
+
+ExportSummary import_model(const fs::path& from, const fs::path& checkpoint, const std::optional<Config>& experiment) {
+  const std::string config_file = (from / "config.json").string();
+  const HfModel hf = parse_hf_config(io::read_file(config_file), config_file);
+  Config config = experiment ? *experiment : placeholder_experiment(hf);
+  if (experiment) {
+    check_same_model(*experiment, hf.model, config_file);
+    if (config.model.vocab_size == 0) config.model.vocab_size = hf.model.vocab_size;
+  } else {
+    config.model = hf.model;
+  }
+  config = parse_config(to_yaml(config), config_file);  // sizes that can't be are refused here
+  const std::vector<model::ParameterSpec> specs = model::parameter_specs(config.model);
+  const ExportedModel exported(from, specs);
+
+  CheckpointInfo info;
+  info.config_yaml = to_yaml(config);
+  info.sampler_fingerprint = "none";
+  info.seed = config.run.seed;
+  info.data_parallel = 1;
+  info.program_version = program_version;
+  info.extra = {{"contents", parameters_only}, {"imported_from", from.string()}};
+  CheckpointWriter writer(checkpoint, info);
+  ExportSummary summary;
+  ModelHash hash;
+  const DType stored = config.train.precision == Precision::fp64 ? DType::f64 : DType::f32;
+  for (const model::ParameterSpec& spec : specs) {
+    const SafetensorsFile& file = exported.file_of(spec.name);
+    const SafetensorsEntry& entry = file.entry(spec.name);
+    std::vector<char> values(static_cast<size_t>(entry.num_bytes()));
+    file.read(spec.name, values);
+    hash.add(entry, values);
+    convert_values(values, entry.dtype, stored);
+    const int64_t count = spec.shape.num_elements();
+    writer.write({"parameters/" + spec.name, spec.shape, 0, count, TensorView(values.data(), stored, {count})});
+    ++summary.num_tensors;
+    summary.num_parameters += count;
+    summary.num_bytes += entry.num_bytes();
+  }
+  writer.commit();
+  summary.num_shards = exported.num_shards();
+  summary.hash = hash.digest();
+  return summary;
+}
+
+}  // namespace lamina
