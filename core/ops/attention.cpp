@@ -1,6 +1,7 @@
 #include "core/ops/attention.h"
 
 #include "core/ops/cpu/attention.h"
+#include "core/ops/document_starts.h"
 #include "core/ops/ref/attention.h"
 
 namespace lamina::ops {
@@ -25,19 +26,6 @@ void check_lse(const TensorView& lse, const TensorView& q) {
                "lse {} beside q {}", lse.to_string(), q.to_string());
 }
 
-// Documents lie one after the other, so starts never fall.
-void check_starts(const TensorView& starts, const TensorView& q) {
-  if (!starts) return;
-  const int64_t num_tokens = q.size(1);
-  LAMINA_CHECK(starts.dtype == DType::i32 && starts.is_contiguous() && starts.shape == (Shape{q.size(0), num_tokens}),
-               "document_starts {} beside q {}", starts.to_string(), q.to_string());
-  for (int64_t n = 0; n < starts.num_elements(); ++n) {
-    const int64_t t = n % num_tokens, least = t > 0 ? starts.as<int32_t>()[n - 1] : 0, start = starts.as<int32_t>()[n];
-    LAMINA_CHECK(start >= least && start <= t, "document_starts is {} at token {}, expected {} to {}", start, t, least,
-                 t);
-  }
-}
-
 void validate(const AttentionForward& args) {
   LAMINA_CHECK(args.q.rank() == 4 && args.v.rank() == 4, "q {}, v {}", args.q.to_string(), args.v.to_string());
   const int64_t d_qk = args.q.size(3), d_v = args.v.size(3);
@@ -46,7 +34,7 @@ void validate(const AttentionForward& args) {
   check_heads("v", args.v, args.q, d_v);
   check_heads("o", args.o, args.q, d_v);
   check_lse(args.lse, args.q);
-  check_starts(args.document_starts, args.q);
+  check_document_starts(args.document_starts, args.q.size(0), args.q.size(1));
   LAMINA_CHECK(!args.max_logit || (args.max_logit.dtype == args.lse.dtype && args.max_logit.is_contiguous() &&
                                    args.max_logit.shape == (Shape{args.q.size(0), args.q.size(2)})),
                "max_logit {} beside q {}", args.max_logit.to_string(), args.q.to_string());

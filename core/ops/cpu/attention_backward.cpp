@@ -121,13 +121,13 @@ void key_tile(const AttentionBackward& args, const Share& share, const PackedHea
   for (size_t index = keys; index < shape.num_tiles(); ++index) {
     const Mask mask = index == keys ? Mask::columns_after_row : Mask::none;
     const size_t first = index * tile, count = shape.rows_of_tile(index), rows = round_up(count, block_rows);
-    if (document_start(args.document_starts, share.batch, first) >= first_key + tile) break;
+    if (first_key_of(args.document_starts, share.batch, first) >= first_key + tile) break;
     multiply_masked_output({packed.q + first * qk4, qk4}, packed.k_transposed + first_key * qk4, qk4 * panel_width,
                            shape.d_qk, rows, num_keys, mask, work.probability, tile);
     multiply_masked_output({packed.d_o + first * v4, v4}, packed.v_transposed + first_key * v4, v4 * panel_width,
                            shape.d_v, rows, num_keys, mask, work.dscore, tile);
     for (size_t r = 0; r < count; ++r) {
-      const size_t start = document_start(args.document_starts, share.batch, first + r);
+      const size_t start = first_key_of(args.document_starts, share.batch, first + r);
       const size_t from = start > first_key ? start - first_key : 0;
       score_gradients(work.probability + r * tile, work.dscore + r * tile, from, mask == Mask::none ? num_keys : r + 1,
                       lse[first + r], packed.delta[first + r]);

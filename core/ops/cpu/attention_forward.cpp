@@ -121,14 +121,14 @@ void forward_tile(const AttentionForward& args, const Share& share, const Packed
   std::fill(work.o, work.o + rows * v_padded, 0.0f);
   std::fill(work.largest, work.largest + tile, -std::numeric_limits<float>::infinity());
   std::fill(work.total, work.total + tile, 0.0f);
-  for (size_t keys = document_start(args.document_starts, share.batch, first) / tile; keys <= index; ++keys) {
+  for (size_t keys = first_key_of(args.document_starts, share.batch, first) / tile; keys <= index; ++keys) {
     const Mask mask = keys == index ? Mask::columns_after_row : Mask::none;
     const size_t num_keys = shape.rows_of_tile(keys);
     multiply_masked_output({work.rows, qk4}, packed.k_transposed + keys * tile * qk4, qk4 * panel_width, shape.d_qk,
                            rows, num_keys, mask, work.scores, tile);
     for (size_t r = 0; r < count; ++r) {
       const size_t visible = mask == Mask::none ? num_keys : r + 1;
-      const size_t start = document_start(args.document_starts, share.batch, first + r);
+      const size_t start = first_key_of(args.document_starts, share.batch, first + r);
       const size_t from = start > keys * tile ? start - keys * tile : 0;
       const float factor = online_softmax(work.scores + r * tile, from, visible, work.largest[r], work.total[r]);
       if (factor != 1.0f && keys > 0) scale_row(work.o + r * v_padded, v_padded, factor);

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "core/device/cpu/parallel_for.h"
+#include "core/ops/document_starts.h"
 #include "core/ops/op.h"
 
 namespace lamina::ops::cpu {
@@ -40,11 +41,9 @@ struct Share {
   }
 };
 
-// Of a query in a tile: the first key of its document, in tokens of its sequence.
-inline size_t document_start(const TensorView& starts, int64_t batch, size_t token) {
-  return starts ? static_cast<size_t>(static_cast<const int32_t*>(
-                      starts.data)[batch * starts.size(1) + static_cast<int64_t>(token)])
-                : 0;
+// The first key that a query sees.
+inline size_t first_key_of(const TensorView& document_starts, int64_t batch, size_t token) {
+  return static_cast<size_t>(document_start(document_starts, batch, static_cast<int64_t>(token)));
 }
 
 // Heads first: `whole(thread, batch, head)` for as many as divide evenly among the threads, then the remaining heads one after the

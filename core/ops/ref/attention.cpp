@@ -5,6 +5,8 @@
 #include <cstring>
 #include <limits>
 
+#include "core/ops/document_starts.h"
+
 namespace lamina::ops::ref {
 namespace {
 
@@ -19,10 +21,6 @@ struct Rows {
 template <class T>
 Rows<T> rows_of(const TensorView& view, int64_t batch, int64_t head) {
   return {view.as<T>() + batch * view.stride(0) + head * view.stride(2), view.stride(1)};
-}
-
-int64_t document_start(const TensorView& starts, int64_t batch, int64_t token) {
-  return starts ? starts.as<int32_t>()[batch * starts.size(1) + token] : 0;
 }
 
 template <class T>
