@@ -72,8 +72,9 @@ class Product {
 }  // namespace
 
 double measure_peak_gflops(Precision precision) {
-  constexpr double budget = 0.25, enough = 0.01;  // seconds: of everything; of one product
+  constexpr double budget = 0.25, longest = 0.03;  // seconds: of everything; of one product
   constexpr int64_t largest = 2048;
+  constexpr int tries = 5;  // the first one makes the kernel, another may wait for a core
   const DType dtype = dtype_of_precision(precision);
   Stream stream;
   Arena scratch({}, nullptr, "peak rate");
@@ -85,13 +86,12 @@ double measure_peak_gflops(Precision precision) {
   double best = 0;
   for (int64_t size = 128;; size *= 2) {
     Product product(size, dtype, ctx);
-    double seconds = product.run();  // the first one also makes the kernel
-    best = std::max(best, product.gflops(seconds));
-    const bool grows = size < largest && seconds < enough && spent() + 16 * seconds < budget;
-    for (int runs = 0; runs < (grows ? 1 : 100) && spent() + seconds < budget; ++runs) {
-      seconds = product.run();
-      best = std::max(best, product.gflops(seconds));
-    }
+    double quickest = product.run();
+    for (int i = 1; i < tries && spent() + quickest < budget; ++i) quickest = std::min(quickest, product.run());
+    const double next = 8 * quickest;  // of a matrix twice as large
+    const bool grows = size < largest && next < longest && spent() + next < budget;
+    while (!grows && spent() + quickest < budget) quickest = std::min(quickest, product.run());
+    best = std::max(best, product.gflops(quickest));
     if (!grows) return best;
   }
 }
