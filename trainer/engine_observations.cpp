@@ -1,6 +1,7 @@
 // What a step sees besides gradients, and the updates that follow from it: the experts' selection biases and QK-Clip.
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "core/ops/elementwise.h"
 #include "trainer/engine.h"
@@ -56,8 +57,9 @@ void Engine::update_selection_biases(double rate) {
   for (size_t sublayer = 0; sublayer < observations_.sublayers.size(); ++sublayer) {
     const std::vector<double>& counts = observations_.sublayers[sublayer].expert_counts;
     if (counts.empty()) continue;
-    double mean = 0, mean_sign = 0;
-    for (double count : counts) mean += count / static_cast<double>(counts.size());
+    double mean_sign = 0;
+    // Counts add up exactly, so an expert that has the mean is seen to have it.
+    const double mean = std::accumulate(counts.begin(), counts.end(), 0.0) / static_cast<double>(counts.size());
     for (double count : counts) mean_sign += sign(mean - count) / static_cast<double>(counts.size());
     const TensorView bias =
         parameters_.value(fmt::format("model.layers.{}.block_sparse_moe.gate.e_score_correction_bias", sublayer / 2));

@@ -29,6 +29,7 @@ class Tolerance:
     loss: float
     parameter: float
     vector: float   # parameters_after of vectors
+    muon: float     # parameters_after of matrices under Muon
 
 
 # fp64 runs differ from the reference by the order of sums only. fp32 likewise, with 6e-8 per rounding and sums of some
@@ -38,9 +39,10 @@ class Tolerance:
 # Vectors are fp32 there too. No limit is finer than the dtype in which a
 # value is stored in the dump.
 TOLERANCES = {
-    "fp64": Tolerance(gradient=1e-10, loss=1e-10, parameter=1e-10, vector=1e-10),
-    "fp32": Tolerance(gradient=1e-5, loss=1e-6, parameter=1e-6, vector=1e-6),
-    "bf16": Tolerance(gradient=10 * 2.0**-8, loss=2.0**-8, parameter=2.0**-8, vector=1e-6),
+    "fp64": Tolerance(gradient=1e-10, loss=1e-10, parameter=1e-10, vector=1e-10, muon=1e-9),
+    "fp32": Tolerance(gradient=1e-5, loss=1e-6, parameter=1e-6, vector=1e-6, muon=1e-5),
+    # Five iterations with coefficients up to 4.8 on operands of 2^-9: what an update loses, times its share of the weight.
+    "bf16": Tolerance(gradient=10 * 2.0**-8, loss=2.0**-8, parameter=2.0**-8, vector=1e-6, muon=10 * 2.0**-8),
 }
 
 
@@ -139,21 +141,61 @@ def bf16_error(dump: Dump, config: reference.ModelConfig, gradients: dict[str, t
     return max(relative(theirs[name].double(), g, floor) for name, g in gradients.items())
 
 
-def compare_update(dump: Dump, tolerance: Tolerance, lr: float) -> list[Row]:
-    """AdamW from the dump's own gradients: the gradients are judged elsewhere, and at the first step the direction is
-    nearly their sign, which has no relative accuracy to compare where a gradient is close to zero."""
+BIAS = ".gate.e_score_correction_bias"
+
+
+def is_linear(name: str, w: torch.Tensor) -> bool:
+    """A unit of Muon: the matrix of a linear layer, as the exported names tell it."""
+    return w.dim() == 2 and name not in ("model.embed_tokens.weight", "lm_head.weight") and not name.endswith("_res_proj.weight")
+
+
+def expert_counts(dump: Dump, config: reference.ModelConfig) -> dict[str, torch.Tensor]:
+    """Tokens of the step that chose each expert, per selection bias."""
+    counts, moe = {}, reference.moe
+
+    def counting(x, p, m, c):
+        y, chosen, balance = moe(x, p, m, c)
+        counts[m + "gate.e_score_correction_bias"] = torch.bincount(chosen.flatten(), minlength=c.num_experts).double()
+        return y, chosen, balance
+
+    reference.moe = counting
+    try:
+        with torch.no_grad():
+            reference.forward(dump.parameters, config, dump.tokens, dump.targets)
+    finally:
+        reference.moe = moe
+    return counts
+
+
+def updated_bias(bias: torch.Tensor, counts: torch.Tensor, rate: float) -> torch.Tensor:
+    """Moonlight's rule, of zero mean."""
+    sign = torch.sign(counts.mean() - counts)
+    return bias + rate * (sign - sign.mean())
+
+
+def compare_update(dump: Dump, config: reference.ModelConfig, tolerance: Tolerance, lr: float) -> list[Row]:
+    """The optimizer from the dump's own gradients: the gradients are judged elsewhere, and at the first step the direction
+    is nearly their sign, which has no relative accuracy to compare where a gradient is close to zero."""
     train = dump.config["train"]
     optimizer = train["optimizer"]
     clip = train["grad_clip"]
     norm = math.sqrt(sum(g.norm().item() ** 2 for g in dump.gradients.values()))
     scale = min(1.0, clip / norm) if clip > 0 else 1.0
+    counts = expert_counts(dump, config) if config.num_experts else {}
     rows = []
     for name, w in dump.parameters.items():
-        zeros = torch.zeros_like(w)
-        expected, _, _ = reference.adamw_update(
-            w, dump.gradients[name] * scale, zeros, zeros, step=1, lr=lr, beta1=optimizer["beta1"],
-            beta2=optimizer["beta2"], eps=optimizer["eps"], weight_decay=optimizer["weight_decay"])
-        limit = tolerance.vector if w.dim() == 1 or name.endswith("_res_proj.weight") else tolerance.parameter
+        zeros, gradient = torch.zeros_like(w), dump.gradients[name] * scale
+        decay = 0.0 if name.endswith(("A_log", "dt_bias")) else optimizer["weight_decay"]
+        limit = tolerance.parameter if w.dim() == 2 and not name.endswith("_res_proj.weight") else tolerance.vector
+        if name.endswith(BIAS):
+            expected = updated_bias(w, counts[name], train["router_bias_rate"])
+        elif optimizer["name"] == "muon" and is_linear(name, w):
+            expected, _ = reference.muon_update(w, gradient, zeros, lr, momentum=optimizer["momentum"], weight_decay=decay)
+            limit = tolerance.muon
+        else:
+            expected, _, _ = reference.adamw_update(
+                w, gradient, zeros, zeros, step=1, lr=lr, beta1=optimizer["beta1"], beta2=optimizer["beta2"],
+                eps=optimizer["eps"], weight_decay=decay)
         rows.append(Row(f"parameters_after/{name}", relative(dump.parameters_after[name], expected), limit))
     return rows
 
@@ -167,7 +209,7 @@ def compare(path: str, lr: float | None = None, gradients_only: bool = False, pr
     tolerance = TOLERANCES[precision or dump.config["train"]["precision"]]
     rows = compare_gradients(dump, config, tolerance)
     if not gradients_only:
-        rows += compare_update(dump, tolerance, dump.config["train"]["optimizer"]["lr"] if lr is None else lr)
+        rows += compare_update(dump, config, tolerance, dump.config["train"]["optimizer"]["lr"] if lr is None else lr)
     return rows
 
 

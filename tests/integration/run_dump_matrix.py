@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Trains tiny models of every kind and compares their step dumps with the float64 reference.
 
-    run_dump_matrix.py LAMINA [PART...]       PART: fp32 fp64 bf16 zero_queries batches ranks
+    run_dump_matrix.py LAMINA [PART...]       PART: fp32 fp64 bf16 zero_queries batches ranks kimi expert_ranks
 """
 import math
 import sys
@@ -23,6 +23,15 @@ def model(residual: str, block_size: int, layers: int = 5, tied: bool = False, q
     return {"model": {"residual": residual, "num_hidden_layers": layers,
                       "attn_res_block_size": block_size if residual == "block_attnres" else None,
                       "tie_word_embeddings": tied, "q_lora_rank": q_lora_rank}}
+
+
+# A small Kimi Linear: both mixers, dense and mixture layers, sizes that no kernel's vector width divides where it may be so.
+KIMI = {"model": {"mixers": ["kda", "kda", "mla"], "linear_num_heads": 2, "linear_head_dim": 16, "num_experts": 6,
+                  "num_experts_per_token": 2, "moe_intermediate_size": 20, "first_k_dense_replace": 1,
+                  "routed_scaling_factor": 1.3, "aux_loss_alpha": 0.05},
+        # A smaller step than LR: after two of that size some activations are so small that float32 itself (PyTorch's too) is
+        # off by 2e-5.
+        "train": {"optimizer": {"name": "muon", "lr": 0.003}}}
 
 
 def name_of(residual: str, block_size: int, layers: int, tied: bool, q_lora_rank: int | None) -> str:
@@ -123,6 +132,39 @@ class Matrix:
                 self.judge(name, rows)
 
 
+    def kimi(self) -> None:
+        for residual, size in SCHEMES:
+            changes = merged(model(residual, size), KIMI)   # this way round a None still removes a key
+            self.both_steps(f"kimi-{name_of(residual, size, 5, False, None)}", changes)
+        variants = {"bounded gate": {"model": {"gate_lower_bound": -5.0}},
+                    "adamw": {"train": {"optimizer": {"name": "adamw"}}},
+                    "no shared expert": {"model": {"num_shared_experts": 0}},
+                    "two shared experts, weights as they are": {"model": {"num_shared_experts": 2, "moe_renormalize": False}},
+                    "all experts": {"model": {"num_experts_per_token": 6, "aux_loss_alpha": 0.0}},
+                    "every layer a mixture": {"model": {"first_k_dense_replace": 0, "intermediate_size": None}},
+                    "two taps, tied, q_lora": {"model": {"short_conv_kernel_size": 2, "tie_word_embeddings": True, "q_lora_rank": 11}},
+                    "recompute-full": {"train": {"recompute": "full"}},
+                    "recompute-selective": {"train": {"recompute": "selective"}}}
+        for name, changes in variants.items():
+            self.both_steps(f"kimi {name}", merged(changes, {key: {k: v for k, v in KIMI[key].items() if k not in changes.get(key, {})}
+                                                             for key in KIMI}))
+        for precision in ("fp64", "bf16"):
+            self.both_steps(f"kimi {precision}", merged(KIMI, {"train": {"precision": precision}}))
+
+    def expert_ranks(self) -> None:
+        """Data and expert ranks train the model of one rank."""
+        for precision, loss, gradient in (("fp32", 1e-6, 1e-5), ("fp64", 1e-12, 1e-10)):
+            changes = merged(KIMI, {"train": {"precision": precision, "global_batch_size": 8, "micro_batch_size": 1,
+                                              "optimizer": {"name": "muon", "lr": 1e-4}}})
+            one = self.lamina.dump(f"{precision}-experts-1", 3, changes)
+            for ranks, expert, pipeline in ((2, 1, 1), (2, 2, 1), (4, 2, 1), (4, 2, 2)):
+                name = f"{precision}-experts-{ranks}-{expert}-{pipeline}"
+                layout = {"parallel": {"expert": expert, "pipeline": pipeline}}
+                other = self.lamina.dump(name, 3, merged(changes, layout), ranks)
+                self.judge(f"{precision}, {ranks} ranks, expert {expert}, pipeline {pipeline}",
+                           difference(one, other, loss=max(loss, 1e-7), gradient=gradient))
+
+
 def difference(one: Path, other: Path, loss: float, gradient: float, shared: bool = False) -> list[compare_dump.Row]:
     """Rows of what two dumps must have in common; `shared`: only the tensors that both have."""
     a, b = compare_dump.Dump(str(one)), compare_dump.Dump(str(other))
@@ -143,7 +185,7 @@ def difference(one: Path, other: Path, loss: float, gradient: float, shared: boo
 
 
 def main() -> int:
-    parts = ["fp32", "fp64", "bf16", "zero_queries", "batches", "ranks"]
+    parts = ["fp32", "fp64", "bf16", "zero_queries", "batches", "ranks", "kimi", "expert_ranks"]
     if len(sys.argv) < 2 or any(part not in parts for part in sys.argv[2:]):
         print(__doc__, file=sys.stderr)
         return 2

@@ -9,8 +9,10 @@
 
 #include "configs/schema/decode.h"
 #include "core/base/error.h"
+#include "model/kda.h"
 #include "model/mla.h"
 #include "model/mlp.h"
+#include "model/moe.h"
 #include "tests/model/model_support.h"
 
 namespace lamina::model {
@@ -109,6 +111,89 @@ TEST(CostModel, CountsWhatTheProgramHolds) {
       }
 }
 
+// KDA and MLA, a dense layer and mixtures.
+ModelConfig small_kimi(Residual residual) {
+  ModelConfig c = small_config(residual, 4);
+  c.mixers = {Mixer::kda, Mixer::kda, Mixer::mla};
+  c.linear_num_heads = 2;
+  c.linear_head_dim = 16;
+  c.num_experts = 6;
+  c.num_experts_per_token = 3;
+  c.moe_intermediate_size = 10;
+  return c;
+}
+
+TEST(CostModel, CountsWhatAHybridHolds) {
+  for (const Residual residual : {Residual::standard, Residual::block_attnres})
+    for (const int64_t shared : {0, 1, 2}) {
+      ModelConfig c = small_kimi(residual);
+      c.num_shared_experts = shared;
+      const ParameterCount count = model_parameters(c);
+      EXPECT_EQ(count.total(), num_parameters(c));
+      EXPECT_EQ(num_tensors(c), static_cast<int64_t>(parameter_specs(c).size()));
+      int64_t linear = 0, experts = 0, untrained = 0, idle = 0;
+      for (const ParameterSpec& spec : parameter_specs(c)) {
+        const int64_t elements = spec.shape.num_elements();
+        linear += spec.is_linear ? elements : 0;
+        experts += spec.group == Group::experts ? elements : 0;
+        untrained += spec.is_trained ? 0 : elements;
+        idle += spec.expert >= c.num_experts_per_token ? elements : 0;
+      }
+      EXPECT_EQ(optimizer_parameters(count, OptimizerName::muon).muon, linear);
+      EXPECT_EQ(optimizer_parameters(count, OptimizerName::muon).adamw, num_parameters(c) - linear - untrained);
+      EXPECT_EQ(count.experts, experts);
+      EXPECT_EQ(count.buffers, untrained);
+      EXPECT_EQ(active_parameters(c), num_parameters(c) - idle - c.vocab_size * c.hidden_size);
+    }
+}
+
+// What Kda and Moe save, and what they leave for deferred weight gradients.
+TEST(CostModel, HybridSublayersKeepWhatIsCounted) {
+  for (const DType dtype : {DType::bf16, DType::f32}) {
+    const ModelConfig c = small_kimi(Residual::standard);
+    Parameters parameters(c, dtype, 1, {}, nullptr);
+    parameters.initialise(3, 0.1);
+    Stream stream;
+    ops::RefusalLog refusals;
+    Arena scratch({}, nullptr, "scratch"), expensive({}, nullptr, "kept"), cheap({}, nullptr, "kept");
+    ops::OpContext ctx{stream, scratch, refusals, ops::Backend::fastest};
+    const Batch shape{2, 32};
+    Arena data({}, nullptr, "data");
+    const auto take = [&] { return data.take(dtype, {64, c.hidden_size}); };
+    const TensorView x = take(), y = take(), dy = take(), dx = take();
+    for (int64_t i = 0; i < x.num_elements(); ++i) {
+      set(x, i, 0.01 * static_cast<double>(i % 17));
+      set(dy, i, 0.01 * static_cast<double>(i % 13));
+    }
+    const ElementSizes sizes = element_sizes(dtype == DType::bf16 ? Precision::bf16 : Precision::fp32);
+    const auto expect_kept = [&](int sublayer) {
+      EXPECT_EQ(static_cast<double>(expensive.used_bytes()),
+                64 * sublayer_activation_bytes(c, sublayer, sizes, Recompute::selective));
+      EXPECT_EQ(static_cast<double>(expensive.used_bytes() + cheap.used_bytes()),
+                64 * sublayer_activation_bytes(c, sublayer, sizes, Recompute::none));
+    };
+    WeightGradients weights({}, nullptr);
+    weights.begin(true);
+
+    Kda::Saved kda;
+    const Kda mixer(c, parameters, 1);
+    mixer.forward(ctx, shape, x, y, kda, {expensive, cheap});
+    expect_kept(2);
+    mixer.backward(ctx, shape, kda, x, dy, dx, weights);
+    expensive.reset();
+    cheap.reset();
+    Moe::Saved moe;
+    const Moe mlp(c, parameters, 1, nullptr);
+    mlp.forward(ctx, shape, x, y, moe, {expensive, cheap});
+    expect_kept(3);
+    mlp.backward(ctx, shape, moe, x, dy, dx, weights);
+    const double gradients = 2 * static_cast<double>(dy.num_bytes());  // of both outputs, which the stage keeps
+    EXPECT_EQ(static_cast<double>(weights.operands(ctx).used_bytes()) + gradients,
+              64 * layer_deferred_bytes(c, 1, sizes, Recompute::none));
+    weights.run(ctx);
+  }
+}
+
 // The arenas round every tensor up to 64 bytes; with 64 tokens nothing is rounded.
 TEST(CostModel, SublayersKeepWhatIsCounted) {
   for (const int64_t rank : {0, 8})
@@ -138,7 +223,7 @@ TEST(CostModel, SublayersKeepWhatIsCounted) {
         expensive.reset();
         cheap.reset();
         Mlp::Saved mlp;
-        Mlp(c, parameters, 0).forward(ctx, shape, x, y, mlp, {expensive, cheap});
+        Mlp(parameters, "model.layers.0.mlp.").forward(ctx, shape, x, y, mlp, {expensive, cheap});
         EXPECT_EQ(static_cast<double>(expensive.used_bytes()),
                   64 * sublayer_activation_bytes(c, 1, sizes, Recompute::selective));
         EXPECT_EQ(static_cast<double>(expensive.used_bytes() + cheap.used_bytes()),

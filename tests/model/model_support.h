@@ -27,6 +27,21 @@ inline ModelConfig small_config(Residual residual, int64_t layers, int64_t block
   return c;
 }
 
+// A small Kimi Linear: both mixers, and mixtures of experts in all layers but the first.
+inline ModelConfig hybrid_config(Residual residual, int64_t layers, int64_t block_size, bool bounded_gate) {
+  ModelConfig c = small_config(residual, layers, block_size);
+  c.mixers = {Mixer::kda, Mixer::mla};
+  c.linear_num_heads = 2;
+  c.linear_head_dim = 16;
+  if (bounded_gate) c.gate_lower_bound = -5.0;
+  c.num_experts = 5;
+  c.num_experts_per_token = 2;
+  c.moe_intermediate_size = 6;
+  c.routed_scaling_factor = 1.7;
+  c.aux_loss_alpha = 0.3;
+  return c;
+}
+
 inline double get(const TensorView& x, int64_t i) {
   switch (x.dtype) {
     case DType::f64:
@@ -78,7 +93,7 @@ class SmallModel {
 
   Stage::Pass pass(bool train) {
     const int64_t n = shape_.num_tokens();
-    const DType acc = accumulation_dtype(parameters.matrices().dtype);
+    const DType acc = accumulation_dtype(parameters.group(Group::matrices).dtype);
     Stage::Pass p;
     p.shape = shape_;
     p.tokens = TensorView(tokens_.data(), DType::i32, {n});
@@ -86,6 +101,8 @@ class SmallModel {
     p.token_loss = TensorView(losses_.data(), acc, {n});
     p.grad_scale = 1.0 / static_cast<double>(n);
     p.train = train;
+    stats.assign(static_cast<size_t>(2 * config_.num_hidden_layers), {});
+    p.stats = &stats;
     return p;
   }
 
@@ -110,7 +127,9 @@ class SmallModel {
     if (p.train && backward == pipeline::ActionKind::backward_input)
       for (int c = num_chunks - 1; c >= 0; --c) stage.run({c, pipeline::ActionKind::backward_weight, 0});
     stage.end();
-    return sum * p.grad_scale;
+    double balance = 0;
+    for (const SublayerStats& each : stats) balance += each.balance_loss;
+    return sum * p.grad_scale + config_.aux_loss_alpha * balance / static_cast<double>(shape_.num_sequences);
   }
 
   std::vector<double> gradient(int parameter) const {
@@ -121,6 +140,7 @@ class SmallModel {
   }
 
   MemoryLedger ledger;
+  std::vector<SublayerStats> stats;  // of the last pass
 
  private:
   void randomise(int parameter) {

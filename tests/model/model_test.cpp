@@ -14,17 +14,26 @@ struct Case {
   int64_t layers, block_size;
   bool tied;
   int64_t q_rank, shared;
+  enum { dense, hybrid, hybrid_bounded } kind = dense;
 };
 
 std::vector<Case> cases() {
-  return {{Residual::standard, 3, 1, false, 0, 4},      {Residual::standard, 2, 1, true, 7, 4},
-          {Residual::full_attnres, 3, 1, false, 0, 4},  {Residual::block_attnres, 3, 1, false, 0, 4},
-          {Residual::block_attnres, 5, 2, true, 7, 4},  {Residual::block_attnres, 5, 3, false, 0, 0},
-          {Residual::block_attnres, 2, 4, false, 7, 4}, {Residual::full_attnres, 1, 1, false, 0, 4}};
+  return {{Residual::standard, 3, 1, false, 0, 4},
+          {Residual::standard, 2, 1, true, 7, 4},
+          {Residual::full_attnres, 3, 1, false, 0, 4},
+          {Residual::block_attnres, 3, 1, false, 0, 4},
+          {Residual::block_attnres, 5, 2, true, 7, 4},
+          {Residual::block_attnres, 5, 3, false, 0, 0},
+          {Residual::block_attnres, 2, 4, false, 7, 4},
+          {Residual::full_attnres, 1, 1, false, 0, 4},
+          {Residual::block_attnres, 3, 2, false, 0, 4, Case::hybrid},
+          {Residual::standard, 2, 1, true, 7, 0, Case::hybrid_bounded}};
 }
 
 ModelConfig config_of(const Case& c) {
-  ModelConfig config = small_config(c.residual, c.layers, c.block_size);
+  ModelConfig config = c.kind == Case::dense
+                           ? small_config(c.residual, c.layers, c.block_size)
+                           : hybrid_config(c.residual, c.layers, c.block_size, c.kind == Case::hybrid_bounded);
   config.tie_word_embeddings = c.tied;
   if (c.q_rank > 0) config.q_lora_rank = c.q_rank;
   config.qk_rope_head_dim = c.shared;
@@ -189,6 +198,30 @@ TEST(Model, SteadyStateAllocatesNothing) {
   }
 }
 
+// What the sublayers report of a pass: every token has its experts, and recomputation reports nothing again.
+TEST(Model, SublayersReportTheirPass) {
+  for (Recompute mode : {Recompute::none, Recompute::full}) {
+    const ModelConfig config = hybrid_config(Residual::block_attnres, 4, 2, false);
+    SmallModel model(config, DType::f64, mode);
+    model.loss_and_gradients();
+    for (size_t sublayer = 0; sublayer < model.stats.size(); ++sublayer) {
+      const SublayerStats& seen = model.stats[sublayer];
+      const auto layer = static_cast<int64_t>(sublayer / 2);
+      const bool is_mla = sublayer % 2 == 0 && config.mixer(layer) == Mixer::mla;
+      const bool is_moe = sublayer % 2 == 1 && config.is_moe(layer);
+      EXPECT_EQ(seen.max_logits.size(), is_mla ? static_cast<size_t>(config.num_attention_heads) : 0u);
+      EXPECT_EQ(seen.expert_counts.size(), is_moe ? static_cast<size_t>(config.num_experts) : 0u);
+      double tokens = 0;
+      for (double count : seen.expert_counts) tokens += count;
+      EXPECT_EQ(tokens, is_moe ? 14 * config.num_experts_per_token : 0);
+      // f and P are both one on average, so the balance of a sequence is near one; there are two.
+      if (is_moe) {
+        EXPECT_GT(seen.balance_loss, 1.0);
+      }
+    }
+  }
+}
+
 TEST(Model, LayerSumsEqualDirectSums) {
   for (const Case& c : cases()) {
     SmallModel model(config_of(c), DType::f64);
@@ -262,6 +295,30 @@ TEST(Parameters, InitialValuesDoNotDependOnTheLayout) {
   EXPECT_NE(get(one.value("lm_head.weight"), 0), get(other.value("lm_head.weight"), 0));
 }
 
+// Kimi Linear's own starting points: A_log in [0, log 16], a time step softplus(dt_bias) in [1e-3, 1e-1], taps within 1/2.
+TEST(Parameters, DecaysStartWhereTheyShould) {
+  Parameters parameters(hybrid_config(Residual::standard, 2, 1, false), DType::f32, 1, {}, nullptr);
+  parameters.initialise(7, 0.02);
+  const auto each = [&](const std::string& name, double least, double most) {
+    const TensorView x = parameters.value("model.layers.0.self_attn." + name);
+    double smallest = INFINITY, largest = -INFINITY;
+    for (int64_t i = 0; i < x.num_elements(); ++i) {
+      const double value = name == "dt_bias" ? std::log1p(std::exp(get(x, i))) : get(x, i);
+      smallest = std::min(smallest, value);
+      largest = std::max(largest, value);
+    }
+    EXPECT_GE(smallest, least) << name;
+    EXPECT_LE(largest, most) << name;
+    EXPECT_GT(largest - smallest, (most - least) / 20) << name;
+  };
+  each("A_log", 0, std::log(16.0));
+  each("dt_bias", 0.999e-3, 1.001e-1);
+  each("q_conv1d.weight", -0.5, 0.5);
+  Parameters bounded(hybrid_config(Residual::standard, 2, 1, true), DType::f32, 1, {}, nullptr);
+  bounded.initialise(7, 0.02);
+  EXPECT_EQ(get(bounded.value("model.layers.0.self_attn.A_log"), 0), 0.0);
+}
+
 TEST(Parameters, FusedMatricesAreTheirParts) {
   ModelConfig config = small_config(Residual::standard, 1);
   Parameters parameters(config, DType::f32, 2, {}, nullptr);
@@ -271,6 +328,18 @@ TEST(Parameters, FusedMatricesAreTheirParts) {
       parameters.fused_value("model.layers.0.mlp.gate_proj.weight", "model.layers.0.mlp.up_proj.weight");
   EXPECT_EQ(both.size(0), 2 * gate.size(0));
   EXPECT_EQ(get(both, gate.num_elements()), get(parameters.value("model.layers.0.mlp.up_proj.weight"), 0));
+  const ModelConfig hybrid = hybrid_config(Residual::standard, 2, 1, false);
+  Parameters mixed(hybrid, DType::f32, 2, {}, nullptr);
+  mixed.initialise(1, 1.0);
+  const std::string attention = "model.layers.0.self_attn.";
+  const TensorView six = mixed.fused_value(attention + "q_proj.weight", attention + "b_proj.weight");
+  EXPECT_EQ(six.shape, (Shape{3 * 32 + 2 * 16 + 2, 24}));
+  EXPECT_EQ(get(six, 24 * (3 * 32 + 16)), get(mixed.value(attention + "g_a_proj.weight"), 0));
+  const TensorView taps = mixed.fused_value(attention + "q_conv1d.weight", attention + "v_conv1d.weight");
+  EXPECT_EQ(taps.shape, (Shape{3 * 32, 4}));
+  EXPECT_EQ(get(taps, 2 * 32 * 4), get(mixed.value(attention + "v_conv1d.weight"), 0));
+  // f_b_proj begins a matrix of its own.
+  EXPECT_THROW(mixed.fused_value(attention + "q_proj.weight", attention + "f_b_proj.weight"), InternalError);
   EXPECT_THROW(parameters.fused_value("model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.gate_proj.weight"),
                InternalError);
   EXPECT_THROW((void)parameters.index_of("model.layers.9.mlp.gate_proj.weight"), InternalError);

@@ -94,7 +94,7 @@ class Rank {
       : config_(layout.config()),
         scratch_({}, &ledger, "scratch"),
         ctx_{stream_, scratch_, refusals_, ops::Backend::fastest},
-        parameters(config_, local_parameters(config_, plan, rank), DType::f64, 1, {}, &ledger),
+        parameters(config_, local_parameters(config_, plan, rank), DType::f64, {}, {}, &ledger),
         stage({config_, DType::f64, Recompute::none, {}, &ledger}, plan, rank, shape_.num_tokens(), parameters),
         tokens_(static_cast<size_t>(shape_.num_tokens() * layout.num_microbatches)),
         targets_(tokens_.size()),
