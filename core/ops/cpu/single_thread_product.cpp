@@ -105,7 +105,8 @@ SingleThreadProduct::SingleThreadProduct(const ProductShape& shape) : shape_(sha
 #else
   const dnnl::matmul::primitive_desc description(dnnl::matmul::desc(a, b, c), attributes, engine());
 #endif
-  primitive_ = std::make_unique<Primitive>(a, b, c, description.scratchpad_desc(), dnnl::matmul(description));
+  primitive_ =
+      std::make_unique<Primitive>(Primitive{a, b, c, description.scratchpad_desc(), dnnl::matmul(description)});
   scratch_bytes_ = aligned(static_cast<int64_t>(primitive_->scratchpad.get_size()));
 }
 
