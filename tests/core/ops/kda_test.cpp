@@ -1,6 +1,7 @@
 #include "core/ops/kda.h"
 
 #include "core/device/cpu/parallel_for.h"
+#include "core/ops/cpu/kda.h"
 #include "tests/support/mirror.h"
 
 namespace lamina::ops {
@@ -268,6 +269,20 @@ TEST(Kda, FastestMatchesFloat64ForEveryShape) {
   }
 }
 
+TEST(Kda, OtherHeadSizesAreTheReferences) {
+  const Case whole{1, 5, 2, 16, 32}, key{1, 5, 2, 24, 32}, value{1, 5, 2, 16, 9};
+  EXPECT_EQ(cpu::kda_forward_refuses(Problem(DType::bf16, whole).forward()), nullptr);
+  EXPECT_EQ(cpu::kda_backward_refuses(Problem(DType::f32, whole).backward()), nullptr);
+  EXPECT_NE(cpu::kda_forward_refuses(Problem(DType::f64, whole).forward()), nullptr);
+  EXPECT_NE(cpu::kda_backward_refuses(Problem(DType::f64, whole).backward()), nullptr);
+  for (const Case& c : {key, value}) {
+    const Problem p(DType::f32, c);
+    EXPECT_NE(cpu::kda_forward_refuses(p.forward()), nullptr);
+    EXPECT_NE(cpu::kda_backward_refuses(p.backward()), nullptr);
+    expect_close(p, bound_of(DType::f32, c.keys), "not a multiple of 16");
+  }
+}
+
 // Longer than what backward keeps the chunks of: 128 of them.
 TEST(Kda, BackwardOfLongSequencesGoesSpanBySpan) {
   const Case c{1, 3 * 128 * 64 + 70, 1, 16, 16, Decay::mild, Keys::random};
@@ -358,14 +373,14 @@ TEST(Kda, ResultsDoNotDependOnTheNumberOfThreads) {
   const Case c{2, 130, 3, 16, 16, Decay::bounded, Keys::random};
   const Problem one(DType::f32, c), three(DType::f32, c);
   TestContext context;
-  const int before = cpu::num_threads();
-  cpu::set_num_threads(1);
+  const int before = lamina::cpu::num_threads();
+  lamina::cpu::set_num_threads(1);
   kda_forward(context.fastest, one.forward());
   kda_backward(context.fastest, one.backward());
-  cpu::set_num_threads(3);
+  lamina::cpu::set_num_threads(3);
   kda_forward(context.fastest, three.forward());
   kda_backward(context.fastest, three.backward());
-  cpu::set_num_threads(before);
+  lamina::cpu::set_num_threads(before);
   EXPECT_EQ(test::values(one.o), test::values(three.o));
   EXPECT_EQ(test::values(one.dg), test::values(three.dg));
   EXPECT_EQ(test::values(one.dk), test::values(three.dk));
