@@ -42,7 +42,7 @@ std::vector<CheckpointProblem> check_shard_size(const std::filesystem::path& che
 class ShardWriter {
  public:
   ShardWriter(const std::filesystem::path& folder, int rank, int64_t max_elements = int64_t{1} << 26);
-  void write(const TensorPiece& piece);
+  void write(const TensorPiece& whole);
   ShardFile finish();  // the file is on the disk when this returns
 
  private:
