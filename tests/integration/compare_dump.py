@@ -129,16 +129,31 @@ def compare_gradients(dump: Dump, config: reference.ModelConfig, tolerance: Tole
             Row("aux_loss", relative(dump.aux_loss, out["aux_loss"]), scalar),
             Row("token_loss", relative(dump.token_loss, out["token_loss"]),
                 max(10 * tolerance.loss, dump.token_loss_resolution))]   # one by one they don't average out
-    limit = max(tolerance.gradient, bf16_error(dump, config, gradients, floor) if tolerance is TOLERANCES["bf16"] else 0.0)
-    rows += [Row(f"gradients/{name}", relative(dump.gradients[name], g, floor), limit) for name, g in gradients.items()]
+    limit = tolerance.gradient
+    if tolerance is TOLERANCES["bf16"]:
+        limit = max(limit, rounding_error(dump, config, gradients, floor, torch.bfloat16))
+    elif tolerance is TOLERANCES["fp32"] and "kda" in config.mixers:
+        # Two roundings of the same sums: what PyTorch's float32 loses at this point says what size they have.
+        limit = max(limit, 2 * rounding_error(dump, config, gradients, floor, torch.float32))
+    rows += [Row(f"gradients/{name}", relative(dump.gradients[name], g, size_before_sums(name, gradients, floor)), limit)
+             for name, g in gradients.items()]
     return rows
 
 
-def bf16_error(dump: Dump, config: reference.ModelConfig, gradients: dict[str, torch.Tensor], floor: float) -> float:
-    """What bf16 costs at this point: the worst error over all tensors of the reference itself, run by PyTorch in bf16."""
-    rounded = {name: w.bfloat16() for name, w in dump.parameters.items()}
+def size_before_sums(name: str, gradients: dict[str, torch.Tensor], floor: float) -> float:
+    """A_log's gradient adds up over the channels of a head what dt_bias's is per channel (exactly so while the gate is
+    nearly closed), with both signs: its rounding is of the size of those, however small the sum happens to be."""
+    if not name.endswith("A_log"):
+        return floor
+    return max(floor, gradients[name.replace("A_log", "dt_bias")].norm().item())
+
+
+def rounding_error(dump: Dump, config: reference.ModelConfig, gradients: dict[str, torch.Tensor], floor: float,
+                   dtype: torch.dtype) -> float:
+    """What a dtype costs at this point: the worst error over all tensors of the reference itself, run by PyTorch in it."""
+    rounded = {name: w.to(dtype) for name, w in dump.parameters.items()}
     _, theirs = reference.loss_and_gradients(rounded, config, dump.tokens, dump.targets)
-    return max(relative(theirs[name].double(), g, floor) for name, g in gradients.items())
+    return max(relative(theirs[name].double(), g, size_before_sums(name, gradients, floor)) for name, g in gradients.items())
 
 
 BIAS = ".gate.e_score_correction_bias"
@@ -188,6 +203,8 @@ def compare_update(dump: Dump, config: reference.ModelConfig, tolerance: Toleran
         decay = 0.0 if name.endswith(("A_log", "dt_bias")) else optimizer["weight_decay"]
         limit = tolerance.parameter if w.dim() == 2 and not name.endswith("_res_proj.weight") else tolerance.vector
         if name.endswith(BIAS):
+            if train["precision"] == "bf16":
+                continue   # which expert a token chooses may hang on a rounding
             expected = updated_bias(w, counts[name], train["router_bias_rate"])
         elif optimizer["name"] == "muon" and is_linear(name, w):
             expected, _ = reference.muon_update(w, gradient, zeros, lr, momentum=optimizer["momentum"], weight_decay=decay)
