@@ -73,16 +73,21 @@ void register_verify(CLI::App& app) {
       "Compare loss and every gradient of a step at other layouts with one rank, on the configuration's data");
   command->footer(
       "A layout is PIPELINExVIRTUAL_STAGESxDATA, then in any order :SCHEDULE (gpipe, 1f1b, interleaved_1f1b,\n"
-      "zero_bubble), :cached or :full (blocks between ranks), :recompute=none|selective|full, :split=3/3/1/1 (layers\n"
-      "per chunk); what it leaves out is the configuration's. `all` (also all:full, all:recompute=full) is every\n"
-      "layout up to --max-ranks and 4 virtual stages with every schedule; those that are not possible are listed.\n"
+      "zero_bubble), :cached or :full (blocks between ranks), :recompute=none|selective|full, :expert=2 "
+      "(data-parallel\n"
+      "ranks that share out the experts), :split=3/3/1/1 (layers per chunk); what it leaves out is the "
+      "configuration's.\n"
+      "`all` (also all:full, all:recompute=full) is every layout up to --max-ranks and 4 virtual stages with every\n"
+      "schedule and number of ranks for the experts; those that are not possible are listed.\n"
       "Examples:\n"
       "  lamina verify configs/tiny.yaml --layouts 2x2x1,4x1x1:zero_bubble,2x2x2:full:recompute=selective\n"
       "  lamina verify configs/tiny.yaml --layouts 2x2x1:split=3/3/1/1 --precision fp64 train.global_batch_size=8\n"
       "  lamina verify configs/tiny.yaml --layouts all --max-ranks 2 --checkpoint runs/tiny --step 101\n"
       "The ranks are threads of this process and share its cores. Any difference past the tolerance, any byte or "
       "block\n"
-      "summary that the plan doesn't have, and any layout that is not possible (but those of `all`) ends it with 1.");
+      "summary that the plan or the routing doesn't have, and any layout that is not possible (but those of `all`) "
+      "ends\n"
+      "it with 1.");
   command->add_option("config", options->config, "Experiment file (docs/configuration.md)")->required();
   command->add_option("overrides", options->overrides, "key.path=value, each replaces one key");
   command->add_option("--layouts", options->layouts, "LAYOUT[,LAYOUT...], or all")->required();

@@ -79,6 +79,7 @@ void Moe::observe(SublayerStats& stats, const Saved& saved, const TensorView& ba
   stats.expert_counts.resize(static_cast<size_t>(num_experts_), 0.0);
   const int32_t* chosen = saved.chosen.as<int32_t>();
   for (int64_t i = 0; i < saved.chosen.num_elements(); ++i) stats.expert_counts[static_cast<size_t>(chosen[i])] += 1;
+  if (stats.keeps_choices) stats.choices.insert(stats.choices.end(), chosen, chosen + saved.chosen.num_elements());
   if (balance)
     for (int64_t i = 0; i < balance.num_elements(); ++i) stats.balance_loss += element(balance, i);
   if (!stats.detailed) return;

@@ -6,6 +6,7 @@
 // that the caller chooses; what did not survive until backward is made again by recompute().
 #pragma once
 
+#include <cstdint>
 #include <vector>
 
 #include "configs/schema/config.h"
@@ -22,6 +23,8 @@ struct SublayerStats {
   double balance_loss = 0;  // MoE: sum over sequences of their balance (core/ops/router.h), without its weight
   double entropy = 0;       // MoE, when `detailed`: sum over tokens of their normalised scores' entropy, in nats
   bool detailed = false;
+  std::vector<int32_t> choices;  // MoE, when `keeps_choices`: every token's experts, in the order of the passes
+  bool keeps_choices = false;
 };
 
 // A micro-batch: sequences of seq_len tokens, flattened to rows.

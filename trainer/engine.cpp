@@ -209,7 +209,10 @@ double Engine::accumulate_gradients(std::span<const int32_t> tokens, std::span<c
   pass.sums = sums;
   observations_ = {};
   observations_.sublayers.resize(static_cast<size_t>(2 * config_.model.num_hidden_layers));
-  for (model::SublayerStats& stats : observations_.sublayers) stats.detailed = sums != nullptr;
+  for (model::SublayerStats& stats : observations_.sublayers) {
+    stats.detailed = sums != nullptr;
+    stats.keeps_choices = keep_choices;
+  }
   if (observes()) pass.stats = &observations_.sublayers;
   // A tied embedding on two ranks is complete only when they have added their parts.
   const bool shares =

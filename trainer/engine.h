@@ -88,6 +88,8 @@ class Engine {
   int64_t take_tied_bytes() { return std::exchange(tied_bytes_, 0); }
   // Called for each step of the program before it runs: for fault injection in tests.
   std::function<void(const pipeline::Step&)> before_step;
+  // The observations of this rank's tokens hold the experts that each chose: to count what must travel.
+  bool keep_choices = false;
 
  private:
   model::Stage::Pass make_pass(std::span<const int32_t> tokens, std::span<const int32_t> targets,

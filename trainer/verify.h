@@ -1,5 +1,6 @@
 // Does a layout train the model of one rank? Runs the gradients of one step at each layout, ranks as threads of this process,
-// and compares loss, every gradient, bytes of block summaries and summaries held with one rank and with the plan.
+// and compares loss, every gradient, bytes of block summaries and of rows for the experts, and summaries held with one rank,
+// with the plan and with the routing.
 #pragma once
 
 #include <cstdint>
@@ -22,13 +23,15 @@ struct Layout {
 };
 
 // LAYOUT[,LAYOUT...], each PIPELINExVIRTUAL_STAGESxDATA or `all`, followed by any of :SCHEDULE, :cached or :full,
-// :recompute=MODE and :split=3/3/1/1. `all` is every layout up to max_ranks and 4 virtual stages, with every schedule that is
-// one of its own there (1f1b has one chunk per rank, interleaved_1f1b several); a combination that the configuration doesn't
-// allow is in it once. Throws Error for what it can't read.
+// :recompute=MODE, :expert=N (ranks that share out the experts) and :split=3/3/1/1. `all` is every layout up to max_ranks and 4
+// virtual stages, with every share of the experts and every schedule that is one of its own there (1f1b has one chunk per
+// rank, interleaved_1f1b several); a combination that the configuration doesn't allow is in it once. Throws Error for what it
+// can't read.
 std::vector<Layout> parse_layouts(const std::string& text, const Config& config, int max_ranks);
 
-// What the layout doesn't say is the configuration's; its split where that has as many chunks, balanced otherwise. Throws
-// Error with the reason when the layout is not possible.
+// What the layout doesn't say is the configuration's; its split where that has as many chunks, balanced otherwise; its ranks
+// for experts where they divide the data-parallel ones, 1 otherwise. Throws Error with the reason when the layout is not
+// possible.
 Config with_layout(const Config& config, const Layout& layout);
 
 // Depth queries start at zero, where every read is a mean and a wrong route may hide. Sets them to a function of their name
@@ -58,6 +61,8 @@ struct LayoutReport {
   int64_t stream_bytes = 0, planned_stream_bytes = 0;    // sent over hops by all ranks, both directions
   int64_t summary_bytes = 0, planned_summary_bytes = 0;  // the same of block summaries
   std::vector<int> held, bound;                          // block summaries at peak, [rank]
+  int64_t expert_bytes = 0, counted_expert_bytes = 0;    // rows sent to experts and back; what the routing makes of it
+  int64_t moved_choices = 0;                             // tokens x layers that went to other experts than on one rank
 };
 // Why the layout fails; empty when it does not.
 std::string fault_of(const LayoutReport& report, double tolerance);

@@ -16,6 +16,11 @@ SMALL = ["model.hidden_size=32", "model.num_hidden_layers=5", "model.kv_lora_ran
          "data.seq_len=21", "data.train=[{path: tokens}]", "data.validation=null", "train.global_batch_size=8",
          "train.micro_batch_size=2", "run.num_threads=1"]
 
+# The same as a Kimi Linear: both mixers, four experts from the second layer on, documents apart.
+KIMI = [*SMALL, "model.mixers=[kda, mla]", "model.linear_num_heads=2", "model.linear_head_dim=16", "model.num_experts=4",
+        "model.num_experts_per_token=2", "model.moe_intermediate_size=12", "model.aux_loss_alpha=0.01",
+        "data.document_mask=true", "train.micro_batch_size=1"]
+
 
 def main() -> int:
     program, config = str(Path(sys.argv[1]).resolve()), str(Path(sys.argv[2]).resolve() / "configs/tiny.yaml")
@@ -51,6 +56,14 @@ def main() -> int:
                rf"precision   fp64, the reference loops: slow(.|\n)*at most 1e-12 pass(.|\n)*\n2x2x2:zero_bubble{row}")
         expect("bf16", verify("--layouts", "2x2x1", "--precision", "bf16"), 0, r"whose rounding hides small faults")
         expect("all of one rank", verify("--layouts", "all", "--max-ranks", "1"), 0, rf"\n1x4x1:interleaved_1f1b{row}")
+        routed = row.replace(" +ok ", r"  +(?P<rows>[1-9]\d+)/(?P=rows)  ok ")
+        expect("ranks for the experts", lamina("verify", config, *KIMI, "--precision", "fp64", "--layouts", "1x1x2:expert=2,2x2x2:expert=2"), 0,
+               rf"held/bound +rows sent/routed +verdict(.|\n)*\n1x1x2:expert=2{routed}(.|\n)*\n2x2x2:expert=2 ")
+        expect("all has them", lamina("verify", config, *KIMI, "--layouts", "all", "--max-ranks", "2", "--tolerance", "1"), 0,
+               r"\n1x2x2:gpipe:expert=1 .* 0/0  ok (.|\n)*\n1x2x2:gpipe:expert=2 ")
+        expect("ranks that don't divide the experts", lamina("verify", config, *KIMI, "--layouts", "1x1x8:expert=8"), 1,
+               error=r"1x1x8:expert=8: refused: parallel.expert: found 8, expected a divisor of model.num_experts \(4\)")
+        expect("ranks for no experts", verify("--layouts", "1x1x2:expert=2"), 1, error=r"no effect with model.num_experts: 0")
         expect("past the tolerance", verify("--layouts", "1x1x1,2x2x1,1x1x2", "--tolerance", "1e-30"), 1,
                r"\n1x1x1 +1 .* ok +none, all are equal\n2x2x1 .* FAILED +(lm_head|model\.)",
                r"error: 2x2x1: the gradient of (lm_head|model\.)\S+ differs from one rank's by .* at most 1e-30 \(and 1 more")

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <functional>
 #include <map>
@@ -40,6 +41,21 @@ inline Config tiny_config(Residual residual, int64_t layers, int64_t block_size)
   return c;
 }
 
+// Kimi Linear at its smallest: both mixers, a dense layer, then experts with a shared one and a balance loss.
+inline Config tiny_kimi_config(Residual residual, int64_t layers, int64_t block_size) {
+  Config c = tiny_config(residual, layers, block_size);
+  c.model.mixers = {Mixer::kda, Mixer::mla, Mixer::kda};
+  c.model.linear_num_heads = 2;
+  c.model.linear_head_dim = 16;
+  c.model.num_experts = 4;
+  c.model.num_experts_per_token = 2;
+  c.model.moe_intermediate_size = 6;
+  c.model.initializer_range = 0.15;
+  c.model.routed_scaling_factor = 1.5;
+  c.model.aux_loss_alpha = 0.1;
+  return c;
+}
+
 using Tensors = std::map<std::string, std::vector<double>>;
 
 struct StepResult {
@@ -48,6 +64,10 @@ struct StepResult {
   int64_t stream_bytes = 0, summary_bytes = 0;  // sent, over all ranks
   std::vector<int> peak_summaries;              // [world rank]
   pipeline::Schedule schedule;
+  double aux_loss = 0;                             // of all layers
+  std::vector<std::vector<double>> expert_counts;  // [sublayer]; empty where there are no experts
+  std::vector<std::vector<int32_t>> choices;       // [sublayer]: of all tokens, [tokens * k]
+  int64_t expert_row_bytes = 0;                    // sent, over all ranks
 };
 
 inline double element_of(const TensorView& x, int64_t i) {
@@ -64,6 +84,24 @@ inline std::vector<int32_t> random_tokens(const Config& c, const char* stream) {
   return tokens;
 }
 
+// Observations are the same on all data-parallel ranks; choices are each rank's own tokens'.
+inline void collect_observations(Engine& engine, StepResult& result) {
+  const StepObservations& seen = engine.observations();
+  const size_t data = static_cast<size_t>(engine.mesh().data), dp_rank = static_cast<size_t>(engine.place().dp_rank);
+  result.choices.resize(seen.sublayers.size());
+  result.expert_counts.resize(seen.sublayers.size());
+  for (size_t s = 0; s < seen.sublayers.size(); ++s) {
+    const model::SublayerStats& stats = seen.sublayers[s];
+    if (stats.expert_counts.empty()) continue;
+    EXPECT_TRUE(result.expert_counts[s].empty() || result.expert_counts[s] == stats.expert_counts);
+    result.expert_counts[s] = stats.expert_counts;
+    result.choices[s].resize(stats.choices.size() * data, -1);
+    std::copy(stats.choices.begin(), stats.choices.end(),
+              result.choices[s].begin() + static_cast<int64_t>(dp_rank * stats.choices.size()));
+  }
+  if (dp_rank == 0) result.aux_loss += seen.aux_loss;
+}
+
 // `each_rank`, when given, is called with the engine before the step.
 inline StepResult run_step(const Config& c, int num_ranks, const std::function<void(Engine&)>& each_rank = {}) {
   const std::vector<int32_t> tokens = random_tokens(c, "tokens"), targets = random_tokens(c, "targets");
@@ -75,6 +113,8 @@ inline StepResult run_step(const Config& c, int num_ranks, const std::function<v
     engine.initialise();
     move_depth_queries(engine);
     if (each_rank) each_rank(engine);
+    engine.keep_choices = true;
+    if (c.data.document_mask) engine.set_end_of_document(0);
     const auto data = static_cast<size_t>(engine.mesh().data), dp_rank = static_cast<size_t>(engine.place().dp_rank);
     const size_t share = tokens.size() / data;
     const double loss = engine.accumulate_gradients(std::span(tokens).subspan(share * dp_rank, share),
@@ -82,6 +122,7 @@ inline StepResult run_step(const Config& c, int num_ranks, const std::function<v
                                                     1.0 / static_cast<double>(tokens.size()));
     const auto execution = engine.last_execution();
     const int peak = engine.stage().peak_summaries();
+    const int64_t row_bytes = engine.take_expert_row_bytes();  // the forward pass below sends more
     const double forward_loss = engine.loss(std::span(tokens).subspan(share * dp_rank, share),
                                             std::span(targets).subspan(share * dp_rank, share));
     const std::lock_guard lock(mutex);
@@ -89,6 +130,8 @@ inline StepResult run_step(const Config& c, int num_ranks, const std::function<v
     result.loss += loss / static_cast<double>(tokens.size());
     result.stream_bytes += execution.stream_bytes_sent;
     result.summary_bytes += execution.summary_bytes_sent;
+    result.expert_row_bytes += row_bytes;
+    collect_observations(engine, result);
     result.schedule = engine.schedule();
     result.peak_summaries[static_cast<size_t>(comm.rank())] = peak;
     for (const OwnedSlice& slice : engine.optimizer().owned()) {

@@ -36,6 +36,19 @@ class VerifyTest : public DataTest {
     c.train.global_batch_size = 4;
     return c;
   }
+  Config kimi() {
+    Config c = config();
+    const Config tiny = tiny_kimi_config(Residual::block_attnres, 4, 2);
+    const int64_t vocab_size = c.model.vocab_size;
+    c.model = tiny.model;
+    c.model.vocab_size = vocab_size;
+    return c;
+  }
+  static VerifyOptions loose() {
+    VerifyOptions how;
+    how.tolerance = 1;
+    return how;
+  }
   static int64_t data_vocab() { return 257; }  // bytes and the end of a document
 
   Verification verify(const Config& c, const std::string& layouts, VerifyOptions how = {}) {
@@ -94,7 +107,7 @@ TEST_F(VerifyTest, RefusesWhatItCannotRead) {
       {"1x1x1 ", "found '1x1x1 ', expected"},
       {"2x2x1:zero_buble",
        "found 'zero_buble' in '2x2x1:zero_buble', expected gpipe|1f1b|interleaved_1f1b|zero_bubble, "
-       "cached|full, recompute=none|selective|full or split=3/3/1/1; did you mean zero_bubble?"},
+       "cached|full, recompute=none|selective|full, expert=2 or split=3/3/1/1; did you mean zero_bubble?"},
       {"2x2x1:", "found '' in '2x2x1:', expected gpipe|"},
       {"2x2x1:recompute=all", "found 'recompute=all' in '2x2x1:recompute=all', expected recompute=none|selective|full"},
       {"2x2x1:split=1/x/1/1", "found 'split=1/x/1/1' in '2x2x1:split=1/x/1/1', expected the layers of each chunk"},
@@ -284,6 +297,9 @@ TEST(VerifyFault, EachKindHasItsReason) {
   bad.planned_stream_bytes = 16;
   EXPECT_EQ(fault_of(bad, 1e-6), "found 0 bytes of hidden stream sent, planned are 16");
   bad = good;
+  bad.expert_bytes = 24;
+  EXPECT_EQ(fault_of(bad, 1e-6), "found 24 bytes of rows sent to experts and back, the routing makes 0");
+  bad = good;
   bad.held = {3, 5};
   EXPECT_EQ(fault_of(bad, 1e-6), "rank 1 held 5 block summaries, planned are 4");
   bad = good;
@@ -320,10 +336,92 @@ TEST_F(VerifyTest, TakesParametersFromACheckpoint) {
   EXPECT_THAT(error_of([&] { verify(wider, "2x1x1", how); }), HasSubstr("step-00000007"));
 }
 
-TEST_F(VerifyTest, RefusesAModelThatThisVersionDoesNotTrain) {
-  Config c = config();
-  c.model.mixers = {Mixer::kda, Mixer::mla};
-  EXPECT_THAT(error_of([&] { verify_layouts(c, {}, {}); }), StartsWith("model.mixers: found kda"));
+TEST_F(VerifyTest, ReadsRanksForTheExperts) {
+  Config c = kimi();
+  c.train.global_batch_size = 24;
+  c.parallel.data = 4;
+  c.parallel.expert = 4;
+  const auto expert_of = [&](const char* text) { return with_layout(c, parse_layouts(text, c, 4)[0]).parallel.expert; };
+  EXPECT_EQ(expert_of("1x1x4:expert=2"), 2);
+  EXPECT_EQ(expert_of("1x1x4:expert=1"), 1);
+  EXPECT_EQ(expert_of("1x1x4"), 4);  // the configuration's
+  EXPECT_EQ(expert_of("1x1x8:gpipe"), 4);
+  EXPECT_EQ(expert_of("2x1x2"), 1);  // which does not divide 2
+  EXPECT_EQ(expert_of("1x1x1"), 1);
+  const auto reason = [&](const Config& config, const char* text) {
+    return error_of([&] { with_layout(config, parse_layouts(text, config, 4)[0]); });
+  };
+  EXPECT_THAT(reason(c, "1x1x2:expert=4"), StartsWith("parallel.expert: found 4, expected a divisor of the data-par"));
+  EXPECT_THAT(reason(c, "1x1x3:expert=3"), StartsWith("parallel.expert: found 3, expected a divisor of model.num_ex"));
+  EXPECT_THAT(reason(config(), "1x1x2:expert=2"), HasSubstr("has no effect with model.num_experts: 0"));
+  for (const char* bad : {"1x1x2:expert=0", "1x1x2:expert", "1x1x2:expert=two"})
+    EXPECT_THAT(error_of([&] { parse_layouts(bad, c, 4); }),
+                HasSubstr("expected the ranks that share out the experts"));
+  EXPECT_THAT(error_of([&] { parse_layouts("1x1x2:expert=1:expert=2", c, 4); }),
+              HasSubstr("found two values of parallel.expert"));
+  EXPECT_THAT(error_of([&] { parse_layouts("all:expert=2", c, 4); }),
+              HasSubstr("found parallel.expert=2 in 'all:expert=2', expected only"));
+}
+
+TEST_F(VerifyTest, AllHasEveryShareOfTheExperts) {
+  Config c = kimi();
+  c.model.num_experts = 6;
+  c.train.global_batch_size = 12;
+  const auto names = names_of(parse_layouts("all:recompute=full", c, 4));
+  for (const char* name : {"1x1x1:gpipe:recompute=full", "1x1x2:gpipe:expert=1:recompute=full",
+                           "1x1x2:gpipe:expert=2:recompute=full", "1x1x3:1f1b:expert=3:recompute=full",
+                           "1x2x4:zero_bubble:expert=2:recompute=full", "2x1x2:gpipe:expert=2:recompute=full"})
+    EXPECT_EQ(std::count(names.begin(), names.end(), name), 1) << name;
+  for (const std::string& name : names)
+    EXPECT_THAT(name, Not(HasSubstr("expert=4"))) << "6 experts on 4 ranks";  // 4 divides data, but not the experts
+  c.train.global_batch_size = 4;  // not for three ranks: once, whatever the experts' ranks
+  const auto fewer = names_of(parse_layouts("all", c, 3));
+  EXPECT_EQ(std::count(fewer.begin(), fewer.end(), "1x1x3"), 1);
+  EXPECT_EQ(
+      std::count_if(fewer.begin(), fewer.end(), [](const std::string& name) { return name.starts_with("1x1x3"); }), 1);
+}
+
+// Both mixers, experts on one, two and four ranks, with documents apart or not: gradients, and rows as the routing says.
+TEST_F(VerifyTest, ExpertLayoutsPass) {
+  for (const bool mask : {false, true}) {
+    Config c = kimi();
+    c.data.document_mask = mask;
+    const Verification result =
+        verify(c, "1x1x2:expert=1,1x1x2:expert=2,2x2x2:expert=2:zero_bubble,1x1x4:expert=4:recompute=full");
+    EXPECT_EQ(result.fault(), "");
+    ASSERT_EQ(result.layouts.size(), 4u);
+    EXPECT_EQ(result.layouts[0].expert_bytes, 0);
+    EXPECT_GT(result.layouts[1].expert_bytes, 0);
+    EXPECT_EQ(result.layouts[2].expert_bytes, result.layouts[1].expert_bytes);
+    EXPECT_GT(result.layouts[3].expert_bytes, result.layouts[1].expert_bytes);
+    for (const LayoutReport& report : result.layouts) EXPECT_EQ(report.moved_choices, 0);
+    const int64_t bytes = result.layouts[1].expert_bytes;
+    EXPECT_THAT(to_text(result), AllOf(HasSubstr("rows sent/routed"), HasSubstr(fmt::format(" {0}/{0}  ok", bytes)),
+                                       Not(HasSubstr("FAILED"))));
+    c.train.precision = Precision::fp32;
+    EXPECT_EQ(verify(c, "1x1x2:expert=2", loose()).layouts[0].expert_bytes, bytes / 2);
+  }
+  EXPECT_THAT(to_text(verify(config(), "1x1x2")), Not(HasSubstr("rows")));
+}
+
+TEST_F(VerifyTest, AWrongExpertShows) {
+  const Config c = kimi();
+  const std::string tensor = "model.layers.2.block_sparse_moe.experts.3.w2.weight";
+  const Verification result = verify(c, "1x1x2:expert=2", damage(tensor, 1e-6));
+  EXPECT_THAT(result.fault(), StartsWith("1x1x2:expert=2: the gradient of " + tensor + " differs from one rank's by "));
+  EXPECT_THAT(result.fault(), Not(HasSubstr("choices")));
+  // Other choices on one rank: of its tokens.
+  VerifyOptions how;
+  how.before_step = [](Engine& engine) {
+    if (engine.place().ep_rank != 1) return;
+    const TensorView bias = engine.parameters().value("model.layers.3.block_sparse_moe.gate.e_score_correction_bias");
+    bias.as<double>()[0] += 10;
+  };
+  const Verification moved = verify(c, "1x1x2:expert=2", how);
+  EXPECT_GT(moved.layouts[0].moved_choices, 0);
+  EXPECT_EQ(moved.layouts[0].expert_bytes, moved.layouts[0].counted_expert_bytes);
+  EXPECT_THAT(moved.fault(),
+              HasSubstr(fmt::format("; {} choices of experts are not one rank's", moved.layouts[0].moved_choices)));
 }
 
 TEST_F(VerifyTest, MovesDepthQueriesTheSameWayOnEveryRank) {
