@@ -132,9 +132,10 @@ def compare_gradients(dump: Dump, config: reference.ModelConfig, tolerance: Tole
     limit = tolerance.gradient
     if tolerance is TOLERANCES["bf16"]:
         limit = max(limit, rounding_error(dump, config, gradients, floor, torch.bfloat16))
-    elif tolerance is TOLERANCES["fp32"] and "kda" in config.mixers:
-        # Two roundings of the same sums: what PyTorch's float32 loses at this point says what size they have.
-        limit = max(limit, 2 * rounding_error(dump, config, gradients, floor, torch.float32))
+    if "kda" in config.mixers and dump.config["train"]["precision"] != "fp64":
+        # Two roundings of the same sums: what PyTorch's loses at this point says what size they have.
+        dtype = torch.bfloat16 if tolerance is TOLERANCES["bf16"] else torch.float32
+        limit = max(limit, 2 * rounding_error(dump, config, gradients, floor, dtype))
     rows += [Row(f"gradients/{name}", relative(dump.gradients[name], g, size_before_sums(name, gradients, floor)), limit)
              for name, g in gradients.items()]
     return rows
