@@ -262,7 +262,7 @@ size_t stride() {
 
 class KimiLayouts : public ::testing::TestWithParam<int> {};
 constexpr size_t num_layouts = 360;
-constexpr int num_parts = 4;  // run side by side by ctest
+constexpr int num_parts = 4;  // each ends at its first failure
 
 TEST_P(KimiLayouts, EqualOneRank) {
   const std::set<Pair> pairs = possible_pairs();

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "core/device/cpu/parallel_for.h"
 #include "tests/trainer/layout_support.h"
 #include "trainer/checkpoint.h"
 
@@ -93,6 +94,7 @@ inline Training train(const Config& base, const RankLayout& layout, const Traini
   training.steps.resize(static_cast<size_t>(options.last_step - options.first_step + 1));
   std::mutex mutex;
   comm::run_threads(layout.num_ranks(), [&](comm::Communicator& comm) {
+    cpu::set_num_threads(1);  // ranks are threads already
     Engine engine(c, comm, nullptr);
     engine.initialise();
     if (options.before) options.before(engine);
