@@ -51,7 +51,7 @@ class VerifyTest : public DataTest {
   }
   static int64_t data_vocab() { return 257; }  // bytes and the end of a document
 
-  Verification verify(const Config& c, const std::string& layouts, VerifyOptions how = {}) {
+  Verification verify(const Config& c, const std::string& layouts, const VerifyOptions& how = {}) {
     return verify_layouts(c, parse_layouts(layouts, c, 2), how);
   }
 };
