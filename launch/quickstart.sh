@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# From a fresh clone to a trained model in about five minutes on two cores: installs what is missing, builds, trains a Block
-# AttnRes model on English prose in a pipeline of 2 ranks x 2 virtual stages, kills it half-way with kill -9, resumes on one
+# From a fresh clone to a trained model in about five minutes on two cores: installs what is missing, builds, trains a small Kimi
+# Linear with Block Attention Residuals on English prose in a pipeline of 2 ranks x 2 virtual stages, kills it, resumes on one
 # rank, compares with gzip -9 on the same text, and lets the model speak.
 #   launch/quickstart.sh             on Debian's dictionary of English (dict-gcide: definitions and quotations, 24 MB of prose)
 #   launch/quickstart.sh FILE...     on your text (.txt, .jsonl, .gz, .zst; a few MB at least)

@@ -97,7 +97,7 @@ check_sanitizers() {
   fi
   section "thread sanitizer"
   # Where threads meet. Loops over cores are left out: the sanitizer doesn't see the barriers of libgomp that order them.
-  local threaded=(tests_core_base tests_core_io tests_parallel_comm tests_parallel_pipeline tests_parallel_zero tests_data
+  local threaded=(tests_core_base tests_core_io tests_parallel_comm tests_parallel_expert tests_parallel_pipeline tests_parallel_zero tests_data
     tests_trainer)
   if build_preset cpu-tsan "${threaded[@]}"; then
     # Plans are made by one thread.
