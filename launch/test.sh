@@ -91,7 +91,7 @@ check_sanitizers() {
   section "address and undefined-behaviour sanitizers"
   if build_preset cpu-debug; then
     LSAN_OPTIONS="suppressions=$root/tests/support/lsan.supp:print_suppressions=0" ASAN_OPTIONS=detect_stack_use_after_return=1 \
-      UBSAN_OPTIONS=print_stacktrace=1 run_ctest build-debug -LE integration
+      UBSAN_OPTIONS=print_stacktrace=1 run_ctest build-debug --parallel "$(nproc)" -LE integration
   else
     count "build with the address sanitizer" 1
   fi
@@ -103,7 +103,7 @@ check_sanitizers() {
     # Plans are made by one thread.
     GTEST_FILTER='-BlockRoutes.*:Faults.*:PeakSummaries.*:Lowering.*:ProgramFaults.*:Schedule.*:ScheduleFaults.*:Simulate.*:BalancedSplit.*' \
       TSAN_OPTIONS="suppressions=$root/tests/support/tsan.supp:second_deadlock_stack=1" \
-      run_ctest build-tsan -R "^($(IFS='|'; echo "${threaded[*]}"))\$"
+      run_ctest build-tsan --parallel "$(nproc)" -R "^($(IFS='|'; echo "${threaded[*]}"))\$"
   else
     count "build with the thread sanitizer" 1
   fi
