@@ -138,6 +138,21 @@ def there_and_back(lamina: Lamina, name: str, run_folder: Path, changes: dict) -
             expect(run(lamina, *arguments, str(back)) == run(lamina, *arguments, str(checkpoint)), "eval differs")
             sample = ["sample", "--prompt", "the ", "--max-tokens", "12", "--seed", "3", "--checkpoint"]
             expect(run(lamina, *sample, str(back)) == run(lamina, *sample, str(checkpoint)), "sample differs")
+            begins_from(lamina, f"{name}-begins", back, checkpoint, changes)
+
+
+def begins_from(lamina: Lamina, name: str, imported: Path, checkpoint: Path, changes: dict) -> None:
+    """A new run starts from the imported parameters, at any number of ranks; without them it does not start."""
+    source = merged(changes, {"checkpoint": {"init_from": str(imported)}, "train": {"precision": "fp32"}})
+    expected = stored(checkpoint)
+    for ranks in (1, 2):
+        with h5py.File(lamina.dump(f"{name}-{ranks}", 1, source, ranks), "r") as file:
+            expect(set(file["parameters"]) == set(expected), "init_from: other tensors")
+            for tensor, values in expected.items():
+                expect(numpy.array_equal(file["parameters"][tensor][()].reshape(values.shape), values), f"init_from: {tensor}")
+    missing = lamina.write_config(f"{name}-missing", merged(changes, {"checkpoint": {"init_from": str(lamina.folder / "none")}}))
+    done = lamina.run(["train", str(missing)])
+    expect(done.returncode == 1 and "none: no such folder, expected a checkpoint or a run folder" in done.stderr, done.stderr)
 
 
 def bad_input(lamina: Lamina, run_folder: Path) -> None:
