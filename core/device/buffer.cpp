@@ -5,21 +5,41 @@
 #include <utility>
 
 #include "core/base/error.h"
+#include "core/device/cuda_device.h"
+#include "core/device/stream.h"
 
 namespace lamina {
 
 Buffer::Buffer(int64_t num_bytes, Device device, MemoryLedger* ledger, std::string purpose)
-    : num_bytes_(num_bytes), device_(device), ledger_(ledger), purpose_(std::move(purpose)) {
+    : Buffer(num_bytes, device, ledger, std::move(purpose), false) {}
+
+Buffer::Buffer(int64_t num_bytes, Device device, MemoryLedger* ledger, std::string purpose, bool is_pinned)
+    : num_bytes_(num_bytes), device_(device), is_pinned_(is_pinned), ledger_(ledger), purpose_(std::move(purpose)) {
   LAMINA_CHECK(num_bytes >= 0, "{} bytes for {}", num_bytes, purpose_);
-  LAMINA_CHECK(device.kind == DeviceKind::cpu, "this build has no device memory other than the host's");
   if (num_bytes == 0) return;
-  constexpr int64_t alignment = 64;
-  const int64_t rounded = (num_bytes + alignment - 1) / alignment * alignment;
-  data_ = std::aligned_alloc(alignment, static_cast<size_t>(rounded));
-  if (data_ == nullptr)
-    throw Error("out of memory: {:.1f} MiB for {}", static_cast<double>(num_bytes) / (1024.0 * 1024.0), purpose_);
-  std::memset(data_, 0, static_cast<size_t>(rounded));
+  allocate();
   if (ledger_ != nullptr) ledger_->add(purpose_, num_bytes_);
+}
+
+Buffer Buffer::staging(int64_t num_bytes, Device device, MemoryLedger* ledger, std::string purpose) {
+  return {num_bytes, Device{}, ledger, std::move(purpose), device.kind == DeviceKind::cuda};
+}
+
+void Buffer::allocate() {
+  if (device_.kind == DeviceKind::cuda) {
+    data_ = cuda::allocate(device_.index, num_bytes_, purpose_);
+    Stream stream(device_);
+    cuda::fill_zero(data_, num_bytes_, stream);
+    stream.synchronize();  // other streams may use it next
+    return;
+  }
+  constexpr int64_t alignment = 64;
+  const int64_t rounded = (num_bytes_ + alignment - 1) / alignment * alignment;
+  data_ = is_pinned_ ? cuda::allocate_pinned(rounded, purpose_)
+                     : std::aligned_alloc(alignment, static_cast<size_t>(rounded));
+  if (data_ == nullptr)
+    throw Error("out of memory: {:.1f} MiB for {}", static_cast<double>(num_bytes_) / (1024.0 * 1024.0), purpose_);
+  std::memset(data_, 0, static_cast<size_t>(rounded));
 }
 
 Buffer::~Buffer() {
@@ -30,6 +50,7 @@ Buffer::Buffer(Buffer&& other) noexcept
     : data_(std::exchange(other.data_, nullptr)),
       num_bytes_(std::exchange(other.num_bytes_, 0)),
       device_(other.device_),
+      is_pinned_(other.is_pinned_),
       ledger_(std::exchange(other.ledger_, nullptr)),
       purpose_(std::move(other.purpose_)) {}
 
@@ -39,6 +60,7 @@ Buffer& Buffer::operator=(Buffer&& other) noexcept {
     data_ = std::exchange(other.data_, nullptr);
     num_bytes_ = std::exchange(other.num_bytes_, 0);
     device_ = other.device_;
+    is_pinned_ = other.is_pinned_;
     ledger_ = std::exchange(other.ledger_, nullptr);
     purpose_ = std::move(other.purpose_);
   }
@@ -48,7 +70,13 @@ Buffer& Buffer::operator=(Buffer&& other) noexcept {
 void Buffer::release() {
   if (data_ == nullptr) return;
   if (ledger_ != nullptr) ledger_->remove(purpose_, num_bytes_);
-  std::free(data_);
+  if (device_.kind == DeviceKind::cuda) {
+    cuda::deallocate(device_.index, data_);
+  } else if (is_pinned_) {
+    cuda::deallocate_pinned(data_);
+  } else {
+    std::free(data_);
+  }
   data_ = nullptr;
 }
 

@@ -1,4 +1,5 @@
-// Owns bytes. Move-only; a moved-from buffer is empty. Memory is aligned to 64 bytes and starts as zeros.
+// Owns bytes, of the host or of a GPU. Move-only; a moved-from buffer is empty. Memory is aligned to 64 bytes and starts as
+// zeros.
 #pragma once
 
 #include <cstdint>
@@ -14,6 +15,8 @@ class Buffer {
   Buffer() = default;
   // `ledger` may be null; when given it must outlive the buffer.
   Buffer(int64_t num_bytes, Device device, MemoryLedger* ledger, std::string purpose);
+  // The host's memory, in which copies from and to `device` run beside other work (page-locked when that is a GPU).
+  static Buffer staging(int64_t num_bytes, Device device, MemoryLedger* ledger, std::string purpose);
   ~Buffer();
   Buffer(Buffer&& other) noexcept;
   Buffer& operator=(Buffer&& other) noexcept;
@@ -25,11 +28,14 @@ class Buffer {
   Device device() const { return device_; }
 
  private:
+  Buffer(int64_t num_bytes, Device device, MemoryLedger* ledger, std::string purpose, bool is_pinned);
+  void allocate();
   void release();
 
   void* data_ = nullptr;
   int64_t num_bytes_ = 0;
   Device device_;
+  bool is_pinned_ = false;
   MemoryLedger* ledger_ = nullptr;
   std::string purpose_;
 };

@@ -6,6 +6,7 @@
 #include "core/ops/matmul.h"
 #include "core/ops/ref/softmax_cross_entropy.h"
 #include "core/ops/softmax_cross_entropy.h"
+#include "core/ops/validate.h"
 
 namespace lamina::ops {
 namespace {
@@ -28,6 +29,7 @@ void validate(const LinearCrossEntropy& args) {
     LAMINA_CHECK(args.dweight.dtype == acc && args.dweight.shape == weight.shape, "dweight {} for weight {}",
                  args.dweight.to_string(), weight.to_string());
   }
+  if (!is_readable(args.targets)) return;
   const int32_t* targets = args.targets.as<int32_t>();
   for (int64_t t = 0; t < x.size(0); ++t) {
     LAMINA_CHECK(targets[t] >= 0 && targets[t] < weight.size(0), "target {} of token {} with a vocabulary of {}",

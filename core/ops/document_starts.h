@@ -10,6 +10,7 @@ inline void check_document_starts(const TensorView& starts, int64_t batch, int64
   if (starts.empty()) return;
   expect(starts, "document_starts", DType::i32, {batch, num_tokens});
   expect_contiguous(starts, "document_starts");
+  if (!is_readable(starts)) return;
   for (int64_t row = 0; row < batch; ++row) {
     const int32_t* start = starts.as<int32_t>() + row * num_tokens;
     for (int64_t t = 0; t < num_tokens; ++t) {

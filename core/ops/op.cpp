@@ -10,4 +10,8 @@ void RefusalLog::note(std::string_view op, std::string_view implementation, std:
   if (seen_.insert(line).second) log::debug("{}", line);
 }
 
+void throw_unserved(std::string_view op, std::string_view reason) {
+  throw InternalError(fmt::format("{} on a GPU: {}", op, reason));
+}
+
 }  // namespace lamina::ops

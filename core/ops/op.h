@@ -3,7 +3,8 @@
 // An operation has one header in core/ops with an argument struct and one function per direction. Behind it stands a list
 // of implementations, fastest first, that ends in `ref`: plain loops, accumulating in accumulation_dtype(), always built
 // and the oracle of the others. An implementation that can't serve the arguments refuses with a reason, which is logged
-// once, and the next one is asked. `ref` refuses nothing.
+// once, and the next one is asked. `ref` refuses nothing. A context whose stream is a GPU's asks the implementations for GPUs
+// only: operands are there, where nothing of the host's can read them.
 #pragma once
 
 #include <mutex>
@@ -46,23 +47,29 @@ struct Implementation {
   std::string_view name;
   const char* (*refuses)(const Args&);  // nullptr: can serve; otherwise the reason
   void (*run)(OpContext&, const Args&);
+  DeviceKind device = DeviceKind::cpu;
 };
+
+[[noreturn]] void throw_unserved(std::string_view op, std::string_view reason);
 
 // Tries the list in order. The last entry is the reference.
 template <class Args>
 void dispatch(OpContext& ctx, std::string_view op, std::span<const Implementation<Args>> list, const Args& args) {
   LAMINA_CHECK(!list.empty(), "{}", op);
-  if (ctx.backend == Backend::fastest) {
-    for (const auto& implementation : list.first(list.size() - 1)) {
-      const char* reason = implementation.refuses(args);
-      if (reason == nullptr) {
-        const ArenaScope scope(ctx.scratch);
-        implementation.run(ctx, args);
-        return;
-      }
-      ctx.refusals.note(op, implementation.name, reason);
+  const DeviceKind device = ctx.stream.device().kind;
+  const bool reference_only = device == DeviceKind::cpu && ctx.backend == Backend::reference;
+  const char* reason = "it is not written for this device";
+  for (const auto& implementation : list.first(list.size() - 1)) {
+    if (implementation.device != device || reference_only) continue;
+    reason = implementation.refuses(args);
+    if (reason == nullptr) {
+      const ArenaScope scope(ctx.scratch);
+      implementation.run(ctx, args);
+      return;
     }
+    ctx.refusals.note(op, implementation.name, reason);
   }
+  if (device != DeviceKind::cpu) throw_unserved(op, reason);
   const ArenaScope scope(ctx.scratch);
   list.back().run(ctx, args);
 }

@@ -9,6 +9,11 @@
 
 namespace lamina::ops {
 
+// Whether a check may read the values: those on a GPU were checked by whoever brought them there.
+inline bool is_readable(const TensorView& v) {
+  return v.device.kind == DeviceKind::cpu;
+}
+
 inline void expect_compute_dtype(const TensorView& v, std::string_view what) {
   LAMINA_CHECK(v.dtype != DType::i32, "{} is {}, expected bf16, fp32 or fp64", what, v.to_string());
 }

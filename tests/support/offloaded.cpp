@@ -1,0 +1,86 @@
+#include "tests/support/offloaded.h"
+
+#include <algorithm>
+
+namespace lamina::test {
+namespace {
+
+constexpr char mark = 0x5a;
+
+struct Extent {
+  char *begin, *end;
+};
+Extent extent_of(const TensorView& view) {
+  int64_t last = 0;
+  for (int axis = 0; axis < view.rank(); ++axis) last += (view.size(axis) - 1) * view.stride(axis);
+  char* const begin = static_cast<char*>(view.data);
+  return {begin, begin + (last + 1) * size_of(view.dtype)};
+}
+
+}  // namespace
+
+void DeviceCopies::add(const TensorView& view) {
+  if (view.empty() || view.num_elements() == 0) return;
+  const auto [begin, end] = extent_of(view);
+  Piece piece{begin, end, {}, nullptr};
+  std::erase_if(pieces_, [&](const Piece& other) {
+    if (other.begin >= piece.end || piece.begin >= other.end) return false;
+    piece.begin = std::min(piece.begin, other.begin);
+    piece.end = std::max(piece.end, other.end);
+    return true;
+  });
+  pieces_.push_back(std::move(piece));
+}
+
+void DeviceCopies::upload() {
+  for (Piece& piece : pieces_) {
+    const int64_t bytes = piece.end - piece.begin, offset = reinterpret_cast<intptr_t>(piece.begin) % alignment;
+    piece.memory = Buffer(bytes + offset + 2 * guard + alignment, offload_device, nullptr, "test");
+    char* const base = static_cast<char*>(piece.memory.data());
+    const int64_t to_aligned = (alignment - reinterpret_cast<intptr_t>(base) % alignment) % alignment;
+    piece.copy = base + to_aligned + guard + offset;
+    static_assert(guard % alignment == 0);
+    const std::vector<char> marks(static_cast<size_t>(guard), mark);
+    cuda::copy(piece.copy - guard, marks.data(), guard, stream_);
+    cuda::copy(piece.copy + bytes, marks.data(), guard, stream_);
+    cuda::copy(piece.copy, piece.begin, bytes, stream_);
+  }
+  stream_.synchronize();
+}
+
+const DeviceCopies::Piece& DeviceCopies::piece_of(const void* data) const {
+  const auto* const at = static_cast<const char*>(data);
+  const auto found =
+      std::find_if(pieces_.begin(), pieces_.end(), [&](const Piece& p) { return p.begin <= at && at < p.end; });
+  LAMINA_CHECK(found != pieces_.end(), "an operand that was not copied");
+  return *found;
+}
+
+TensorView DeviceCopies::device_view(const TensorView& view) const {
+  TensorView out = view;
+  out.device = offload_device;
+  if (view.empty() || view.num_elements() == 0) return out;  // its address is never followed
+  const Piece& piece = piece_of(view.data);
+  out.data = piece.copy + (static_cast<char*>(view.data) - piece.begin);
+  return out;
+}
+
+void DeviceCopies::download() {
+  std::vector<char> guards(static_cast<size_t>(2 * guard));
+  for (Piece& piece : pieces_) {
+    const int64_t bytes = piece.end - piece.begin;
+    cuda::copy(guards.data(), piece.copy - guard, guard, stream_);
+    cuda::copy(guards.data() + guard, piece.copy + bytes, guard, stream_);
+    cuda::copy(piece.begin, piece.copy, bytes, stream_);
+    stream_.synchronize();
+    LAMINA_CHECK(std::count(guards.begin(), guards.end(), mark) == 2 * guard, "written outside an operand of {} bytes",
+                 bytes);
+  }
+}
+
+OffloadContext& offload_context() {
+  static thread_local OffloadContext context;
+  return context;
+}
+
+}  // namespace lamina::test
