@@ -31,6 +31,10 @@ class AbortedError : public Error {
 
 class Operation;
 
+// The size of reusable memory that serves so many bytes. Classes an eighth of a power of two apart: few distinct sizes, little
+// waste.
+int64_t scratch_class(int64_t num_bytes);
+
 // What the groups of one rank share: the operations in flight and reusable receive memory.
 class RankState {
  public:
