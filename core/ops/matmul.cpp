@@ -1,6 +1,8 @@
 #include "core/ops/matmul.h"
 
 #include "core/ops/cpu/matmul.h"
+#include "core/ops/cuda/matmul.h"
+#include "core/ops/cuda/register.h"
 #include "core/ops/ref/matmul.h"
 
 namespace lamina::ops {
@@ -33,6 +35,7 @@ void validate(const Matmul& args) {
 }
 
 constexpr Implementation<Matmul> implementations[] = {
+    LAMINA_CUDA_IMPLEMENTATION(matmul)  //
     {"cpu", cpu::refuses, cpu::matmul},
     {"cpu through fp32", cpu::widened_refuses, cpu::matmul_widened},
     {"ref", nullptr, ref::matmul},
