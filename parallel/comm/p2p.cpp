@@ -302,6 +302,12 @@ void P2PCommunicator::barrier() {
   }
 }
 
+void P2PCommunicator::progress() {
+  throw_if_aborted();
+  state_->throw_if_failed();
+  state_->progress();
+}
+
 std::unique_ptr<Communicator> P2PCommunicator::split(int color, int key) {
   const int64_t bytes_before = bytes_sent_;  // housekeeping is not payload
   int32_t own[2] = {color, key};

@@ -75,6 +75,7 @@ class P2PCommunicator : public Communicator {
   Request all_to_all_v(TensorView in, std::span<const int64_t> send_counts, TensorView out,
                        std::span<const int64_t> receive_counts, Stream& stream) final;
   void barrier() final;
+  void progress() final;
   std::unique_ptr<Communicator> split(int color, int key) final;
   int64_t take_bytes_sent() final;
 

@@ -88,6 +88,8 @@ class Staging {
 class StagedOperation final : public Request::State {
  public:
   StagedOperation(Staging in, Staging out) : in_(std::move(in)), out_(std::move(out)) {}
+  // Here only when it is done or given up: not waited for a second time.
+  ~StagedOperation() override { request_.give_up(); }
 
   Staging& out() { return out_; }
   void run(Request request) { request_ = std::move(request); }
@@ -116,7 +118,7 @@ class StagedOperation final : public Request::State {
   Staging in_, out_;
   TensorView staged_, result_;
   Stream stream_;
-  Request request_;  // last: given up before the memory it works on goes back
+  Request request_;
 };
 
 class StagedCommunicator final : public Communicator {
@@ -137,6 +139,7 @@ class StagedCommunicator final : public Communicator {
   Request all_to_all_v(TensorView in, std::span<const int64_t> send_counts, TensorView out,
                        std::span<const int64_t> receive_counts, Stream& stream) override;
   void barrier() override { host_->barrier(); }
+  void progress() override { host_->progress(); }
   std::unique_ptr<Communicator> split(int color, int key) override {
     return std::make_unique<StagedCommunicator>(host_->split(color, key), pool_);
   }
