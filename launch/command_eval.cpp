@@ -53,7 +53,6 @@ void choose_layout(const ParallelConfig& asked, int world_size, Config& config) 
 Evaluation evaluate_checkpoint(const Config& asked, const EvalOptions& options, comm::Communicator& comm) {
   Restored restored = restore_parameters(options.checkpoint, comm, [&](Config& config) {
     config.data = asked.data;
-    config.run.device = asked.run.device;
     config.train.micro_batch_size = asked.train.micro_batch_size;
     config.train.precision = asked.train.precision;
     choose_layout(asked.parallel, comm.size(), config);
