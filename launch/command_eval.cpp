@@ -53,6 +53,7 @@ void choose_layout(const ParallelConfig& asked, int world_size, Config& config) 
 Evaluation evaluate_checkpoint(const Config& asked, const EvalOptions& options, comm::Communicator& comm) {
   Restored restored = restore_parameters(options.checkpoint, comm, [&](Config& config) {
     config.data = asked.data;
+    config.run.device = asked.run.device;
     config.train.micro_batch_size = asked.train.micro_batch_size;
     config.train.precision = asked.train.precision;
     choose_layout(asked.parallel, comm.size(), config);
@@ -77,13 +78,14 @@ void register_eval(CLI::App& app) {
   command->add_option("overrides", options->overrides, "key.path=value, each replaces one key");
   command->callback([options] {
     const Config config = load_config(options->config, options->overrides);
-    run_in_world(config.run, [&](World& world) {
+    const auto evaluate_here = [&](World& world) {
       const Evaluation result = evaluate_checkpoint(config, *options, world.comm);
       if (world.rank == 0)
         std::printf("loss %.6f\nperplexity %.4f\nbits_per_byte %.6f\ntokens %lld\nbytes %lld\n", result.loss,
                     result.perplexity, result.bits_per_byte, static_cast<long long>(result.num_tokens),
                     static_cast<long long>(result.num_bytes));
-    });
+    };
+    run_in_world(config.run, evaluate_here, config.parallel.gpu_transport);
   });
 }
 
