@@ -70,12 +70,6 @@ struct StepResult {
   int64_t expert_row_bytes = 0;                    // sent, over all ranks
 };
 
-inline double element_of(const TensorView& x, int64_t i) {
-  if (x.dtype == DType::f64) return static_cast<double*>(x.data)[i];
-  if (x.dtype == DType::bf16) return static_cast<double>(static_cast<bf16*>(x.data)[i]);
-  return static_cast<double>(static_cast<float*>(x.data)[i]);
-}
-
 inline std::vector<int32_t> random_tokens(const Config& c, const char* stream) {
   const CounterRng rng(9, stream);
   std::vector<int32_t> tokens(static_cast<size_t>(c.train.global_batch_size * c.data.seq_len));
@@ -139,8 +133,9 @@ inline StepResult run_step(const Config& c, int num_ranks, const std::function<v
       const auto& spec = engine.parameters().specs()[static_cast<size_t>(slice.parameter)];
       std::vector<double>& values = result.gradients[spec.name];
       values.resize(static_cast<size_t>(spec.shape.num_elements()), std::nan(""));
+      const HostCopy gradient(slice.gradient);
       for (int64_t i = slice.begin; i < slice.end; ++i)
-        values[static_cast<size_t>(i)] = element_of(slice.gradient, i - slice.begin);
+        values[static_cast<size_t>(i)] = element_of(gradient.view(), i - slice.begin);
     }
   });
   return result;

@@ -145,7 +145,6 @@ void BlockRunner::abandon_block() {
   for (unsigned i = 0; i < num_threads_; ++i) {
     Thread& thread = threads_[i];
     if (thread.fiber == nullptr) continue;
-    thread.fiber->abandon();
     idle_.push_back(thread.fiber);
     thread.fiber = nullptr;
   }
