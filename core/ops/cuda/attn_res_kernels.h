@@ -9,7 +9,7 @@
 
 namespace lamina::ops::cuda {
 
-constexpr int attn_res_max_sources = 256, attn_res_max_queries = 64;  // what a launch's parameters hold
+constexpr int attn_res_max_sources = 128, attn_res_max_queries = 64;  // what a launch's parameters hold
 constexpr int attn_res_max_threads = 512;                             // of a block; a token's row is spread over them
 constexpr int attn_res_few_threads = 288;                             // of one for rows of up to 8 * 288 elements
 constexpr int attn_res_max_dim = 16 * attn_res_max_threads;
@@ -98,7 +98,7 @@ struct Phase1BackwardParams {
   bool is_bf16, is_vector;
 };
 // Of the path that serves everything; num_queries * num_sources at most this.
-constexpr int attn_res_max_coefficients = 12288;
+constexpr int attn_res_max_coefficients = 128 * 64;
 int phase1_backward_blocks(const Phase1BackwardParams& p);
 void launch_phase1_backward(const Phase1BackwardParams& p, cudaStream_t stream);
 

@@ -398,6 +398,12 @@ TEST(AttnRes, WideRows) {
   }
 }
 
+// More tokens than a GPU has places for blocks, so that each has several.
+TEST(AttnRes, ManyTokens) {
+  check_parity({DType::bf16, 1201, 32, 9, 2, Sum::partial_and_delta, DType::f32, DType::bf16});
+  check_parity({DType::f32, 1201, 12, 3, 3, Sum::partial_and_delta, DType::f32, DType::f32});
+}
+
 TEST(AttnRes, ZeroQueriesGiveThePlainMean) {
   TestContext context;
   for (const DType dtype : {DType::f64, DType::f32}) {
