@@ -1,0 +1,397 @@
+// Streams, events, copies, memory and its protection, errors.
+#include <atomic>
+#include <chrono>
+#include <cmath>
+#include <numeric>
+#include <thread>
+#include <utility>
+
+#include "core/base/error.h"
+#include "core/device/cuda_device.h"
+#include "core/device/stream.h"
+#include "emulator_test.h"
+
+namespace {
+
+using lamina::cuda::launch;
+using lamina_emulator_test::failure_of;
+using lamina_emulator_test::OnDevice;
+
+// Holds a stream until the host lets it go; `gate` is pinned memory.
+__global__ void wait_for_gate(const int* gate) {
+  while (__atomic_load_n(gate, __ATOMIC_ACQUIRE) == 0) {
+  }
+}
+__global__ void add_one(float* x) {
+  x[threadIdx.x] += 1.0f;
+}
+
+class Gate {
+ public:
+  Gate() {
+    EXPECT_EQ(cudaMallocHost(&open_, sizeof(int)), cudaSuccess);
+    *open_ = 0;
+  }
+  Gate(const Gate&) = delete;
+  Gate& operator=(const Gate&) = delete;
+  ~Gate() { EXPECT_EQ(cudaFreeHost(open_), cudaSuccess); }
+  void hold(cudaStream_t stream) { launch(wait_for_gate, dim3(1), dim3(1), 0, stream, open_); }
+  void open() { __atomic_store_n(open_, 1, __ATOMIC_RELEASE); }
+
+ private:
+  int* open_ = nullptr;
+};
+
+class TwoStreams : public testing::Test {
+ protected:
+  void SetUp() override {
+    ASSERT_EQ(cudaStreamCreateWithFlags(&first_, cudaStreamNonBlocking), cudaSuccess);
+    ASSERT_EQ(cudaStreamCreateWithPriority(&second_, cudaStreamNonBlocking, -1), cudaSuccess);
+  }
+  void TearDown() override {
+    EXPECT_EQ(cudaStreamDestroy(first_), cudaSuccess);
+    EXPECT_EQ(cudaStreamDestroy(second_), cudaSuccess);
+    EXPECT_EQ(cudaStreamDestroy(second_), cudaErrorInvalidResourceHandle);
+    EXPECT_EQ(cudaGetLastError(), cudaErrorInvalidResourceHandle);
+    EXPECT_EQ(cudaGetLastError(), cudaSuccess);
+  }
+  cudaStream_t first_ = nullptr, second_ = nullptr;
+};
+
+TEST_F(TwoStreams, AreOrderedByEventsOnly) {
+  cudaEvent_t event;
+  ASSERT_EQ(cudaEventCreate(&event), cudaSuccess);
+  for (const bool with_event : {false, true}) {
+    const OnDevice<float> x(std::vector<float>(8)), y(8);
+    Gate gate;
+    gate.hold(first_);
+    launch(add_one, dim3(1), dim3(8), 0, first_, x.data());
+    EXPECT_EQ(cudaEventRecord(event, first_), cudaSuccess);
+    if (with_event) {
+      EXPECT_EQ(cudaStreamWaitEvent(second_, event, 0), cudaSuccess);
+    }
+    EXPECT_EQ(cudaMemcpyAsync(y.data(), x.data(), 8 * sizeof(float), cudaMemcpyDeviceToDevice, second_), cudaSuccess);
+    EXPECT_EQ(cudaStreamQuery(first_), cudaErrorNotReady);
+    EXPECT_EQ(cudaEventQuery(event), cudaErrorNotReady);
+    if (with_event) {
+      EXPECT_EQ(cudaStreamQuery(second_), cudaErrorNotReady);
+    } else {
+      EXPECT_EQ(cudaStreamSynchronize(second_), cudaSuccess);
+    }
+    gate.open();
+    EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+    EXPECT_EQ(cudaEventQuery(event), cudaSuccess);
+    EXPECT_EQ(y.values(), std::vector<float>(8, with_event ? 1.0f : 0.0f));
+  }
+  EXPECT_EQ(cudaEventDestroy(event), cudaSuccess);
+}
+
+TEST_F(TwoStreams, PinnedCopiesAreReallyAsynchronous) {
+  float* pinned = nullptr;
+  ASSERT_EQ(cudaMallocHost(&pinned, 4 * sizeof(float)), cudaSuccess);
+  std::fill(pinned, pinned + 4, 1.0f);
+  const OnDevice<float> x(4);
+  Gate gate;
+  gate.hold(first_);
+  EXPECT_EQ(cudaMemcpyAsync(x.data(), pinned, 4 * sizeof(float), cudaMemcpyHostToDevice, first_), cudaSuccess);
+  std::fill(pinned, pinned + 4, 2.0f);  // too early: the copy has not read it
+  gate.open();
+  EXPECT_EQ(cudaStreamSynchronize(first_), cudaSuccess);
+  EXPECT_EQ(x.values(), std::vector<float>(4, 2.0f));
+  EXPECT_EQ(cudaFreeHost(pinned), cudaSuccess);
+  EXPECT_EQ(cudaFreeHost(pinned), cudaErrorInvalidValue);
+  cudaGetLastError();
+}
+
+TEST_F(TwoStreams, PageableCopiesWait) {
+  Gate gate;
+  gate.hold(first_);
+  const OnDevice<float> x(std::vector<float>(4, 3.0f));
+  std::vector<float> host(4);
+  std::atomic<bool> returned = false;
+  std::thread copier([&] {
+    EXPECT_EQ(cudaMemcpyAsync(host.data(), x.data(), 4 * sizeof(float), cudaMemcpyDefault, first_), cudaSuccess);
+    returned = true;
+  });
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  EXPECT_FALSE(returned);
+  gate.open();
+  copier.join();
+  EXPECT_EQ(host, std::vector<float>(4, 3.0f));
+}
+
+TEST_F(TwoStreams, DefaultStreamWaitsForStreamsThatBlockIt) {
+  cudaStream_t blocking;
+  ASSERT_EQ(cudaStreamCreate(&blocking), cudaSuccess);
+  const OnDevice<float> x(std::vector<float>(4)), y(4);
+  Gate gate, other;
+  other.hold(first_);
+  gate.hold(blocking);
+  launch(add_one, dim3(1), dim3(4), 0, blocking, x.data());
+  EXPECT_EQ(cudaMemcpyAsync(y.data(), x.data(), 16, cudaMemcpyDeviceToDevice), cudaSuccess);
+  EXPECT_EQ(cudaStreamQuery(nullptr), cudaErrorNotReady);
+  gate.open();
+  EXPECT_EQ(cudaStreamSynchronize(nullptr), cudaSuccess);  // not held up by the stream that does not block
+  other.open();
+  EXPECT_EQ(y.values(), std::vector<float>(4, 1.0f));
+  EXPECT_EQ(cudaStreamDestroy(blocking), cudaSuccess);
+}
+
+TEST_F(TwoStreams, EventsTellTime) {
+  cudaEvent_t before, after, without;
+  ASSERT_EQ(cudaEventCreate(&before), cudaSuccess);
+  ASSERT_EQ(cudaEventCreate(&after), cudaSuccess);
+  ASSERT_EQ(cudaEventCreateWithFlags(&without, cudaEventDisableTiming), cudaSuccess);
+  Gate gate;
+  cudaEventRecord(before, first_);
+  gate.hold(first_);
+  cudaEventRecord(after, first_);
+  float milliseconds = 0;
+  EXPECT_EQ(cudaEventElapsedTime(&milliseconds, before, after), cudaErrorNotReady);
+  std::this_thread::sleep_for(std::chrono::milliseconds(3));
+  gate.open();
+  EXPECT_EQ(cudaEventSynchronize(after), cudaSuccess);
+  EXPECT_EQ(cudaEventElapsedTime(&milliseconds, before, after), cudaSuccess);
+  EXPECT_GT(milliseconds, 1.0f);
+  EXPECT_EQ(cudaEventElapsedTime(&milliseconds, before, without), cudaErrorInvalidResourceHandle);
+  cudaGetLastError();
+  for (const cudaEvent_t event : {before, after, without}) EXPECT_EQ(cudaEventDestroy(event), cudaSuccess);
+}
+
+TEST(Memory, IsPoisonedAtFirst) {
+  const OnDevice<float> x(1000);
+  for (const float value : x.values()) EXPECT_TRUE(std::isnan(value));
+  EXPECT_EQ(cudaMemset(x.data(), 0, 4000), cudaSuccess);
+  EXPECT_EQ(x.values(), std::vector<float>(1000));
+}
+
+TEST(Memory, CopiesRows) {
+  std::vector<int> given(5 * 7);
+  std::iota(given.begin(), given.end(), 0);
+  const OnDevice<int> x(given), y(std::vector<int>(4 * 3, -1));
+  EXPECT_EQ(cudaMemcpy2DAsync(y.data(), 3 * 4, x.data() + 2, 7 * 4, 2 * 4, 4, cudaMemcpyDeviceToDevice), cudaSuccess);
+  EXPECT_EQ(y.values(), (std::vector<int>{2, 3, -1, 9, 10, -1, 16, 17, -1, 23, 24, -1}));
+  EXPECT_EQ(cudaMemcpy2DAsync(y.data(), 4, x.data(), 28, 8, 4, cudaMemcpyDeviceToDevice), cudaErrorInvalidPitchValue);
+  cudaGetLastError();
+}
+
+TEST(Memory, CopiesAreChecked) {
+  const OnDevice<float> x(16), y(16);
+  std::vector<float> host(32);
+  EXPECT_EQ(cudaMemcpy(host.data(), x.data(), 17 * 4, cudaMemcpyDeviceToHost), cudaErrorInvalidValue);
+  EXPECT_EQ(cudaMemcpy(x.data() + 1, host.data(), 16 * 4, cudaMemcpyHostToDevice), cudaErrorInvalidValue);
+  EXPECT_EQ(cudaMemcpy(x.data(), host.data(), 16, cudaMemcpyDeviceToDevice), cudaErrorInvalidValue);
+  EXPECT_EQ(cudaMemcpy(x.data(), y.data(), 16, cudaMemcpyHostToDevice), cudaErrorInvalidValue);
+  EXPECT_EQ(cudaMemset(x.data(), 0, 65), cudaErrorInvalidValue);
+  EXPECT_EQ(cudaFree(x.data() + 1), cudaErrorInvalidValue);
+  EXPECT_EQ(cudaFree(host.data()), cudaErrorInvalidValue);
+  EXPECT_EQ(cudaGetLastError(), cudaErrorInvalidValue);
+}
+
+TEST(Memory, IsReusedAndCounted) {
+  size_t before = 0, during = 0, after = 0, total = 0;
+  ASSERT_EQ(cudaMemGetInfo(&before, &total), cudaSuccess);
+  std::vector<void*> blocks(6);
+  for (size_t i = 0; i < blocks.size(); ++i) ASSERT_EQ(cudaMalloc(&blocks[i], 10000 * (i + 1)), cudaSuccess);
+  cudaMemGetInfo(&during, &total);
+  EXPECT_GE(before - during, 210000u);
+  for (const size_t i : {1, 3, 2}) EXPECT_EQ(cudaFree(blocks[i]), cudaSuccess);
+  void* again = nullptr;
+  ASSERT_EQ(cudaMalloc(&again, 80000), cudaSuccess);  // what three freed neighbours make together
+  EXPECT_EQ(again, blocks[1]);
+  for (void* const block : {blocks[0], again, blocks[4], blocks[5]}) EXPECT_EQ(cudaFree(block), cudaSuccess);
+  cudaMemGetInfo(&after, &total);
+  EXPECT_EQ(after, before);
+  EXPECT_EQ(cudaMalloc(&again, total), cudaErrorMemoryAllocation);
+  cudaGetLastError();
+}
+
+TEST(Memory, KnowsWhatPointersAre) {
+  const OnDevice<float> x(1);
+  float* pinned = nullptr;
+  ASSERT_EQ(cudaMallocHost(&pinned, 4), cudaSuccess);
+  float host = 0;
+  cudaPointerAttributes attributes;
+  EXPECT_EQ(cudaPointerGetAttributes(&attributes, x.data()), cudaSuccess);
+  EXPECT_EQ(attributes.type, cudaMemoryTypeDevice);
+  cudaPointerGetAttributes(&attributes, pinned);
+  EXPECT_EQ(attributes.type, cudaMemoryTypeHost);
+  cudaPointerGetAttributes(&attributes, &host);
+  EXPECT_EQ(attributes.type, cudaMemoryTypeUnregistered);
+  cudaFreeHost(pinned);
+}
+
+__global__ void write_at(float* x, int at) {
+  x[at] = 1.0f;
+}
+
+TEST(Memory, WritesBehindAnAllocationAreFound) {
+  float* x = nullptr;
+  ASSERT_EQ(cudaMalloc(&x, 10 * sizeof(float)), cudaSuccess);
+  launch(write_at, dim3(1), dim3(1), 0, nullptr, x, 10);
+  EXPECT_EQ(cudaFree(x), cudaErrorIllegalAddress);
+  EXPECT_STREQ(cudaGetErrorString(cudaErrorIllegalAddress), "something wrote behind an allocation of 40 bytes of GPU 0, at offset 40");
+  EXPECT_EQ(cudaDeviceReset(), cudaSuccess);
+}
+
+TEST(MemoryDeathTest, HostCannotTouchDeviceMemory) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_DEATH(
+      {
+        const OnDevice<float> x(std::vector<float>(100));
+        const OnDevice<float> y(std::vector<float>(50));
+        cudaDeviceSynchronize();
+        const float value = *static_cast<volatile float*>(x.data() + 3);
+        std::printf("%f\n", static_cast<double>(value));
+      },
+      "host code touched device memory at 0x[0-9a-f]+ \\(device memory of GPU 0: allocation of 400 bytes, offset 12\\)");
+}
+
+TEST(MemoryDeathTest, KernelsCannotTouchWhatIsNotThere) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_DEATH(
+      {
+        launch(write_at, dim3(1), dim3(1), 0, nullptr, static_cast<float*>(nullptr), 5);
+        cudaDeviceSynchronize();
+      },
+      "thread \\(0,0,0\\) of block \\(0,0,0\\) of kernel .*write_at.*: (illegal|a misaligned)");
+  EXPECT_DEATH(
+      {
+        const OnDevice<float> x(4);
+        launch(write_at, dim3(1), dim3(1), 0, nullptr, x.data(), 1 << 20);
+        cudaDeviceSynchronize();
+      },
+      "write_at.*: illegal access at .*that is not allocated");
+}
+
+__global__ void read_pack(const float* x, float* out) {
+  const float4 four = *reinterpret_cast<const float4*>(x + 1);
+  out[0] = four.x;
+}
+
+TEST(MemoryDeathTest, MisalignedAccessesEnd) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_DEATH(
+      {
+        const OnDevice<float> x(8);
+        launch(read_pack, dim3(1), dim3(1), 0, nullptr, x.data(), x.data());
+        cudaDeviceSynchronize();
+      },
+      "read_pack.*: a misaligned access");
+}
+
+__global__ void fail_once() {
+  __trap();
+}
+
+TEST(Errors, StayUntilReset) {
+  const OnDevice<float> x(std::vector<float>(4));
+  launch(fail_once, dim3(1), dim3(1), 0, nullptr);
+  launch(add_one, dim3(1), dim3(4), 0, nullptr, x.data());
+  EXPECT_EQ(cudaDeviceSynchronize(), cudaErrorLaunchFailure);
+  EXPECT_EQ(cudaGetLastError(), cudaErrorLaunchFailure);
+  EXPECT_EQ(cudaGetLastError(), cudaErrorLaunchFailure);
+  EXPECT_EQ(cudaStreamQuery(nullptr), cudaErrorLaunchFailure);
+  void* data = nullptr;
+  EXPECT_EQ(cudaMalloc(&data, 1), cudaErrorLaunchFailure);
+  EXPECT_THROW(launch(add_one, dim3(1), dim3(4), 0, nullptr, x.data()), lamina::Error);
+  EXPECT_NE(std::string(cudaGetErrorString(cudaErrorLaunchFailure)).find("fail_once"), std::string::npos);
+  EXPECT_EQ(cudaDeviceReset(), cudaSuccess);
+  EXPECT_EQ(cudaGetLastError(), cudaSuccess);
+  EXPECT_STREQ(cudaGetErrorString(cudaErrorLaunchFailure), "unspecified launch failure");
+  EXPECT_EQ(x.values(), std::vector<float>(4));  // what came after the failure was not done
+}
+
+TEST(Devices, AreLikeAnH200) {
+  int count = 0, value = 0;
+  EXPECT_EQ(cudaGetDeviceCount(&count), cudaSuccess);
+  EXPECT_EQ(count, 1);
+  EXPECT_EQ(cudaSetDevice(1), cudaErrorInvalidDevice);
+  cudaGetLastError();
+  EXPECT_EQ(cudaDeviceGetAttribute(&value, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0), cudaSuccess);
+  EXPECT_EQ(value, 227 << 10);
+  EXPECT_EQ(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&value, add_one, 256, 0), cudaSuccess);
+  EXPECT_EQ(value, 2);
+  EXPECT_EQ(cudaFuncSetAttribute(add_one, cudaFuncAttributeMaxDynamicSharedMemorySize, 228 << 10), cudaErrorInvalidValue);
+  cudaGetLastError();
+}
+
+// core/device/cuda_device.h on top of all that.
+TEST(CudaDevice, KnowsItsDevice) {
+  EXPECT_TRUE(lamina::cuda::is_built());
+  EXPECT_EQ(lamina::cuda::num_devices(), 1);
+  EXPECT_EQ(lamina::cuda::why_none(), "");
+  const lamina::cuda::DeviceInfo info = lamina::cuda::device_info(0);
+  EXPECT_EQ(info.name, "emulated device");
+  EXPECT_EQ(info.major, 9);
+  EXPECT_EQ(info.num_multiprocessors, 132);
+  EXPECT_EQ(info.bus_id, "0000:1B:00.0");
+  EXPECT_GT(info.free_bytes, 0);
+  EXPECT_EQ(lamina::cuda::runtime_version(), 13000);
+  EXPECT_THROW(lamina::cuda::require_device(1), lamina::Error);
+  EXPECT_THROW(lamina::cuda::require_device(-1), lamina::Error);
+}
+
+TEST(CudaDevice, TellsWhatDidNotFit) {
+  try {
+    lamina::cuda::allocate(0, int64_t{100} << 30, "activations");
+    FAIL();
+  } catch (const lamina::Error& error) {
+    const std::string text = error.what();
+    EXPECT_EQ(text.find("out of memory on GPU 0: 100.0 GiB for activations, "), 0u) << text;
+    EXPECT_NE(text.find(" of 64.0 GiB free"), std::string::npos) << text;
+  }
+  EXPECT_EQ(cudaGetLastError(), cudaSuccess);
+  EXPECT_EQ(lamina::cuda::allocate(0, 0, "nothing"), nullptr);
+}
+
+TEST(CudaDevice, StreamsAndEvents) {
+  lamina::Stream stream({lamina::DeviceKind::cuda, 0}), other({lamina::DeviceKind::cuda, 0});
+  auto* const x = static_cast<float*>(lamina::cuda::allocate(0, 16, "a test"));
+  auto* const host = static_cast<float*>(lamina::cuda::allocate_pinned(16, "a test"));
+  lamina::cuda::fill_zero(x, 16, stream);
+  Gate gate;
+  const auto raw = static_cast<cudaStream_t>(stream.state()->handle());
+  lamina::Event begun, done;
+  begun.record(stream);
+  gate.hold(raw);
+  launch(add_one, dim3(1), dim3(4), 0, raw, x);
+  done.record(stream);
+  EXPECT_FALSE(done.reached());
+  done.hold(other);
+  lamina::cuda::copy(host, x, 16, other);
+  gate.open();
+  other.synchronize();
+  EXPECT_TRUE(done.reached());
+  EXPECT_GE(done.seconds_since(begun), 0.0);
+  EXPECT_EQ(host[3], 1.0f);
+  lamina::Event moved = std::move(done);
+  EXPECT_TRUE(moved.reached());
+  lamina::cuda::deallocate_pinned(host);
+  lamina::cuda::deallocate(0, x);
+}
+
+TEST(CudaDevice, WaitingCanBeGivenUp) {
+  lamina::Stream stream({lamina::DeviceKind::cuda, 0});
+  Gate gate;
+  gate.hold(static_cast<cudaStream_t>(stream.state()->handle()));
+  stream.set_watch([] { throw lamina::Error("a peer has gone"); });
+  EXPECT_THROW(stream.synchronize(), lamina::Error);
+  gate.open();
+  stream.set_watch(nullptr);
+  stream.synchronize();
+}
+
+TEST(CudaDevice, WorkThatFailedIsReportedWhereItIsWaitedFor) {
+  lamina::Stream stream({lamina::DeviceKind::cuda, 0});
+  launch(fail_once, dim3(1), dim3(1), 0, static_cast<cudaStream_t>(stream.state()->handle()));
+  try {
+    stream.synchronize();
+    FAIL();
+  } catch (const lamina::Error& error) {
+    EXPECT_NE(std::string(error.what()).find("fail_once"), std::string::npos) << error.what();
+  }
+  EXPECT_EQ(cudaDeviceReset(), cudaSuccess);
+}
+
+}  // namespace
