@@ -6,7 +6,7 @@
 // Limit: arithmetic. 2 (d_qk + d_v) FLOP for each allowed pair and head, that is T^2 (d_qk + d_v) a head and sequence. A key's 640
 // bytes (192, 128) come from L2 once for 128 queries: 128 FLOP a byte. mma.sync reaches some 60-65 % of the 990 TFLOP/s that H200
 // has with wgmma. What is done to stay near it: 32 queries a warp, so that a key's operand from shared memory feeds four
-// products (for 32 keys ldmatrix takes the banks 240 cycles a warp, the products the tensor cores 258); two blocks of 71 KiB on a
+// products (for 32 keys ldmatrix takes the banks 256 cycles a warp, the products the tensor cores 258); two blocks of 71 KiB on a
 // multiprocessor, one computing its softmax while the other multiplies; v travels during q k^T and the next keys during softmax and
 // p v, with two barriers a tile; tiles above the diagonal or before all documents are never visited, and only tiles on an edge are
 // masked; the longest tiles start first.
