@@ -3,6 +3,8 @@
 #include <limits>
 
 #include "core/ops/cpu/experts.h"
+#include "core/ops/cuda/experts.h"
+#include "core/ops/cuda/register.h"
 #include "core/ops/ref/experts.h"
 #include "core/ops/validate.h"
 
@@ -47,7 +49,8 @@ void expect_experts(std::span<const TensorView> matrices, std::string_view what,
 }  // namespace
 
 void group_rows(OpContext& ctx, const GroupRows& args) {
-  static constexpr Implementation<GroupRows> list[] = {{"ref", nullptr, ref::group_rows}};
+  static constexpr Implementation<GroupRows> list[] = {
+      LAMINA_CUDA_IMPLEMENTATION(group_rows){"ref", nullptr, ref::group_rows}};
   LAMINA_CHECK(args.chosen.rank() == 2 && !args.offsets.empty(), "chosen is {}, {} offsets", args.chosen.to_string(),
                args.offsets.size());
   const int64_t num_pairs = args.chosen.num_elements();
@@ -65,8 +68,9 @@ void group_rows(OpContext& ctx, const GroupRows& args) {
 }
 
 void gather_rows(OpContext& ctx, const GatherRows& args) {
-  static constexpr Implementation<GatherRows> list[] = {{"cpu", cpu::refuses, cpu::gather_rows},
-                                                        {"ref", nullptr, ref::gather_rows}};
+  static constexpr Implementation<GatherRows> list[] = {
+      LAMINA_CUDA_IMPLEMENTATION(gather_rows){"cpu", cpu::refuses, cpu::gather_rows},
+      {"ref", nullptr, ref::gather_rows}};
   expect_matrix(args.x, "x");
   LAMINA_CHECK(args.y.rank() == 2, "y is {}", args.y.to_string());
   expect(args.y, "y", args.x.dtype, {args.y.size(0), args.x.size(1)});
@@ -76,8 +80,9 @@ void gather_rows(OpContext& ctx, const GatherRows& args) {
 }
 
 void combine_rows(OpContext& ctx, const CombineRows& args) {
-  static constexpr Implementation<CombineRows> list[] = {{"cpu", cpu::refuses, cpu::combine_rows},
-                                                         {"ref", nullptr, ref::combine_rows}};
+  static constexpr Implementation<CombineRows> list[] = {
+      LAMINA_CUDA_IMPLEMENTATION(combine_rows){"cpu", cpu::refuses, cpu::combine_rows},
+      {"ref", nullptr, ref::combine_rows}};
   expect_matrix(args.x, "x");
   expect_matrix(args.y, "y");
   LAMINA_CHECK(args.x.size(1) == args.y.size(1) && accumulation_dtype(args.x.dtype) == accumulation_dtype(args.y.dtype),
@@ -90,8 +95,10 @@ void combine_rows(OpContext& ctx, const CombineRows& args) {
 }
 
 void grouped_linear(OpContext& ctx, const GroupedLinear& args) {
-  static constexpr Implementation<GroupedLinear> list[] = {{"cpu", cpu::refuses, cpu::grouped_linear},
-                                                           {"ref", nullptr, ref::grouped_linear}};
+  static constexpr Implementation<GroupedLinear> list[] = {
+      LAMINA_CUDA_VARIANT("cublas", grouped_linear_cublas)
+          LAMINA_CUDA_IMPLEMENTATION(grouped_linear){"cpu", cpu::refuses, cpu::grouped_linear},
+      {"ref", nullptr, ref::grouped_linear}};
   expect_matrix(args.x, "x");
   LAMINA_CHECK(args.y.rank() == 2, "y is {}", args.y.to_string());
   expect_either(args.y, "y", args.x.dtype, {args.x.size(0), args.y.size(1)});
@@ -102,7 +109,9 @@ void grouped_linear(OpContext& ctx, const GroupedLinear& args) {
 
 void grouped_linear_input_gradient(OpContext& ctx, const GroupedLinearInputGradient& args) {
   static constexpr Implementation<GroupedLinearInputGradient> list[] = {
-      {"cpu", cpu::refuses, cpu::grouped_linear_input_gradient}, {"ref", nullptr, ref::grouped_linear_input_gradient}};
+      LAMINA_CUDA_VARIANT("cublas", grouped_linear_input_gradient_cublas) LAMINA_CUDA_IMPLEMENTATION(
+          grouped_linear_input_gradient){"cpu", cpu::refuses, cpu::grouped_linear_input_gradient},
+      {"ref", nullptr, ref::grouped_linear_input_gradient}};
   expect_matrix(args.dy, "dy");
   LAMINA_CHECK(args.dx.rank() == 2, "dx is {}", args.dx.to_string());
   expect_either(args.dx, "dx", args.dy.dtype, {args.dy.size(0), args.dx.size(1)});
@@ -113,7 +122,8 @@ void grouped_linear_input_gradient(OpContext& ctx, const GroupedLinearInputGradi
 
 void grouped_linear_weight_gradient(OpContext& ctx, const GroupedLinearWeightGradient& args) {
   static constexpr Implementation<GroupedLinearWeightGradient> list[] = {
-      {"cpu", cpu::refuses, cpu::grouped_linear_weight_gradient},
+      LAMINA_CUDA_IMPLEMENTATION(grouped_linear_weight_gradient){"cpu", cpu::refuses,
+                                                                 cpu::grouped_linear_weight_gradient},
       {"ref", nullptr, ref::grouped_linear_weight_gradient}};
   expect_matrix(args.x, "x");
   LAMINA_CHECK(args.dy.rank() == 2, "dy is {}", args.dy.to_string());

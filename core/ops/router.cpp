@@ -1,6 +1,8 @@
 #include "core/ops/router.h"
 
 #include "core/ops/cpu/router.h"
+#include "core/ops/cuda/register.h"
+#include "core/ops/cuda/router.h"
 #include "core/ops/ref/router.h"
 #include "core/ops/validate.h"
 
@@ -32,8 +34,9 @@ void expect_fractions(const TensorView& fractions, const TensorView& scores) {
 }  // namespace
 
 void router_forward(OpContext& ctx, const RouterForward& args) {
-  static constexpr Implementation<RouterForward> list[] = {{"cpu", cpu::refuses, cpu::router_forward},
-                                                           {"ref", nullptr, ref::router_forward}};
+  static constexpr Implementation<RouterForward> list[] = {
+      LAMINA_CUDA_IMPLEMENTATION(router_forward){"cpu", cpu::refuses, cpu::router_forward},
+      {"ref", nullptr, ref::router_forward}};
   expect_scores(args.scores, args.chosen, "scores");
   const DType acc = args.scores.dtype;
   expect_whole(args.logits, "logits", acc, args.scores.shape);
@@ -48,8 +51,9 @@ void router_forward(OpContext& ctx, const RouterForward& args) {
 }
 
 void router_backward(OpContext& ctx, const RouterBackward& args) {
-  static constexpr Implementation<RouterBackward> list[] = {{"cpu", cpu::refuses, cpu::router_backward},
-                                                            {"ref", nullptr, ref::router_backward}};
+  static constexpr Implementation<RouterBackward> list[] = {
+      LAMINA_CUDA_IMPLEMENTATION(router_backward){"cpu", cpu::refuses, cpu::router_backward},
+      {"ref", nullptr, ref::router_backward}};
   expect_scores(args.scores, args.chosen, "scores");
   expect_whole(args.d_weights, "d_weights", args.scores.dtype, args.chosen.shape);
   expect_compute_dtype(args.d_logits, "d_logits");
@@ -58,6 +62,22 @@ void router_backward(OpContext& ctx, const RouterBackward& args) {
   expect_whole(args.d_logits, "d_logits", args.d_logits.dtype, args.scores.shape);
   if (args.fractions) expect_fractions(args.fractions, args.scores);
   dispatch<RouterBackward>(ctx, "router_backward", list, args);
+}
+
+void router_observe(OpContext& ctx, const RouterObserve& args) {
+  static constexpr Implementation<RouterObserve> list[] = {
+      LAMINA_CUDA_IMPLEMENTATION(router_observe){"ref", nullptr, ref::router_observe}};
+  expect_scores(args.scores, args.chosen, "scores");
+  const auto experts = static_cast<size_t>(args.scores.size(1));
+  LAMINA_CHECK(args.counts.size() == experts, "{} counts for {} experts", args.counts.size(), experts);
+  if (is_readable(args.chosen)) {
+    for (int64_t n = 0; n < args.chosen.num_elements(); ++n) {
+      const int32_t expert = args.chosen.as<int32_t>()[n];
+      LAMINA_CHECK(expert >= 0 && expert < args.scores.size(1), "chosen is {} at {}, expected 0 to {}", expert, n,
+                   args.scores.size(1) - 1);
+    }
+  }
+  dispatch<RouterObserve>(ctx, "router_observe", list, args);
 }
 
 }  // namespace lamina::ops

@@ -5,6 +5,8 @@
 // Ties go to the lower index.
 #pragma once
 
+#include <span>
+
 #include "core/ops/op.h"
 
 namespace lamina::ops {
@@ -33,5 +35,14 @@ struct RouterBackward {
   TensorView d_logits;       // [tokens, experts], compute dtype or acc, contiguous; overwritten
 };
 void router_backward(OpContext& ctx, const RouterBackward& args);
+
+// What a run reports of its routers. The results are on the host and are added to: the caller waits for a GPU's work.
+struct RouterObserve {
+  TensorView chosen;          // [tokens, k] i32, contiguous
+  TensorView scores;          // [tokens, experts] acc, contiguous
+  std::span<double> counts;   // [experts]; += how often each was chosen
+  double* entropy = nullptr;  // += sum over tokens of the entropy of s / (sum of s), in nats; null: not wanted
+};
+void router_observe(OpContext& ctx, const RouterObserve& args);
 
 }  // namespace lamina::ops

@@ -97,6 +97,18 @@ void backward(const RouterBackward& args) {
   }
 }
 
+// Of s / sum: log(sum) - (sum of s log s) / sum. Scores that are all zero have none.
+template <class A>
+double entropy_of(const Row<A>& scores) {
+  double sum = 0, weighted = 0;
+  for (const A score : scores) {
+    const auto s = static_cast<double>(score);
+    sum += s;
+    if (s > 0) weighted += s * std::log(s);
+  }
+  return sum > 0 ? std::log(sum) - weighted / sum : 0.0;
+}
+
 }  // namespace
 
 void router_forward(OpContext&, const RouterForward& args) {
@@ -104,6 +116,14 @@ void router_forward(OpContext&, const RouterForward& args) {
 }
 void router_backward(OpContext&, const RouterBackward& args) {
   visit_acc(args.scores.dtype, [&]<class A>(A) { backward<A>(args); });
+}
+void router_observe(OpContext&, const RouterObserve& args) {
+  const int32_t* chosen = args.chosen.as<int32_t>();
+  for (int64_t n = 0; n < args.chosen.num_elements(); ++n) args.counts[static_cast<size_t>(chosen[n])] += 1;
+  if (args.entropy == nullptr) return;
+  visit_acc(args.scores.dtype, [&]<class A>(A) {
+    for (int64_t t = 0; t < args.scores.size(0); ++t) *args.entropy += entropy_of(load_row<A>(args.scores, t));
+  });
 }
 
 }  // namespace lamina::ops::ref

@@ -271,6 +271,111 @@ TEST(GroupedProducts, FastestMatchesFloat64) {
   }
 }
 
+// Rows and matrices that start at multiples of 16 bytes, as a model's do: other ways of reading than for GroupedCase's slices.
+// Widths around the tiles, a last part of 16 bytes that is cut, many experts of which some have nothing.
+TEST(GroupedProducts, AlignedOperands) {
+  TestContext test;
+  struct Case {
+    int64_t in, out, stride_in, stride_out;
+    std::vector<int64_t> offsets;
+  };
+  std::vector<int64_t> many = {0};
+  for (int64_t e = 0; e < 300; ++e) many.push_back(many.back() + (e * e) % 3);
+  for (const Case& p :
+       {Case{72, 136, 80, 136, {0, 5, 5, 150, 278}}, Case{128, 64, 128, 64, {0, 128, 256}},
+        Case{40, 24, 40, 32, {0, 0, 31, 31}}, Case{13, 21, 16, 24, {0, 9, 70}}, Case{8, 8, 8, 8, many}}) {
+    for (const DType dtype : {DType::bf16, DType::f32}) {
+      for (const DType out : {dtype, DType::f32}) {
+        SCOPED_TRACE(fmt::format("{} to {} [{} -> {}]", name_of(dtype), name_of(out), p.in, p.out));
+        const int64_t rows = p.offsets.back();
+        const Tensor x_rows = test::normal(dtype, {rows, p.stride_in}, 1),
+                     dy_rows = test::normal(dtype, {rows, p.stride_out}, 2),
+                     y_rows = test::poisoned(out, {rows, p.stride_out}),
+                     dx_rows = test::poisoned(out, {rows, p.stride_in});
+        const TensorView x = x_rows.view().slice(1, 0, p.in), dy = dy_rows.view().slice(1, 0, p.out),
+                         y = y_rows.view().slice(1, 0, p.out), dx = dx_rows.view().slice(1, 0, p.in);
+        std::vector<Tensor> owned;
+        std::vector<TensorView> weights, dweights;
+        for (size_t e = 0; e + 1 < p.offsets.size(); ++e) {
+          owned.push_back(test::normal(dtype, {p.out, p.in}, 10 + e));
+          weights.push_back(owned.back());
+          owned.push_back(test::normal(accumulation_dtype(dtype), {p.out, p.in}, 1000 + e));
+          dweights.push_back(owned.back());
+        }
+        test::Mirror m;
+        const auto weights64 = m(weights), dweights64 = m(dweights);
+        grouped_linear(test.reference, {m(x), weights64, p.offsets, m(y)});
+        grouped_linear_input_gradient(test.reference, {m(dy), weights64, p.offsets, m(dx)});
+        grouped_linear_weight_gradient(test.reference, {m(dy), m(x), p.offsets, dweights64});
+        grouped_linear(test.fastest, {x, weights, p.offsets, y});
+        grouped_linear_input_gradient(test.fastest, {dy, weights, p.offsets, dx});
+        grouped_linear_weight_gradient(test.fastest, {dy, x, p.offsets, dweights});
+        EXPECT_MIRRORED(m, y, p.in, std::sqrt(static_cast<double>(p.in)));
+        EXPECT_MIRRORED(m, dx, p.out, std::sqrt(static_cast<double>(p.out)));
+        for (size_t e = 0; e < dweights.size(); ++e) {
+          const int64_t count = p.offsets[e + 1] - p.offsets[e];
+          EXPECT_MIRRORED(m, dweights[e], count, std::sqrt(static_cast<double>(count)));
+        }
+        for (int64_t n = 0; n < rows * p.stride_out; ++n) {
+          if (n % p.stride_out >= p.out) {
+            ASSERT_TRUE(std::isnan(test::get(y_rows, n)));
+          }
+        }
+      }
+    }
+  }
+}
+
+// More rows than one unit of the sort's work, and experts whose rows come from all of them.
+TEST(GroupRows, SortsManyRows) {
+  TestContext test;
+  const int64_t rows = 1500, k = 2;
+  for (const int64_t experts : {3, 70}) {
+    const Tensor chosen = random_choice(rows, k, experts, true, 8), weights = test::normal(DType::f32, {rows, k}, 6);
+    Grouped out(DType::f32, rows, k, experts), want(DType::f32, rows, k, experts);
+    group_rows(test.fastest, {chosen, weights, out.offsets, out.row_of, out.position, out.pair_weight});
+    group_rows(test.reference, {chosen, weights, want.offsets, want.row_of, want.position, want.pair_weight});
+    EXPECT_EQ(out.offsets, want.offsets);
+    EXPECT_EQ(test::values(out.row_of), test::values(want.row_of));
+    EXPECT_EQ(test::values(out.position), test::values(want.position));
+    const int64_t pairs = want.offsets.back();
+    EXPECT_EQ(test::values(out.pair_weight.view().slice(0, 0, pairs)),
+              test::values(want.pair_weight.view().slice(0, 0, pairs)));
+  }
+}
+
+// Aligned rows of every pair of dtypes, wide enough for several loads of a thread.
+TEST(GatherAndCombineRows, WideAlignedRows) {
+  TestContext test;
+  const int64_t rows = 9, tokens = 6, k = 6, dim = 1176;
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    for (const DType out : {DType::f32, DType::bf16}) {
+      const Tensor x = test::normal(dtype, {rows, dim}, 1), index = test::zeros(DType::i32, {tokens}),
+                   position = test::zeros(DType::i32, {tokens, k}), y = test::poisoned(dtype, {tokens, dim}),
+                   sum = test::poisoned(out, {tokens, dim});
+      for (int64_t t = 0; t < tokens; ++t) test::set(index, t, static_cast<double>(t * 5 % rows));
+      for (int64_t n = 0; n < tokens * k; ++n) test::set(position, n, static_cast<double>(n * 7 % (rows + 1) - 1));
+      gather_rows(test.fastest, {x, index, y});
+      combine_rows(test.fastest, {x, position, sum});
+      combine_rows(test.fastest, {x, position, sum, GradMode::accumulate});
+      for (int64_t n = 0; n < tokens * dim; ++n) {
+        const int64_t t = n / dim, column = n % dim;
+        ASSERT_EQ(test::get(y, n), test::get(x, t * 5 % rows * dim + column));
+        double want = 0, size = 0;
+        for (int64_t j = 0; j < k; ++j) {
+          const int64_t row = (t * k + j) * 7 % (rows + 1) - 1;
+          if (row < 0) continue;
+          want += test::get(x, row * dim + column);
+          size += std::abs(test::get(x, row * dim + column));
+        }
+        // Rounded where it is stored first and where it is added to.
+        const double eps = 2 * test::epsilon_of(out) + 8 * test::epsilon_of(DType::f32);
+        ASSERT_NEAR(test::get(sum, n), 2 * want, eps * 2 * size) << name_of(dtype) << " to " << name_of(out);
+      }
+    }
+  }
+}
+
 TEST(GroupedProducts, OutputsInFloat32OfBf16) {
   TestContext test;
   const std::vector<int64_t> offsets = {0, 70, 70, 101};

@@ -219,6 +219,79 @@ TEST(Router, ScoresMayBeTheLogitsAndThreadsAgree) {
   EXPECT_EQ(results[0], results[2]);
 }
 
+// Counts and entropies against the definition, added to what was there.
+TEST(RouterObserve, AddsCountsAndEntropies) {
+  TestContext test;
+  struct Case {
+    int64_t tokens, experts, k;
+  };
+  for (const DType dtype : {DType::f32, DType::f64}) {
+    for (OpContext* ctx : {&test.fastest, &test.reference}) {
+      for (const auto& [tokens, experts, k] : {Case{1, 1, 1}, Case{9, 5, 3}, Case{300, 64, 8}, Case{37, 515, 33}}) {
+        SCOPED_TRACE(fmt::format("{} tokens, {} experts, {}", tokens, experts, name_of(dtype)));
+        const Tensor scores = test::zeros(dtype, {tokens, experts});
+        const Tensor chosen(DType::i32, {tokens, k});
+        const CounterRng rng(3, static_cast<uint64_t>(experts));
+        std::vector<double> want(static_cast<size_t>(experts)), counts(static_cast<size_t>(experts));
+        for (size_t e = 0; e < counts.size(); ++e) want[e] = counts[e] = 10.0 * static_cast<double>(e) + 0.5;
+        double entropy = 3.25, only_entropy = 0, want_entropy = 0;
+        for (int64_t t = 0; t < tokens; ++t) {
+          double sum = 0;
+          for (int64_t e = 0; e < experts; ++e) {
+            const int64_t n = t * experts + e;
+            // The second token has a single score, the third none: entropies of zero.
+            const bool silent = (t == 1 && e > 0) || t == 2;
+            test::set(scores, n, silent ? 0.0 : rng.uniform(static_cast<uint64_t>(n)));
+            sum += test::get(scores, n);
+          }
+          for (int64_t e = 0; e < experts; ++e) {
+            const double share = sum > 0 ? test::get(scores, t * experts + e) / sum : 0.0;
+            if (share > 0) want_entropy -= share * std::log(share);
+          }
+          for (int64_t j = 0; j < k; ++j) {
+            const int64_t expert = (t * t + j) % experts;
+            test::set(chosen, t * k + j, static_cast<double>(expert));
+            want[static_cast<size_t>(expert)] += 1;
+          }
+        }
+        router_observe(*ctx, {chosen, scores, counts, &entropy});
+        EXPECT_EQ(counts, want);
+        // fp32 rounds each of a token's two sums once per expert at most.
+        const double eps = test::epsilon_of(dtype) * static_cast<double>(tokens) *
+                           (8 + 2 * std::sqrt(static_cast<double>(experts))) *
+                           std::log(static_cast<double>(experts) + 2);
+        EXPECT_NEAR(entropy, 3.25 + want_entropy, eps);
+        std::vector<double> fresh(counts.size());
+        router_observe(*ctx, {chosen, scores, fresh, nullptr});
+        router_observe(*ctx, {chosen, scores, counts, &only_entropy});
+        for (size_t e = 0; e < counts.size(); ++e) EXPECT_EQ(counts[e], want[e] + fresh[e]);
+        EXPECT_NEAR(only_entropy, entropy - 3.25, 1e-12 * (4 + entropy));
+      }
+    }
+  }
+}
+
+TEST(RouterObserve, NoTokensAndWhatDoesNotFit) {
+  TestContext test;
+  const Tensor none(DType::f32, {0, 4}), none_chosen(DType::i32, {0, 2});
+  std::vector<double> counts = {1, 2, 3, 4}, few = {1, 2, 3};
+  double entropy = 7;
+  router_observe(test.fastest, {none_chosen, none, counts, &entropy});
+  EXPECT_EQ(counts, (std::vector<double>{1, 2, 3, 4}));
+  EXPECT_EQ(entropy, 7);
+  EXPECT_THROW(router_observe(test.fastest, {none_chosen, none, few, &entropy}), InternalError);
+
+  const Tensor scores = test::normal(DType::f32, {2, 4}, 1), chosen = test::zeros(DType::i32, {2, 2}),
+               longer = test::zeros(DType::i32, {3, 2});
+  test::fill(chosen, 0.0);
+  EXPECT_NO_THROW(router_observe(test.fastest, {chosen, scores, counts, nullptr}));
+  EXPECT_THROW(router_observe(test.fastest, {longer, scores, counts, nullptr}), InternalError);
+  for (const double wrong : {-1.0, 4.0}) {
+    test::set(chosen, 3, wrong);
+    EXPECT_THROW(router_observe(test.fastest, {chosen, scores, counts, nullptr}), InternalError);
+  }
+}
+
 TEST(Router, NoTokens) {
   TestContext test;
   const Tensor bias = test::zeros(DType::f32, {8});
