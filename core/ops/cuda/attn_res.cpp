@@ -23,8 +23,6 @@ const char* refuses(DType dtype, int64_t dim, size_t num_sources = 0, size_t num
   if (dim > attn_res_max_dim) return "rows of more than 8192 elements do not fit into a block's registers";
   if (num_sources > static_cast<size_t>(attn_res_max_sources)) return "a read of more than 128 sources";
   if (num_queries > static_cast<size_t>(attn_res_max_queries)) return "a read of more than 64 queries";
-  if (num_sources * num_queries > static_cast<size_t>(attn_res_max_coefficients))
-    return "sources times queries are more than shared memory holds";
   return nullptr;
 }
 

@@ -97,8 +97,6 @@ struct Phase1BackwardParams {
   int dim, num_sources, num_queries;
   bool is_bf16, is_vector;
 };
-// Of the path that serves everything; num_queries * num_sources at most this.
-constexpr int attn_res_max_coefficients = 128 * 64;
 int phase1_backward_blocks(const Phase1BackwardParams& p);
 void launch_phase1_backward(const Phase1BackwardParams& p, cudaStream_t stream);
 
