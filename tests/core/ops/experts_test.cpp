@@ -352,7 +352,7 @@ TEST(GroupedProducts, ManyExperts) {
 TEST(GroupRows, SortsManyRows) {
   TestContext test;
   const int64_t rows = 1500, k = 2;
-  for (const int64_t experts : {3, 70}) {
+  for (const int64_t experts : {3, 70, 9000}) {
     const Tensor chosen = random_choice(rows, k, experts, true, 8), weights = test::normal(DType::f32, {rows, k}, 6);
     Grouped out(DType::f32, rows, k, experts), want(DType::f32, rows, k, experts);
     group_rows(test.fastest, {chosen, weights, out.offsets, out.row_of, out.position, out.pair_weight});
