@@ -1,11 +1,12 @@
-// Attention without tensor cores: fp32 inputs, whose products must be fp32, and bf16 heads wider than 256. Any widths, strides
-// and alignment. A block has 16 x 16 threads and 64 queries or keys; a thread holds 4 x 4 of the 64 x 64 pairs and 4 x 8 of up to
-// 128 columns of the result (4 x 4 of 64 where that is all). Wider results are cut into columns by several blocks, which compute
-// the pairs anew. Sums have one order: no atomics.
+// Attention without tensor cores: fp32 inputs, whose products must be fp32, and bf16 heads wider than 256. Any
+// widths, strides and alignment. A block has 16 x 16 threads and 64 queries or keys; a thread holds 4 x 4 of the 64 x
+// 64 pairs and 4 x 8 of up to 128 columns of the result (4 x 4 of 64 where that is all). Wider results are cut into
+// columns by several blocks, which compute the pairs anew. Sums have one order: no atomics.
 //
-// Limit: fp32 FMA, 2 (d_qk + d_v) FLOP a pair forward and 2 (5 d_qk + 3 d_v) backward at widths up to 128 (dk, dv and dq each compute
-// their pairs), of 67 TFLOP/s on H200. An inner step takes 8 loads from shared memory for 16 products (pairs) or 12 for 32, so the
-// shared memory's 128 bytes a cycle hold it to about half of that. Training runs in bf16; this is for checking.
+// Limit: fp32 FMA, 2 (d_qk + d_v) FLOP a pair forward and 2 (5 d_qk + 3 d_v) backward at widths up to 128 (dk, dv and
+// dq each compute their pairs), of 67 TFLOP/s on H200. An inner step takes 8 loads from shared memory for 16 products
+// (pairs) or 12 for 32, so the shared memory's 128 bytes a cycle hold it to about half of that. Training runs in
+// bf16; this is for checking.
 //
 // Here too: delta and lse for the backward kernels, and the largest logit of a head.
 #include "core/ops/cuda/attention_kernels.h"
@@ -104,7 +105,8 @@ __device__ void add_rows(float (&sums)[per_side][columns / side], const Rows<T>&
   }
 }
 
-// The caller's pairs become visible to all after the barrier that add_rows begins with; what was there before has been used.
+// The caller's pairs become visible to all after the barrier that add_rows begins with; what was there before has
+// been used.
 __device__ __forceinline__ void share(const float (&pairs)[per_side][per_side], Shared& shared) {
   const Place at;
   __syncthreads();
