@@ -14,6 +14,7 @@
 #include "data/sampler.h"
 #include "model/cost_model.h"
 #include "model/plan.h"
+#include "parallel/comm/staged.h"
 #include "parallel/comm/thread.h"
 #include "parallel/pipeline/block_routes.h"
 #include "parallel/pipeline/simulate.h"
@@ -206,8 +207,12 @@ Verifier::Sent Verifier::run_step(const Config& config, int num_ranks, const std
       config.run.num_threads > 0 ? config.run.num_threads : std::max(1, options_.num_threads / num_ranks);
   const double scale = 1.0 / static_cast<double>(batch_.tokens.size());
   std::vector<Sent> ranks(static_cast<size_t>(num_ranks));
-  comm::run_threads(num_ranks, [&](comm::Communicator& comm) {
+  comm::run_threads(num_ranks, [&](comm::Communicator& host) {
     cpu::set_num_threads(threads);
+    // On a GPU, all ranks on the first one.
+    const bool on_gpu = config.run.device == "cuda";
+    const auto staged = on_gpu ? comm::make_staged_communicator(host, nullptr) : nullptr;
+    comm::Communicator& comm = on_gpu ? *staged : host;
     const std::unique_ptr<Engine> engine = make_engine(config, comm);
     if (before) before(*engine);
     const size_t share = batch_.tokens.size() / static_cast<size_t>(engine->mesh().data);

@@ -1,6 +1,8 @@
 #include "core/ops/kda.h"
 
 #include "core/ops/cpu/kda.h"
+#include "core/ops/cuda/kda.h"
+#include "core/ops/cuda/register.h"
 #include "core/ops/document_starts.h"
 #include "core/ops/ref/kda.h"
 #include "core/ops/validate.h"
@@ -40,10 +42,12 @@ Shapes validate_inputs(const Args& args) {
   return shapes;
 }
 
-constexpr Implementation<KdaForward> forward_implementations[] = {{"cpu", cpu::kda_forward_refuses, cpu::kda_forward},
-                                                                  {"ref", nullptr, ref::kda_forward}};
+constexpr Implementation<KdaForward> forward_implementations[] = {
+    LAMINA_CUDA_IMPLEMENTATION(kda_forward){"cpu", cpu::kda_forward_refuses, cpu::kda_forward},
+    {"ref", nullptr, ref::kda_forward}};
 constexpr Implementation<KdaBackward> backward_implementations[] = {
-    {"cpu", cpu::kda_backward_refuses, cpu::kda_backward}, {"ref", nullptr, ref::kda_backward}};
+    LAMINA_CUDA_IMPLEMENTATION(kda_backward){"cpu", cpu::kda_backward_refuses, cpu::kda_backward},
+    {"ref", nullptr, ref::kda_backward}};
 
 }  // namespace
 

@@ -123,7 +123,7 @@ class StagedOperation final : public Request::State {
 
 class StagedCommunicator final : public Communicator {
  public:
-  StagedCommunicator(std::unique_ptr<Communicator> host, std::shared_ptr<StagingPool> pool)
+  StagedCommunicator(std::shared_ptr<Communicator> host, std::shared_ptr<StagingPool> pool)
       : host_(std::move(host)), pool_(std::move(pool)) {}
 
   int rank() const override { return host_->rank(); }
@@ -153,7 +153,7 @@ class StagedCommunicator final : public Communicator {
   static bool on_host(std::initializer_list<const TensorView*> views, const Stream& stream, const char* operation);
   Staging stage(int64_t num_bytes, const Stream& stream) { return {pool_, num_bytes, stream.device()}; }
 
-  std::unique_ptr<Communicator> host_;
+  std::shared_ptr<Communicator> host_;
   std::shared_ptr<StagingPool> pool_;
 };
 
@@ -279,6 +279,11 @@ Request StagedCommunicator::all_to_all_v(TensorView in, std::span<const int64_t>
 std::unique_ptr<Communicator> make_staged_communicator(std::unique_ptr<Communicator> host, MemoryLedger* ledger) {
   LAMINA_CHECK(host != nullptr);
   return std::make_unique<StagedCommunicator>(std::move(host), std::make_shared<StagingPool>(ledger));
+}
+
+std::unique_ptr<Communicator> make_staged_communicator(Communicator& host, MemoryLedger* ledger) {
+  const std::shared_ptr<Communicator> borrowed(&host, [](Communicator*) {});
+  return std::make_unique<StagedCommunicator>(borrowed, std::make_shared<StagingPool>(ledger));
 }
 
 }  // namespace lamina::comm

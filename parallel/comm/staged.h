@@ -16,5 +16,6 @@ namespace lamina::comm {
 
 // `ledger` may be null; when given it must outlive the communicator, its groups and their requests.
 std::unique_ptr<Communicator> make_staged_communicator(std::unique_ptr<Communicator> host, MemoryLedger* ledger);
+std::unique_ptr<Communicator> make_staged_communicator(Communicator& host, MemoryLedger* ledger);  // host outlives it
 
 }  // namespace lamina::comm

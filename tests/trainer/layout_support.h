@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "core/base/rng.h"
+#include "parallel/comm/staged.h"
 #include "parallel/comm/thread.h"
 #include "trainer/engine.h"
 #include "trainer/verify.h"
@@ -54,6 +55,11 @@ inline Config tiny_kimi_config(Residual residual, int64_t layers, int64_t block_
   c.model.routed_scaling_factor = 1.5;
   c.model.aux_loss_alpha = 0.1;
   return c;
+}
+
+// What carries a GPU's memory between ranks that are threads; null where the ranks compute on the CPU.
+inline std::unique_ptr<comm::Communicator> staged_for(const Config& c, comm::Communicator& host) {
+  return c.run.device == "cuda" ? comm::make_staged_communicator(host, nullptr) : nullptr;
 }
 
 using Tensors = std::map<std::string, std::vector<double>>;
@@ -102,7 +108,9 @@ inline StepResult run_step(const Config& c, int num_ranks, const std::function<v
   StepResult result;
   result.peak_summaries.resize(static_cast<size_t>(num_ranks));
   std::mutex mutex;
-  comm::run_threads(num_ranks, [&](comm::Communicator& comm) {
+  comm::run_threads(num_ranks, [&](comm::Communicator& host) {
+    const std::unique_ptr<comm::Communicator> staged = staged_for(c, host);
+    comm::Communicator& comm = staged ? *staged : host;
     Engine engine(c, comm, nullptr);
     engine.initialise();
     move_depth_queries(engine);

@@ -95,8 +95,10 @@ inline Training train(const Config& base, const RankLayout& layout, const Traini
   Training training;
   training.steps.resize(static_cast<size_t>(options.last_step - options.first_step + 1));
   std::mutex mutex;
-  comm::run_threads(layout.num_ranks(), [&](comm::Communicator& comm) {
+  comm::run_threads(layout.num_ranks(), [&](comm::Communicator& host) {
     cpu::set_num_threads(1);  // ranks are threads already
+    const std::unique_ptr<comm::Communicator> staged = staged_for(c, host);
+    comm::Communicator& comm = staged ? *staged : host;
     Engine engine(c, comm, nullptr);
     engine.initialise();
     if (options.before) options.before(engine);
