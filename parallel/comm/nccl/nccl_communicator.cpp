@@ -97,8 +97,13 @@ class NcclCommunicator final : public Communicator {
     return std::make_unique<NcclCommunicator>(host_->split(color, key), state_);
   }
   [[noreturn]] void abort(const std::string& reason) override {
-    state_->fail(reason);
-    host_->abort(reason);
+    // The others learn the reason before NCCL tells them that this rank is gone.
+    try {
+      host_->abort(reason);
+    } catch (...) {
+      state_->fail(reason);
+      throw;
+    }
     std::abort();  // not reached; compilers don't see it through the pointer
   }
   int64_t take_bytes_sent() override { return host_->take_bytes_sent() + std::exchange(bytes_sent_, 0); }
