@@ -67,7 +67,8 @@ void run(const std::string& file, int threads, int repeats) {
     config.train.optimizer.name = name == std::string("muon") ? OptimizerName::muon : OptimizerName::adamw;
     config.model.vocab_size = 257;  // bytes
     newton_schulz = model::newton_schulz_flops(config.model);
-    peak = measure_peak_gflops(config.train.precision);
+    Stream stream;
+    peak = measure_peak_gflops(config.train.precision, stream);
     runs.push_back(std::make_unique<Run>(config));
   }
   for (int i = 0; i < repeats; ++i)

@@ -11,6 +11,7 @@
 
 #include "configs/schema/decode.h"
 #include "core/base/error.h"
+#include "core/device/cuda_device.h"
 #include "core/io/file.h"
 #include "data/sampler.h"
 #include "launch/commands.h"
@@ -105,6 +106,15 @@ void check(const CheckOptions& options) {
                validation.interval == 0 ? "at the end" : fmt::format("every {} steps", validation.interval));
   }
   fmt::print("run folder     {} ({})\n", config.run.output_dir, folder);
+  if (config.run.device == "cuda") {
+    // The run may be meant for another machine than the one that checks.
+    if (const std::string reason = cuda::why_none(); !reason.empty()) {
+      fmt::print("device         cuda, which this machine can't run: {}\n", reason);
+    } else {
+      fmt::print("device         {} of this machine: {}\n", cuda::num_devices() == 1 ? "the GPU" : "the GPUs",
+                 cuda::device_info(0).name);
+    }
+  }
 }
 
 }  // namespace

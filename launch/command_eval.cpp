@@ -50,13 +50,16 @@ void choose_layout(const ParallelConfig& asked, int world_size, Config& config) 
 }
 
 // The model is the checkpoint's; the data, the batch and the precision are the configuration's.
-Evaluation evaluate_checkpoint(const Config& asked, const EvalOptions& options, comm::Communicator& comm) {
-  Restored restored = restore_parameters(options.checkpoint, comm, [&](Config& config) {
+Evaluation evaluate_checkpoint(const Config& asked, const EvalOptions& options, const World& world) {
+  comm::Communicator& comm = world.comm;
+  const auto adjust = [&](Config& config) {
     config.data = asked.data;
+    config.run.device = asked.run.device;
     config.train.micro_batch_size = asked.train.micro_batch_size;
     config.train.precision = asked.train.precision;
     choose_layout(asked.parallel, comm.size(), config);
-  });
+  };
+  Restored restored = restore_parameters(options.checkpoint, comm, adjust, world.device.index);
   const Sampler sampler(asked.data, asked.run.seed, asked.train.global_batch_size, restored.config.model.vocab_size);
   if (sampler.num_validation_sequences() == 0)
     throw Error("data.validation.path: found nothing, expected the folder of the text to evaluate on");
@@ -77,13 +80,14 @@ void register_eval(CLI::App& app) {
   command->add_option("overrides", options->overrides, "key.path=value, each replaces one key");
   command->callback([options] {
     const Config config = load_config(options->config, options->overrides);
-    run_in_world(config.run, [&](World& world) {
-      const Evaluation result = evaluate_checkpoint(config, *options, world.comm);
+    const auto evaluate_here = [&](World& world) {
+      const Evaluation result = evaluate_checkpoint(config, *options, world);
       if (world.rank == 0)
         std::printf("loss %.6f\nperplexity %.4f\nbits_per_byte %.6f\ntokens %lld\nbytes %lld\n", result.loss,
                     result.perplexity, result.bits_per_byte, static_cast<long long>(result.num_tokens),
                     static_cast<long long>(result.num_bytes));
-    });
+    };
+    run_in_world(config.run, evaluate_here, config.parallel.gpu_transport);
   });
 }
 

@@ -28,6 +28,9 @@ std::string choose_precision(const std::string& asked, Config& config) {
       {"fp32", Precision::fp32}, {"bf16", Precision::bf16}, {"fp64", Precision::fp64}};
   if (!asked.empty()) {
     config.train.precision = named.at(asked);
+    if (config.train.precision == Precision::fp64 && config.run.device == "cuda")
+      throw Error(
+          "lamina verify: found --precision fp64 with run.device: cuda, expected bf16 or fp32; run.device=cpu has it");
   } else if (config.train.precision == Precision::bf16) {
     config.train.precision = Precision::fp32;
     return " instead of the configuration's bf16, whose rounding hides faults (--precision bf16 runs it)";

@@ -15,6 +15,7 @@
 #include "core/base/hash.h"
 #include "core/base/log.h"
 #include "core/device/cpu/parallel_for.h"
+#include "launch/gpus.h"
 #include "parallel/comm/thread.h"
 #ifdef LAMINA_HAVE_MPI
 #include "parallel/comm/mpi/mpi_communicator.h"
@@ -113,38 +114,46 @@ void warn_when_bound_to_few_cores(const std::vector<Cores>& all, int num_threads
         local, local == 1 ? "" : "s", used.count(), online);
 }
 
-World make_world(comm::Communicator& comm, const RunConfig& run) {
-  const std::vector<Cores> all = gather_cores(comm);
-  World world{comm, comm.rank(), comm.size(), 0, 0, 1};
-  for (int other = 0; other < comm.size(); ++other) {
-    if (all[static_cast<size_t>(other)].machine != all[static_cast<size_t>(comm.rank())].machine) continue;
-    world.local_rank += other < comm.rank();
-    ++world.local_size;
+// For GPUs `comm` is wrapped into what also carries their memory.
+World make_world(std::unique_ptr<comm::Communicator>& comm, const RunConfig& run, GpuTransport transport) {
+  const std::vector<Cores> all = gather_cores(*comm);
+  const int rank = comm->rank(), size = comm->size();
+  int local_rank = 0, local_size = 0;
+  for (int other = 0; other < size; ++other) {
+    if (all[static_cast<size_t>(other)].machine != all[static_cast<size_t>(rank)].machine) continue;
+    local_rank += other < rank;
+    ++local_size;
   }
-  world.num_threads = run.num_threads > 0 ? run.num_threads : share_of_cores(all, comm.rank());
-  cpu::set_num_threads(world.num_threads);
-  if (comm.rank() == 0) warn_when_bound_to_few_cores(all, run.num_threads);
-  return world;
+  const int num_threads = run.num_threads > 0 ? run.num_threads : share_of_cores(all, rank);
+  cpu::set_num_threads(num_threads);
+  if (rank == 0) warn_when_bound_to_few_cores(all, run.num_threads);
+  Device device;
+  if (run.device == "cuda") {
+    const GpuPlacement placement = place_on_gpu(*comm, local_rank);
+    comm = connect_gpus(std::move(comm), placement, transport);
+    device = placement.device;
+  }
+  return {*comm, rank, size, local_rank, local_size, num_threads, device};
 }
 
 #ifdef LAMINA_HAVE_MPI
 // Nothing may be unwound past this point: a communicator's destructor would wait for ranks that don't come.
-void run_with_mpi(const RunConfig& run, const std::function<void(World&)>& body) {
+void run_with_mpi(const RunConfig& run, const std::function<void(World&)>& body, GpuTransport transport) {
   comm::MpiEnvironment environment;
   log::configure({environment.rank(), environment.size(), log::Level::info});
-  const std::unique_ptr<comm::Communicator> comm = comm::make_mpi_world();
+  std::unique_ptr<comm::Communicator> comm = comm::make_mpi_world();
   try {
-    World world = make_world(*comm, run);
+    World world = make_world(comm, run, transport);
     body(world);
     comm->barrier();  // a rank that is done waits here, so that another's failure still ends the whole job
   } catch (const Error& failure) {
-    comm->abort(fmt::format("error: {}", failure.what()));
+    comm::MpiEnvironment::abort(fmt::format("error: {}", failure.what()));
   } catch (const InternalError& failure) {
-    comm->abort(fmt::format("internal error: {}", failure.what()));
+    comm::MpiEnvironment::abort(fmt::format("internal error: {}", failure.what()));
   } catch (const std::bad_alloc&) {
-    comm->abort("error: out of memory");
+    comm::MpiEnvironment::abort("error: out of memory");
   } catch (const std::exception& failure) {
-    comm->abort(fmt::format("error: {}", failure.what()));
+    comm::MpiEnvironment::abort(fmt::format("error: {}", failure.what()));
   }
 }
 #endif
@@ -164,19 +173,20 @@ LauncherRanks launcher_ranks() {
   return {};
 }
 
-void run_in_world(const RunConfig& run, const std::function<void(World&)>& body) {
+void run_in_world(const RunConfig& run, const std::function<void(World&)>& body, GpuTransport transport) {
   const LauncherRanks ranks = launcher_ranks();
+  if (run.device == "cuda") prepare_gpu(ranks.size);
   if (ranks.launched) {
 #ifdef LAMINA_HAVE_MPI
-    run_with_mpi(run, body);
+    run_with_mpi(run, body, transport);
     return;
 #else
     if (ranks.size > 1) throw Error("found {} ranks, but this build has no MPI; expected one process", ranks.size);
 #endif
   }
   log::configure({});
-  const std::unique_ptr<comm::Communicator> comm = comm::make_self_communicator();
-  World world = make_world(*comm, run);
+  std::unique_ptr<comm::Communicator> comm = comm::make_self_communicator();
+  World world = make_world(comm, run, transport);
   body(world);
 }
 

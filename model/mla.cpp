@@ -7,6 +7,7 @@
 #include "core/ops/attention.h"
 #include "core/ops/matmul.h"
 #include "core/ops/rms_norm.h"
+#include "core/tensor/host_copy.h"
 #include "model/views.h"
 
 namespace lamina::model {
@@ -18,13 +19,11 @@ TensorView head_part(const TensorView& kv, int64_t heads, int64_t width, int64_t
 }
 
 // [sequences, heads] acc into the running maxima.
-void add_max_logits(const TensorView& found, std::vector<double>& maxima) {
-  const auto heads = static_cast<size_t>(found.size(1));
+void add_max_logits(const HostCopy& found, std::vector<double>& maxima) {
+  const auto heads = static_cast<size_t>(found->size(1));
   maxima.resize(heads, -std::numeric_limits<double>::infinity());
-  for (size_t i = 0; i < static_cast<size_t>(found.num_elements()); ++i) {
-    const double value = found.dtype == DType::f64 ? found.as<double>()[i] : static_cast<double>(found.as<float>()[i]);
-    maxima[i % heads] = std::max(maxima[i % heads], value);
-  }
+  for (size_t i = 0; i < static_cast<size_t>(found->num_elements()); ++i)
+    maxima[i % heads] = std::max(maxima[i % heads], element_of(found.view(), static_cast<int64_t>(i)));
 }
 
 }  // namespace
@@ -116,7 +115,7 @@ void Mla::intermediates(ops::OpContext& ctx, const Batch& batch, TensorView x, S
   ops::attention_forward(
       ctx, {per_head(saved.q, batch, heads_, d_qk), per_sequence(saved.k, batch), per_sequence(v, batch), scale_,
             per_head(saved.o, batch, heads_, d_v_), saved.lse, batch.document_starts, max_logit});
-  if (max_logit) add_max_logits(max_logit, batch.stats->max_logits);
+  if (max_logit) add_max_logits(HostCopy(max_logit, ctx.stream), batch.stats->max_logits);
 }
 
 void Mla::forward(ops::OpContext& ctx, const Batch& batch, TensorView x, TensorView y, Saved& saved,

@@ -1,19 +1,14 @@
 #include "model/moe.h"
 
-#include <cmath>
-
 #include "core/ops/experts.h"
 #include "core/ops/matmul.h"
 #include "core/ops/router.h"
 #include "core/ops/swiglu.h"
+#include "core/tensor/host_copy.h"
 #include "model/views.h"
 
 namespace lamina::model {
 namespace {
-
-double element(const TensorView& x, int64_t i) {
-  return x.dtype == DType::f64 ? x.as<double>()[i] : static_cast<double>(x.as<float>()[i]);
-}
 
 TensorView first_rows(const TensorView& x, int64_t count) {
   return x.slice(0, 0, count);
@@ -72,32 +67,27 @@ void Moe::route(ops::OpContext& ctx, const Batch& batch, TensorView x, Saved& sa
   ops::linear(ctx, x, gate_, saved.scores);
   ops::router_forward(ctx, {saved.scores, bias_, scaling_, renormalize_, saved.scores, saved.chosen, saved.weights,
                             saved.fractions, balance});
-  if (batch.stats != nullptr) observe(*batch.stats, saved, balance);
+  if (batch.stats != nullptr) observe(ctx, *batch.stats, saved, balance);
 }
 
-void Moe::observe(SublayerStats& stats, const Saved& saved, const TensorView& balance) const {
+void Moe::observe(ops::OpContext& ctx, SublayerStats& stats, const Saved& saved, const TensorView& balance) const {
   stats.expert_counts.resize(static_cast<size_t>(num_experts_), 0.0);
-  const int32_t* chosen = saved.chosen.as<int32_t>();
-  for (int64_t i = 0; i < saved.chosen.num_elements(); ++i) stats.expert_counts[static_cast<size_t>(chosen[i])] += 1;
-  if (stats.keeps_choices) stats.choices.insert(stats.choices.end(), chosen, chosen + saved.chosen.num_elements());
-  if (balance)
-    for (int64_t i = 0; i < balance.num_elements(); ++i) stats.balance_loss += element(balance, i);
-  if (!stats.detailed) return;
-  for (int64_t t = 0; t < saved.scores.size(0); ++t) {
-    double sum = 0, weighted = 0;  // entropy of s / sum = log(sum) - (sum of s log s) / sum
-    for (int64_t e = t * num_experts_; e < (t + 1) * num_experts_; ++e) {
-      const double score = element(saved.scores, e);
-      sum += score;
-      if (score > 0) weighted += score * std::log(score);
-    }
-    if (sum > 0) stats.entropy += std::log(sum) - weighted / sum;
+  ops::router_observe(ctx,
+                      {saved.chosen, saved.scores, stats.expert_counts, stats.detailed ? &stats.entropy : nullptr});
+  if (stats.keeps_choices) {
+    const HostCopy chosen(saved.chosen, ctx.stream);
+    const int32_t* choices = chosen->as<int32_t>();
+    stats.choices.insert(stats.choices.end(), choices, choices + chosen->num_elements());
   }
+  if (!balance) return;
+  const HostCopy losses(balance, ctx.stream);
+  for (int64_t i = 0; i < balance.num_elements(); ++i) stats.balance_loss += element_of(losses.view(), i);
 }
 
 // Rows of this rank's experts from all ranks; `meanwhile` runs while they travel.
 void Moe::receive(ops::OpContext& ctx, TensorView x, Saved& saved, Arena& arena,
                   const std::function<void()>& meanwhile) const {
-  saved.route = exchange_->route(saved.chosen, ctx.stream);
+  saved.route = exchange_->route(saved.chosen, arena, ctx.stream);
   const int64_t rows = saved.route.num_received;
   saved.rows = arena.take(x.dtype, {rows, hidden_});
   saved.row_chosen = arena.take(DType::i32, {rows, per_token_});

@@ -1,10 +1,13 @@
 #include "model/parameters.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
 #include "core/base/rng.h"
 #include "core/device/cpu/parallel_for.h"
+#include "core/device/cuda_device.h"
+#include "core/tensor/host_copy.h"
 
 namespace lamina::model {
 namespace {
@@ -270,23 +273,16 @@ double initial_value(const ParameterSpec& spec, const CounterRng& rng, double in
 
 void initialise_range(const ParameterSpec& spec, uint64_t seed, double initializer_range, int64_t begin,
                       TensorView out) {
+  constexpr int64_t piece = int64_t{16} << 20;  // elements that a GPU's values take of the host's memory at a time
   const CounterRng rng(seed, spec.name);
-  cpu::parallel_for(out.num_elements(), 1 << 14, [&](int64_t from, int64_t to) {
-    for (int64_t e = from; e < to; ++e) {
-      const double x = initial_value(spec, rng, initializer_range, static_cast<uint64_t>(begin + e));
-      // Through float on the way to bf16, as an fp32 master would round.
-      switch (out.dtype) {
-        case DType::f64:
-          static_cast<double*>(out.data)[e] = x;
-          break;
-        case DType::bf16:
-          static_cast<bf16*>(out.data)[e] = bf16(static_cast<float>(x));
-          break;
-        default:
-          static_cast<float*>(out.data)[e] = static_cast<float>(x);
-      }
-    }
-  });
+  for (int64_t at = 0; at < out.num_elements(); at += piece) {
+    const HostRoom room(out.slice(0, at, std::min(at + piece, out.num_elements())));
+    cpu::parallel_for(room->num_elements(), 1 << 14, [&](int64_t from, int64_t to) {
+      for (int64_t e = from; e < to; ++e)
+        set_element(room.view(), e, initial_value(spec, rng, initializer_range, static_cast<uint64_t>(begin + at + e)));
+    });
+    room.upload();
+  }
 }
 
 void Parameters::initialise(uint64_t seed, double initializer_range) {
@@ -297,9 +293,13 @@ void Parameters::initialise(uint64_t seed, double initializer_range) {
   }
 }
 
-void Parameters::zero_gradients() {
+void Parameters::zero_gradients(Stream& stream) {
   for (ParameterGroup& each : groups_) {
     char* data = static_cast<char*>(each.gradients.data());
+    if (each.gradients.device().kind == DeviceKind::cuda) {
+      cuda::fill_zero(data, each.gradients.num_bytes(), stream);
+      continue;
+    }
     cpu::parallel_for(each.gradients.num_bytes(), 1 << 20, [&](int64_t begin, int64_t end) {
       std::memset(data + begin, 0, static_cast<size_t>(end - begin));
     });

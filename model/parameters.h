@@ -17,6 +17,7 @@
 
 #include "configs/schema/config.h"
 #include "core/device/buffer.h"
+#include "core/device/stream.h"
 #include "core/tensor/view.h"
 #include "parallel/zero/shard_map.h"
 
@@ -100,7 +101,7 @@ class Parameters {
 
   // Values as a function of (seed, name, element index) only.
   void initialise(uint64_t seed, double initializer_range);
-  void zero_gradients();
+  void zero_gradients(Stream& stream);
 
  private:
   TensorView view(int index, bool gradient) const;

@@ -10,6 +10,7 @@
 
 #include "core/base/hash.h"
 #include "core/io/file.h"
+#include "core/tensor/host_copy.h"
 
 namespace lamina {
 namespace {
@@ -49,7 +50,6 @@ void check_piece(const TensorPiece& piece) {
   if (piece.begin == piece.end) return;
   LAMINA_CHECK(piece.data.num_elements() == piece.end - piece.begin && piece.data.is_contiguous(),
                "{}: {} for [{}, {})", piece.name, piece.data.to_string(), piece.begin, piece.end);
-  LAMINA_CHECK(piece.data.device.kind == DeviceKind::cpu, "{} is not on the CPU", piece.name);
 }
 
 }  // namespace
@@ -154,7 +154,8 @@ void ShardWriter::write(const TensorPiece& whole) {
     StoredPiece piece{.tensor = whole.name, .dtype = whole.data.dtype, .shape = whole.shape, .begin = begin};
     piece.end = std::min(whole.end, begin + max_elements_);
     const int64_t count = piece.end - begin;
-    const char* data = static_cast<const char*>(whole.data.data) + (begin - whole.begin) * size_of(piece.dtype);
+    const TensorView flat = whole.data.reshaped({whole.end - whole.begin});
+    const void* data = staged_values(flat.slice(0, begin - whole.begin, piece.end - whole.begin), staging_).data;
     piece.hash = hash64(data, static_cast<size_t>(piece.num_bytes()));
     file_.write(piece.dataset(), file_type(whole), std::span(&count, 1), data);
     pieces_.push_back(std::move(piece));

@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <vector>
 
+#include "core/device/buffer.h"
 #include "core/io/hdf5.h"
 #include "trainer/checkpoint.h"
 #include "trainer/checkpoint_manifest.h"
@@ -48,6 +49,7 @@ class ShardWriter {
  private:
   std::filesystem::path path_;
   int64_t max_elements_;
+  Buffer staging_;  // of values that are on a GPU
   io::Hdf5File file_;
   std::string name_;
   std::vector<StoredPiece> pieces_;

@@ -1,9 +1,9 @@
 #include <algorithm>
-#include <cstring>
 #include <map>
 #include <utility>
 
 #include "core/base/hash.h"
+#include "core/tensor/host_copy.h"
 #include "trainer/checkpoint.h"
 #include "trainer/checkpoint_files.h"
 #include "trainer/checkpoint_manifest.h"
@@ -39,17 +39,18 @@ class Loader {
     LAMINA_CHECK(0 <= wanted.begin && wanted.begin < wanted.end && wanted.end <= wanted.shape.num_elements() &&
                      wanted.data.is_contiguous() && wanted.data.num_elements() == wanted.end - wanted.begin,
                  "{}: {} for [{}, {})", wanted.name, wanted.data.to_string(), wanted.begin, wanted.end);
-    LAMINA_CHECK(wanted.data.device.kind == DeviceKind::cpu, "{} is not on the CPU", wanted.name);
+    Stream stream(wanted.data.device);
     for (const TensorLayout::Part& part : found->second.parts) {
       const ShardFile& shard = manifest_.shards[part.shard];
       const StoredPiece& piece = shard.pieces[part.piece];
       if (piece.end <= wanted.begin || wanted.end <= piece.begin) continue;
       try {
-        copy_overlap(file(shard), piece, wanted);
+        copy_overlap(file(shard), piece, wanted, stream);
       } catch (const Error& error) {
         throw CheckpointDamaged(checkpoint_, {shard.name, fmt::format("{}: {}", piece.dataset(), error.what())});
       }
     }
+    stream.synchronize();
   }
 
  private:
@@ -60,7 +61,7 @@ class Loader {
   }
 
   // Reads the whole stored piece, because its checksum is over all of it.
-  void copy_overlap(const RawFile& source, const StoredPiece& piece, const TensorPiece& wanted) {
+  void copy_overlap(const RawFile& source, const StoredPiece& piece, const TensorPiece& wanted, Stream& stream) {
     constexpr int64_t block_elements = int64_t{1} << 20;
     const int64_t size = size_of(piece.dtype);
     StreamingHash hash;
@@ -71,8 +72,8 @@ class Loader {
       hash.update(buffer_.data(), buffer_.size());
       const int64_t begin = std::max(at, wanted.begin), end = std::min(at + count, wanted.end);
       if (begin >= end) continue;
-      std::memcpy(static_cast<char*>(wanted.data.data) + (begin - wanted.begin) * size,
-                  buffer_.data() + (begin - at) * size, static_cast<size_t>((end - begin) * size));
+      copy_bytes(static_cast<char*>(wanted.data.data) + (begin - wanted.begin) * size,
+                 buffer_.data() + (begin - at) * size, (end - begin) * size, stream);
     }
     if (hash.digest() != piece.hash)
       throw Error("checksum {} found, expected {}", hash_to_hex(hash.digest()), hash_to_hex(piece.hash));

@@ -2,12 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 #include "configs/schema/decode.h"
 #include "core/device/cpu/parallel_for.h"
 #include "core/ops/elementwise.h"
 #include "core/ops/matmul.h"
+#include "core/tensor/host_copy.h"
 #include "model/cost_model.h"
 #include "model/plan.h"
 
@@ -32,13 +32,24 @@ std::vector<int> group_uses(const model::ParameterGroup& group, const std::vecto
   return out;
 }
 
-template <class T>
-bool all_finite(const TensorView& x) {
-  const T* data = x.as<T>();
-  return std::all_of(data, data + x.num_elements(), [](T value) { return std::isfinite(value); });
+bool all_finite(const HostCopy& x) {
+  for (int64_t i = 0; i < x->num_elements(); ++i)
+    if (!std::isfinite(element_of(x.view(), i))) return false;
+  return true;
+}
+
+// An operation can't look at what is on a GPU, so what goes there is looked at before.
+void check_tokens(std::span<const int32_t> tokens, int64_t vocab_size) {
+  for (size_t i = 0; i < tokens.size(); ++i)
+    LAMINA_CHECK(tokens[i] >= 0 && tokens[i] < vocab_size, "token {} at position {}, vocabulary {}", tokens[i], i,
+                 vocab_size);
 }
 
 }  // namespace
+
+Device device_of(const RunConfig& run, int index) {
+  return run.device == "cuda" ? Device{DeviceKind::cuda, index} : Device{};
+}
 
 DType compute_dtype(Precision precision) {
   switch (precision) {
@@ -56,7 +67,7 @@ mesh::MeshShape mesh_of(const Config& config, int world_size) {
   return {config.parallel.pipeline, resolve_data_parallel(config, world_size), config.parallel.expert};
 }
 
-Engine::Engine(const Config& config, comm::Communicator& comm, MemoryLedger* ledger)
+Engine::Engine(const Config& config, comm::Communicator& comm, MemoryLedger* ledger, int device_index)
     : config_(config),
       world_(comm),
       mesh_(mesh_of(config, comm.size())),
@@ -65,6 +76,7 @@ Engine::Engine(const Config& config, comm::Communicator& comm, MemoryLedger* led
       pipeline_(comm.split(place_.dp_rank, place_.pp_rank)),
       expert_(split_experts(*data_, mesh_, false)),
       expert_data_(split_experts(*data_, mesh_, true)),
+      device_(device_of(config.run, device_index)),
       dtype_(compute_dtype(config.train.precision)),
       stream_(device_),
       scratch_(device_, ledger, "scratch"),
@@ -134,7 +146,7 @@ int64_t Engine::take_data_bytes() {
 // Of every token, where in its sequence its document starts: after the token that ended the one before.
 void Engine::find_documents(std::span<const int32_t> tokens) {
   LAMINA_CHECK(end_of_document_ >= 0, "data.document_mask without the token that ends a document");
-  auto* starts = static_cast<int32_t*>(document_starts_.data());
+  std::vector<int32_t> starts(tokens.size());
   const auto seq_len = static_cast<size_t>(config_.data.seq_len);
   int32_t start = 0;
   for (size_t i = 0; i < tokens.size(); ++i) {
@@ -143,6 +155,13 @@ void Engine::find_documents(std::span<const int32_t> tokens) {
     starts[i] = start;
     if (tokens[i] == end_of_document_) start = static_cast<int32_t>(at + 1);
   }
+  copy_bytes(document_starts_.data(), starts.data(), static_cast<int64_t>(tokens.size_bytes()), stream_);
+}
+
+// Of `into`, the first values.
+void Engine::bring(std::span<const int32_t> tokens, const Buffer& into) {
+  check_tokens(tokens, config_.model.vocab_size);
+  copy_bytes(into.data(), tokens.data(), static_cast<int64_t>(tokens.size_bytes()), stream_);
 }
 
 model::Stage::Pass Engine::make_pass(std::span<const int32_t> tokens, std::span<const int32_t> targets,
@@ -152,8 +171,8 @@ model::Stage::Pass Engine::make_pass(std::span<const int32_t> tokens, std::span<
   LAMINA_CHECK(count > 0 && count % per_microbatch == 0 && tokens.size() == targets.size(),
                "{} tokens, {} targets in micro-batches of {}", count, targets.size(), per_microbatch);
   reserve_tokens(count);
-  std::memcpy(tokens_.data(), tokens.data(), tokens.size_bytes());
-  std::memcpy(targets_.data(), targets.data(), targets.size_bytes());
+  bring(tokens, tokens_);
+  bring(targets, targets_);
   model::Stage::Pass pass;
   pass.shape.num_sequences = num_sequences_per_microbatch;
   pass.shape.seq_len = config_.data.seq_len;
@@ -176,13 +195,12 @@ void Engine::run_pass(const model::Stage::Pass& pass, const std::vector<pipeline
   scratch_.reset();
 }
 
-double Engine::sum_token_loss(const TensorView& token_loss, std::span<double> out) const {
+double Engine::sum_token_loss(const TensorView& token_loss, std::span<double> out) {
   if (!stage_.has_last_chunk()) return 0;
+  const HostCopy losses(token_loss, stream_);
   double sum = 0;
   for (int64_t i = 0; i < token_loss.num_elements(); ++i) {
-    const double loss = token_loss.dtype == DType::f64
-                            ? static_cast<const double*>(token_loss.data)[i]
-                            : static_cast<double>(static_cast<const float*>(token_loss.data)[i]);
+    const double loss = element_of(losses.view(), i);
     sum += loss;
     if (!out.empty()) out[static_cast<size_t>(i)] = loss;
   }
@@ -198,7 +216,7 @@ void Engine::report_ready(int parameter) {
 double Engine::accumulate_gradients(std::span<const int32_t> tokens, std::span<const int32_t> targets,
                                     double grad_scale, std::vector<model::LayerSums>* sums,
                                     std::span<double> token_losses) {
-  parameters_.zero_gradients();
+  parameters_.zero_gradients(stream_);
   for (zero::GradientReducer& reducer : reducers_) reducer.begin_step();
   model::Stage::Pass pass = make_pass(tokens, targets, config_.train.micro_batch_size);
   LAMINA_CHECK(pass.num_microbatches * config_.train.micro_batch_size * mesh_.data == config_.train.global_batch_size,
@@ -266,9 +284,8 @@ double Engine::owned_gradient_square() {
 std::string Engine::first_non_finite_gradient() {
   const OwnedSlice* first = nullptr;
   for (const OwnedSlice& slice : optimizer_.owned()) {
-    const bool finite =
-        slice.gradient.dtype == DType::f64 ? all_finite<double>(slice.gradient) : all_finite<float>(slice.gradient);
-    if (!finite && (first == nullptr || slice.parameter < first->parameter)) first = &slice;
+    if (!all_finite(HostCopy(slice.gradient, stream_)) && (first == nullptr || slice.parameter < first->parameter))
+      first = &slice;
   }
   return first == nullptr ? "" : parameters_.specs()[static_cast<size_t>(first->parameter)].name;
 }
@@ -306,7 +323,7 @@ std::vector<float> Engine::next_token_logits(std::span<const int32_t> tokens) {
   const auto length = static_cast<int64_t>(tokens.size());
   LAMINA_CHECK(length > 0 && length <= config_.data.seq_len, "{} tokens", length);
   reserve_tokens(length);
-  std::memcpy(tokens_.data(), tokens.data(), tokens.size_bytes());
+  bring(tokens, tokens_);
   model::Batch batch;
   batch.num_sequences = 1;
   batch.seq_len = length;
@@ -319,10 +336,9 @@ std::vector<float> Engine::next_token_logits(std::span<const int32_t> tokens) {
   const TensorView last = hidden.slice(0, length - 1, length);
   const TensorView logits = scratch_.take(accumulation_dtype(dtype_), {1, config_.model.vocab_size});
   ops::linear(ctx_, last, stage_.head_weight(), logits);
-  std::vector<float> out(static_cast<size_t>(config_.model.vocab_size));
-  for (size_t i = 0; i < out.size(); ++i)
-    out[i] = logits.dtype == DType::f64 ? static_cast<float>(static_cast<double*>(logits.data)[i])
-                                        : static_cast<float*>(logits.data)[i];
+  const HostCopy found(logits, stream_);
+  std::vector<float> out;
+  for (int64_t i = 0; i < config_.model.vocab_size; ++i) out.push_back(static_cast<float>(element_of(found.view(), i)));
   return out;
 }
 

@@ -25,6 +25,7 @@
 namespace lamina {
 
 DType compute_dtype(Precision precision);
+Device device_of(const RunConfig& run, int index);              // the GPU `index`, or the CPU
 mesh::MeshShape mesh_of(const Config& config, int world_size);  // Error when the layout does not fit
 
 // What the last accumulate_gradients() saw in this pipeline rank's sublayers, over all data-parallel ranks and micro-batches.
@@ -37,8 +38,9 @@ struct StepObservations {
 
 class Engine {
  public:
-  // model.vocab_size must be resolved. `comm` is the world: pipeline x data ranks. `ledger` may be null. Collective.
-  Engine(const Config& config, comm::Communicator& comm, MemoryLedger* ledger);
+  // model.vocab_size must be resolved. `comm` is the world: pipeline x data ranks; with run.device: cuda it must carry views
+  // of the GPU `device_index`, on which this rank then lives. `ledger` may be null. Collective.
+  Engine(const Config& config, comm::Communicator& comm, MemoryLedger* ledger, int device_index = 0);
 
   // With data.document_mask: the token that ends a document. Must be called before the first pass then.
   void set_end_of_document(int32_t token) { end_of_document_ = token; }
@@ -94,7 +96,8 @@ class Engine {
  private:
   model::Stage::Pass make_pass(std::span<const int32_t> tokens, std::span<const int32_t> targets,
                                int64_t num_sequences_per_microbatch);
-  double sum_token_loss(const TensorView& token_loss, std::span<double> out) const;
+  double sum_token_loss(const TensorView& token_loss, std::span<double> out);
+  void bring(std::span<const int32_t> tokens, const Buffer& into);
   void reserve_tokens(int64_t count);
   double forward_only(std::span<const int32_t> tokens, std::span<const int32_t> targets, int64_t num_sequences);
   void run_pass(const model::Stage::Pass& pass, const std::vector<pipeline::Step>& steps);

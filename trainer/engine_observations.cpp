@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "core/ops/elementwise.h"
+#include "core/tensor/host_copy.h"
 #include "trainer/engine.h"
 
 namespace lamina {
@@ -65,13 +66,10 @@ void Engine::update_selection_biases(double rate) {
         parameters_.value(fmt::format("model.layers.{}.block_sparse_moe.gate.e_score_correction_bias", sublayer / 2));
     const ArenaScope scope(scratch_);
     const TensorView change = scratch_.take(bias.dtype, bias.shape);
-    for (size_t e = 0; e < counts.size(); ++e) {
-      const double value = rate * (sign(mean - counts[e]) - mean_sign);
-      if (change.dtype == DType::f64)
-        change.as<double>()[e] = value;
-      else
-        change.as<float>()[e] = static_cast<float>(value);
-    }
+    const HostRoom room(change);
+    for (size_t e = 0; e < counts.size(); ++e)
+      set_element(room.view(), static_cast<int64_t>(e), rate * (sign(mean - counts[e]) - mean_sign));
+    room.upload(stream_);
     ops::add(ctx_, {bias, change, bias});
   }
 }

@@ -2,10 +2,12 @@
 #pragma once
 
 #include "configs/schema/config.h"
+#include "core/device/stream.h"
 
 namespace lamina {
 
-// 10^9 operations per second of a large matrix product in this precision, the quickest of those that fit into about 0.3 s.
-double measure_peak_gflops(Precision precision);
+// 10^9 operations per second of a large matrix product in this precision on the stream's device, the quickest of those that fit
+// into about 0.3 s.
+double measure_peak_gflops(Precision precision, Stream& stream);
 
 }  // namespace lamina

@@ -32,14 +32,14 @@ void load_parameters(const std::filesystem::path& path, Engine& engine, comm::Co
 }
 
 Restored restore_parameters(const std::filesystem::path& path, comm::Communicator& comm,
-                            const std::function<void(Config&)>& adjust) {
+                            const std::function<void(Config&)>& adjust, int device_index) {
   const std::filesystem::path checkpoint = resolve_checkpoint(path, comm);
   Restored restored;
   run_and_agree(comm, [&] {
     restored.info = read_checkpoint_info(checkpoint);
     restored.config = parse_config(restored.info.config_yaml, checkpoint.string());
     if (adjust) adjust(restored.config);
-    restored.engine = std::make_unique<Engine>(restored.config, comm, nullptr);
+    restored.engine = std::make_unique<Engine>(restored.config, comm, nullptr, device_index);
     load_masters(checkpoint, *restored.engine);
   });
   restored.engine->publish();

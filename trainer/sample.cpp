@@ -47,6 +47,7 @@ int64_t sample(const std::filesystem::path& checkpoint, const SampleOptions& opt
   Restored restored = restore_parameters(checkpoint, *comm, [](Config& config) {
     config.train.micro_batch_size = config.train.global_batch_size = 1;
     config.parallel = {};
+    config.run.device = "cpu";
   });
   const Config& config = restored.config;
   const std::string folder = options.data_path.empty() ? config.data.train.front().path : options.data_path;

@@ -14,6 +14,7 @@
 #include "core/base/error.h"
 #include "core/device/stream.h"
 #include "core/io/file.h"
+#include "core/tensor/host_copy.h"
 #include "trainer/checkpoint_comm.h"
 
 namespace lamina {
@@ -109,11 +110,12 @@ std::map<std::string, std::vector<Entry>> plan_of(const std::vector<std::string>
 void assemble(std::span<const Entry> entries, std::span<const TensorPiece> mine, comm::Communicator& comm,
               char* whole) {
   Stream stream;
+  Buffer staging;
   for (const Entry& entry : entries) {
     const int64_t size = size_of(entry.dtype);
     const TensorView target(whole + entry.begin * size, entry.dtype, {entry.end - entry.begin});
     if (entry.rank == 0) {
-      const char* data = static_cast<const char*>(mine[entry.index].data.data);
+      const char* data = static_cast<const char*>(staged_values(mine[entry.index].data, staging).data);
       std::copy_n(data, target.num_bytes(), static_cast<char*>(target.data));
     } else {
       comm.recv(target, entry.rank, piece_tag, stream).wait();
@@ -182,8 +184,11 @@ void StepDump::add(std::span<const TensorPiece> mine) {
   });
   if (comm_->rank() != 0) {
     Stream stream;
-    for (size_t i : sending_order(mine))
-      comm_->send(mine[i].data.reshaped({mine[i].data.num_elements()}), 0, piece_tag, stream).wait();
+    Buffer staging;
+    for (size_t i : sending_order(mine)) {
+      const TensorView values = staged_values(mine[i].data, staging);
+      comm_->send(values.reshaped({values.num_elements()}), 0, piece_tag, stream).wait();
+    }
   }
   // After a failed write rank 0 goes on receiving: the others are sending, and learn of it at the end.
   std::exception_ptr failure;

@@ -49,12 +49,13 @@ std::string count_text(double count) {
 
 class Trainer {
  public:
-  Trainer(const Config& config, comm::Communicator& comm, const Sampler& sampler, const RunFolder& folder)
+  Trainer(const Config& config, comm::Communicator& comm, int device_index, const Sampler& sampler,
+          const RunFolder& folder)
       : config_(config),
         comm_(comm),
         sampler_(sampler),
         folder_(folder),
-        engine_(config, comm, &ledger_),
+        engine_(config, comm, &ledger_, device_index),
         place_(engine_.place()),
         local_sequences_(config.train.global_batch_size / engine_.mesh().data),
         tokens_(static_cast<size_t>(local_sequences_ * config.data.seq_len)),
@@ -228,13 +229,14 @@ void Trainer::dump_values(StepDump& dump, const std::string& group, bool gradien
     if (!engine_.parameters().is_primary(slice.parameter)) continue;
     TensorView data = gradients ? slice.gradient : slice.value;
     if (data.dtype == DType::bf16) {
-      widened.emplace_back(data.num_elements() * size_of(DType::f32), Device{}, &ledger_, "dump");
-      const TensorView wide(widened.back().data(), DType::f32, {data.num_elements()});
+      widened.emplace_back(data.num_elements() * size_of(DType::f32), data.device, &ledger_, "dump");
+      const TensorView wide(widened.back().data(), DType::f32, {data.num_elements()}, data.device);
       ops::cast(engine_.context(), {data, wide});
       data = wide;
     }
     pieces.push_back({group + "/" + spec.name, spec.shape, slice.begin, slice.end, data});
   }
+  engine_.context().stream.synchronize();
   dump.add(pieces);
 }
 
@@ -369,6 +371,7 @@ void Trainer::save_checkpoint_if_due() {
   info.data_parallel = engine_.mesh().data;
   info.program_version = program_version;
   const auto started = Clock::now();
+  engine_.context().stream.synchronize();
   save_checkpoint(folder_.checkpoints(), info, engine_.optimizer().primary_state(), comm_, config_.checkpoint.keep);
   log::info("saved {} in {:.2f} s", (folder_.checkpoints() / checkpoint_folder_name(step_)).string(),
             seconds_since(started));
@@ -377,8 +380,9 @@ void Trainer::save_checkpoint_if_due() {
 // The ranks measure at the same time, as they compute.
 void Trainer::measure_peak() {
   comm_.barrier();
-  double peak[1] = {config_.logging.peak_gflops > 0 ? config_.logging.peak_gflops
-                                                    : measure_peak_gflops(config_.train.precision)};
+  double peak[1] = {config_.logging.peak_gflops > 0
+                        ? config_.logging.peak_gflops
+                        : measure_peak_gflops(config_.train.precision, engine_.context().stream)};
   peak_gflops_ = sum_over_ranks(peak) / comm_.size();
 }
 
@@ -405,7 +409,7 @@ void Trainer::run() {
 
 }  // namespace
 
-void train(Config config, comm::Communicator& comm) {
+void train(Config config, comm::Communicator& comm, int device_index) {
   std::optional<Sampler> sampler;
   run_and_agree(comm, [&] {
     if (config.model.vocab_size == 0) config.model.vocab_size = data_vocab_size(config.data);
@@ -413,7 +417,7 @@ void train(Config config, comm::Communicator& comm) {
   });
   const RunFolder folder = prepare_run_folder(config, comm);
   run_and_agree(comm, [&] { log::add_file(folder.log()); });
-  Trainer(config, comm, *sampler, folder).run();
+  Trainer(config, comm, device_index, *sampler, folder).run();
 }
 
 }  // namespace lamina

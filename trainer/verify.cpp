@@ -10,9 +10,11 @@
 #include "configs/schema/decode.h"
 #include "core/base/rng.h"
 #include "core/device/cpu/parallel_for.h"
+#include "core/tensor/host_copy.h"
 #include "data/sampler.h"
 #include "model/cost_model.h"
 #include "model/plan.h"
+#include "parallel/comm/staged.h"
 #include "parallel/comm/thread.h"
 #include "parallel/pipeline/block_routes.h"
 #include "parallel/pipeline/simulate.h"
@@ -37,10 +39,6 @@ struct Piece {
 };
 using Pieces = std::map<std::string, std::vector<Piece>>;
 
-double element_of(const TensorView& x, int64_t i) {
-  return x.dtype == DType::f64 ? x.as<double>()[i] : static_cast<double>(x.as<float>()[i]);
-}
-
 template <class Body>
 void for_each_owned_gradient(Engine& engine, Body&& body) {
   for (const OwnedSlice& slice : engine.optimizer().owned())
@@ -52,10 +50,11 @@ Pieces compare_owned(Engine& engine, const Gradients& expected) {
   Pieces pieces;
   for_each_owned_gradient(engine, [&](const model::ParameterSpec& spec, const OwnedSlice& slice) {
     const std::vector<double>& values = expected.at(spec.name);
+    const HostCopy gradient(slice.gradient);
     Piece piece{slice.begin, slice.end, 0, 0};
     for (int64_t i = slice.begin; i < slice.end; ++i) {
       const double theirs = values[static_cast<size_t>(i)];
-      const double difference = element_of(slice.gradient, i - slice.begin) - theirs;
+      const double difference = element_of(gradient.view(), i - slice.begin) - theirs;
       piece.difference_square += difference * difference;
       piece.norm_square += theirs * theirs;
     }
@@ -208,8 +207,12 @@ Verifier::Sent Verifier::run_step(const Config& config, int num_ranks, const std
       config.run.num_threads > 0 ? config.run.num_threads : std::max(1, options_.num_threads / num_ranks);
   const double scale = 1.0 / static_cast<double>(batch_.tokens.size());
   std::vector<Sent> ranks(static_cast<size_t>(num_ranks));
-  comm::run_threads(num_ranks, [&](comm::Communicator& comm) {
+  comm::run_threads(num_ranks, [&](comm::Communicator& host) {
     cpu::set_num_threads(threads);
+    // On a GPU, all ranks on the first one.
+    const bool on_gpu = config.run.device == "cuda";
+    const auto staged = on_gpu ? comm::make_staged_communicator(host, nullptr) : nullptr;
+    comm::Communicator& comm = on_gpu ? *staged : host;
     const std::unique_ptr<Engine> engine = make_engine(config, comm);
     if (before) before(*engine);
     const size_t share = batch_.tokens.size() / static_cast<size_t>(engine->mesh().data);
@@ -245,8 +248,9 @@ void Verifier::run_one_rank() {
                    for_each_owned_gradient(engine, [&](const model::ParameterSpec& spec, const OwnedSlice& slice) {
                      std::vector<double>& values = expected_[spec.name];
                      values.resize(static_cast<size_t>(spec.shape.num_elements()));
+                     const HostCopy gradient(slice.gradient);
                      for (int64_t i = slice.begin; i < slice.end; ++i) {
-                       const double value = element_of(slice.gradient, i - slice.begin);
+                       const double value = element_of(gradient.view(), i - slice.begin);
                        values[static_cast<size_t>(i)] = value;
                        square += value * value;
                      }
@@ -359,13 +363,10 @@ void move_depth_queries(Engine& engine) {
     const TensorView value = parameters.value(static_cast<int>(p));
     // Keys have a root mean square of one.
     const double scale = 1.0 / std::sqrt(static_cast<double>(value.num_elements()));
-    for (int64_t i = 0; i < value.num_elements(); ++i) {
-      const double x = scale * rng.normal(static_cast<uint64_t>(i));
-      if (value.dtype == DType::f64)
-        value.as<double>()[i] = x;
-      else
-        value.as<float>()[i] = static_cast<float>(x);
-    }
+    const HostRoom room(value);
+    for (int64_t i = 0; i < value.num_elements(); ++i)
+      set_element(room.view(), i, scale * rng.normal(static_cast<uint64_t>(i)));
+    room.upload();
   }
 }
 

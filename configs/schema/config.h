@@ -16,7 +16,7 @@ struct RunConfig {
   std::string name = "run";
   uint64_t seed = 1;
   std::string output_dir;      // the run folder; default runs/<name>
-  std::string device = "cpu";  // cpu
+  std::string device = "cpu";  // cpu, or cuda: NVIDIA GPUs, one per rank
   int num_threads = 0;         // per rank; 0: the cores of this machine divided by the ranks on it
 };
 
@@ -83,6 +83,9 @@ struct DataConfig {
 
 enum class ScheduleName { gpipe, one_f_one_b, interleaved_1f1b, zero_bubble };  // "1f1b" in the file
 enum class BlockTransport { cached, full };
+// How the GPUs' memory travels between ranks: nccl, or host: through the hosts' memory and the CPU runs' transport. automatic: NCCL
+// where the build has it and no two ranks share a GPU.
+enum class GpuTransport { automatic, nccl, host };
 
 struct ParallelConfig {
   int pipeline = 1;        // pipeline ranks
@@ -91,6 +94,7 @@ struct ParallelConfig {
   int expert = 1;          // expert-parallel ranks, a divisor of data: each has its share of the experts
   ScheduleName schedule = ScheduleName::interleaved_1f1b;
   BlockTransport block_transport = BlockTransport::cached;  // of block summaries between pipeline ranks
+  GpuTransport gpu_transport = GpuTransport::automatic;
   std::vector<int64_t>
       split;  // decoder layers per chunk, pipeline x virtual_stages entries; empty ("auto"): balanced by cost
 };

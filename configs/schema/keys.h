@@ -86,6 +86,11 @@ struct enum_names<BlockTransport> {
       {{"cached", BlockTransport::cached}, {"full", BlockTransport::full}}};
 };
 template <>
+struct enum_names<GpuTransport> {
+  static constexpr std::array<std::pair<const char*, GpuTransport>, 3> value = {
+      {{"auto", GpuTransport::automatic}, {"nccl", GpuTransport::nccl}, {"host", GpuTransport::host}}};
+};
+template <>
 struct enum_names<Mixer> {
   static constexpr std::array<std::pair<const char*, Mixer>, 2> value = {{{"mla", Mixer::mla}, {"kda", Mixer::kda}}};
 };
@@ -115,7 +120,10 @@ void describe(V& v, RunConfig& c) {
   v.key("name", c.name, Rule(), "Name of the run.");
   v.key("seed", c.seed, Rule().at_least(0), "Initial parameters and the order of the data are functions of it.");
   v.key("output_dir", c.output_dir, Rule().derived("runs/<name>"), "The run folder.");
-  v.key("device", c.device, Rule(), "Where the run computes: `cpu`.");
+  v.key("device", c.device, Rule(),
+        "Where the run computes: `cpu`, or `cuda`: NVIDIA GPUs, one per rank (`lamina doctor` tells whether one is "
+        "usable). fp64 "
+        "runs on the CPU only.");
   v.key("num_threads", c.num_threads, Rule().at_least(0),
         "Threads per rank; 0: the cores that this process may use, shared with the other ranks on them.");
 }
@@ -205,6 +213,10 @@ void describe(V& v, ParallelConfig& c) {
   v.key("block_transport", c.block_transport, Rule(),
         "Block summaries between pipeline ranks. `cached`: each travels to a rank once; `full`: all of them on every "
         "hop. Not with `residual: standard`.");
+  v.key("gpu_transport", c.gpu_transport, Rule(),
+        "Between the GPUs' memories. `nccl`: needs a GPU of its own for each rank; `host`: through the hosts' memory, "
+        "over "
+        "MPI; `auto`: `nccl` where the build has it and no two ranks share a GPU. Only with `run.device: cuda`.");
   v.key("split", c.split, Rule().at_least(0).or_word("auto"),
         "Decoder layers of each chunk, `pipeline` x `virtual_stages` entries in chunk order; `auto`: balanced by cost. "
         "Only the first and the last chunk may have 0.");

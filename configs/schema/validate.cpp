@@ -22,9 +22,9 @@ void check_run(const RunConfig& run, const Given& given) {
   if (run.name.empty() || run.name.find('/') != std::string::npos || run.name == "." || run.name == "..")
     throw Error("{}: found '{}', expected a name that can be a folder's (not empty, no '/')", given.place("run.name"),
                 run.name);
-  if (run.device == "cuda")
-    throw Error("{}: found 'cuda', but this build has no CUDA; expected cpu", given.place("run.device"));
-  if (run.device != "cpu") throw Error("{}: found '{}', expected cpu", given.place("run.device"), run.device);
+  // Whether there is a GPU is a question to the machine that runs, not to the one that reads the configuration.
+  if (run.device != "cpu" && run.device != "cuda")
+    throw Error("{}: found '{}', expected cpu or cuda", given.place("run.device"), run.device);
 }
 
 void check_sources(const DataConfig& data, const Given& given) {
@@ -112,6 +112,12 @@ void check_split(const Config& config, int64_t num_chunks, const Given& given) {
                 given.place("parallel.split"), sum, num_layers);
 }
 
+void check_precision(const Config& config, const Given& given) {
+  if (config.run.device == "cuda" && config.train.precision == Precision::fp64)
+    throw Error("{}: found fp64 with run.device: cuda, expected bf16 or fp32; fp64 runs on the CPU (run.device: cpu)",
+                given.place("train.precision"));
+}
+
 void check_parallel(const Config& config, const Given& given) {
   const ParallelConfig& parallel = config.parallel;
   if (parallel.schedule == ScheduleName::one_f_one_b && parallel.virtual_stages > 1)
@@ -157,6 +163,7 @@ std::vector<Unused> unused_keys(const Config& config) {
       unused.push_back({key, "has no effect with model.num_experts: 0"});
   if (config.model.residual == Residual::standard)
     unused.push_back({"parallel.block_transport", "has no effect with model.residual: standard"});
+  if (config.run.device == "cpu") unused.push_back({"parallel.gpu_transport", "has no effect with run.device: cpu"});
   const LrScheduleName schedule = config.train.lr_schedule.name;
   const char* schedule_name = schedule == LrScheduleName::constant ? "constant" : "cosine";
   if (schedule != LrScheduleName::wsd)
@@ -183,6 +190,7 @@ void validate(const Config& config, const Given& given) {
     if (given.origin_of.contains(unused.key))
       throw Error("{} {}; remove it ({}=null on the command line)", given.place(unused.key), unused.reason, unused.key);
   check_run(config.run, given);
+  check_precision(config, given);
   check_model(config, given);
   check_sources(config.data, given);
   check_steps(config, given);

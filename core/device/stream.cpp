@@ -35,4 +35,8 @@ bool Event::reached() const {
   return !state_ || state_->reached();
 }
 
+double Event::seconds_since(const Event& earlier) const {
+  return state_ && earlier.state_ ? state_->seconds_since(*earlier.state_) : 0.0;
+}
+
 }  // namespace lamina

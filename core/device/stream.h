@@ -48,12 +48,15 @@ class Event {
   void hold(
       Stream& stream) const;  // what is issued to `stream` from now on runs after this point; the host does not wait
   bool reached() const;
+  // Between two recorded points that were reached, as the GPU's clock says; 0 on the CPU.
+  double seconds_since(const Event& earlier) const;
 
   struct State {
     virtual ~State() = default;
     virtual void record(Stream& stream) = 0;
     virtual void hold(Stream& stream) const = 0;
     virtual bool reached() const = 0;
+    virtual double seconds_since(const State& earlier) const = 0;
   };
 
  private:

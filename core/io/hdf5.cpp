@@ -28,6 +28,15 @@ herr_t keep_first(unsigned, const H5E_error2_t* error, void* out) {
 
 }  // namespace
 
+Hdf5Library hdf5_library() {
+  const Hdf5Lock lock;
+  unsigned major = 0, minor = 0, release = 0;
+  hbool_t is_threadsafe = false;
+  if (H5get_libversion(&major, &minor, &release) < 0) return {"unknown", false};
+  H5is_library_threadsafe(&is_threadsafe);
+  return {fmt::format("{}.{}.{}", major, minor, release), is_threadsafe};
+}
+
 Hdf5Lock::Hdf5Lock() : guard_(library_mutex()) {
   thread_local const bool silenced = H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr) >= 0;
   static_cast<void>(silenced);

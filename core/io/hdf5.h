@@ -14,6 +14,13 @@ namespace lamina::io {
 enum class ElementType : uint8_t { u8, u16, u32, u64, i32, i64, f32, f64 };
 int64_t size_of(ElementType type);
 
+// The library that runs.
+struct Hdf5Library {
+  std::string version;  // "1.10.7"
+  bool is_threadsafe = false;
+};
+Hdf5Library hdf5_library();
+
 struct DatasetInfo {
   ElementType type;
   std::vector<int64_t> shape;

@@ -1,13 +1,16 @@
 #include "core/ops/adamw.h"
 
 #include "core/ops/cpu/adamw.h"
+#include "core/ops/cuda/adamw.h"
+#include "core/ops/cuda/register.h"
 #include "core/ops/ref/adamw.h"
 #include "core/ops/validate.h"
 
 namespace lamina::ops {
 
 void adamw(OpContext& ctx, const AdamW& args) {
-  static constexpr Implementation<AdamW> list[] = {{"cpu", cpu::adamw_refuses, cpu::adamw},
+  static constexpr Implementation<AdamW> list[] = {LAMINA_CUDA_IMPLEMENTATION(adamw)  //
+                                                   {"cpu", cpu::adamw_refuses, cpu::adamw},
                                                    {"ref", nullptr, ref::adamw}};
   const DType acc = args.master.dtype;
   LAMINA_CHECK(acc == DType::f32 || acc == DType::f64, "master is {}, expected fp32 or fp64", args.master.to_string());

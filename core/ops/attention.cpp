@@ -1,6 +1,8 @@
 #include "core/ops/attention.h"
 
 #include "core/ops/cpu/attention.h"
+#include "core/ops/cuda/attention.h"
+#include "core/ops/cuda/register.h"
 #include "core/ops/document_starts.h"
 #include "core/ops/ref/attention.h"
 
@@ -58,18 +60,18 @@ void check_shared_keys(const TensorView& nope, const TensorView& shared, const T
 }
 
 constexpr Implementation<AttentionForward> forward_implementations[] = {
-    {"cpu", cpu::refuses, cpu::attention_forward},
+    LAMINA_CUDA_IMPLEMENTATION(attention_forward){"cpu", cpu::refuses, cpu::attention_forward},
     {"ref", nullptr, ref::attention_forward},
 };
 constexpr Implementation<AttentionBackward> backward_implementations[] = {
-    {"cpu", cpu::refuses, cpu::attention_backward},
+    LAMINA_CUDA_IMPLEMENTATION(attention_backward){"cpu", cpu::refuses, cpu::attention_backward},
     {"ref", nullptr, ref::attention_backward},
 };
 constexpr Implementation<PackSharedKeys> pack_implementations[] = {
-    {"ref", nullptr, ref::pack_shared_keys},
+    LAMINA_CUDA_IMPLEMENTATION(pack_shared_keys){"ref", nullptr, ref::pack_shared_keys},
 };
 constexpr Implementation<UnpackSharedKeys> unpack_implementations[] = {
-    {"ref", nullptr, ref::unpack_shared_keys},
+    LAMINA_CUDA_IMPLEMENTATION(unpack_shared_keys){"ref", nullptr, ref::unpack_shared_keys},
 };
 
 }  // namespace

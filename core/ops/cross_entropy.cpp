@@ -3,6 +3,8 @@
 #include <algorithm>
 
 #include "core/ops/cpu/softmax_cross_entropy.h"
+#include "core/ops/cuda/register.h"
+#include "core/ops/cuda/softmax_cross_entropy.h"
 #include "core/ops/matmul.h"
 #include "core/ops/ref/softmax_cross_entropy.h"
 #include "core/ops/softmax_cross_entropy.h"
@@ -37,10 +39,11 @@ void validate(const LinearCrossEntropy& args) {
   }
 }
 
-// A piece's logits should stay in the last cache, yet every piece reads the whole weight and its gradient once more: for a
-// large vocabulary a piece of few tokens would spend its time on that.
-int64_t piece_size(int64_t num_tokens, int64_t vocab, DType acc) {
-  constexpr int64_t logits_bytes = int64_t{16} << 20;
+// Every piece reads the whole weight and its gradient once more: with a large vocabulary a piece of few tokens would spend its
+// time on that. On a CPU its logits should also stay in the last cache; a GPU's is too small for them, and its products want
+// many tokens.
+int64_t piece_size(int64_t num_tokens, int64_t vocab, DType acc, DeviceKind device) {
+  const int64_t logits_bytes = int64_t{device == DeviceKind::cuda ? 256 : 16} << 20;
   constexpr int64_t fewest_tokens = 256;
   const int64_t fits = std::max(fewest_tokens, logits_bytes / (vocab * size_of(acc)));
   const int64_t num_pieces = (num_tokens + fits - 1) / fits;
@@ -48,6 +51,7 @@ int64_t piece_size(int64_t num_tokens, int64_t vocab, DType acc) {
 }
 
 constexpr Implementation<SoftmaxCrossEntropy> implementations[] = {
+    LAMINA_CUDA_IMPLEMENTATION(softmax_cross_entropy)  //
     {"cpu", cpu::refuses, cpu::softmax_cross_entropy},
     {"ref", nullptr, ref::softmax_cross_entropy},
 };
@@ -59,7 +63,7 @@ void linear_cross_entropy(OpContext& ctx, const LinearCrossEntropy& args) {
   const ArenaScope scope(ctx.scratch);
   const DType acc = accumulation_dtype(args.x.dtype);
   const int64_t num_tokens = args.x.size(0), vocab = args.weight.size(0);
-  const int64_t piece = piece_size(num_tokens, vocab, acc);
+  const int64_t piece = piece_size(num_tokens, vocab, acc, ctx.stream.device().kind);
   const TensorView all_logits = ctx.scratch.take(acc, {piece, vocab});
   TensorView all_dlogits;
   if (args.dx) all_dlogits = args.x.dtype == acc ? all_logits : ctx.scratch.take(args.x.dtype, {piece, vocab});

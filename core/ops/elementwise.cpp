@@ -1,6 +1,8 @@
 #include "core/ops/elementwise.h"
 
 #include "core/ops/cpu/elementwise.h"
+#include "core/ops/cuda/elementwise.h"
+#include "core/ops/cuda/register.h"
 #include "core/ops/ref/elementwise.h"
 #include "core/ops/validate.h"
 
@@ -17,7 +19,9 @@ void expect_flat(const TensorView& v, std::string_view what, int64_t count) {
 }  // namespace
 
 void add(OpContext& ctx, const Add& args) {
-  static constexpr Implementation<Add> list[] = {{"cpu", cpu::add_refuses, cpu::add}, {"ref", nullptr, ref::add}};
+  static constexpr Implementation<Add> list[] = {LAMINA_CUDA_IMPLEMENTATION(add)  //
+                                                 {"cpu", cpu::add_refuses, cpu::add},
+                                                 {"ref", nullptr, ref::add}};
   const int64_t count = args.y.num_elements();
   expect_flat(args.a, "a", count);
   expect_flat(args.b, "b", count);
@@ -26,7 +30,9 @@ void add(OpContext& ctx, const Add& args) {
 }
 
 void cast(OpContext& ctx, const Cast& args) {
-  static constexpr Implementation<Cast> list[] = {{"cpu", cpu::cast_refuses, cpu::cast}, {"ref", nullptr, ref::cast}};
+  static constexpr Implementation<Cast> list[] = {LAMINA_CUDA_IMPLEMENTATION(cast)  //
+                                                  {"cpu", cpu::cast_refuses, cpu::cast},
+                                                  {"ref", nullptr, ref::cast}};
   const int64_t count = args.y.num_elements();
   expect_flat(args.x, "x", count);
   expect_flat(args.y, "y", count);
@@ -34,7 +40,8 @@ void cast(OpContext& ctx, const Cast& args) {
 }
 
 void sum_squares(OpContext& ctx, const SumSquares& args) {
-  static constexpr Implementation<SumSquares> list[] = {{"cpu", cpu::sum_squares_refuses, cpu::sum_squares},
+  static constexpr Implementation<SumSquares> list[] = {LAMINA_CUDA_IMPLEMENTATION(sum_squares)  //
+                                                        {"cpu", cpu::sum_squares_refuses, cpu::sum_squares},
                                                         {"ref", nullptr, ref::sum_squares}};
   expect_flat(args.x, "x", args.x.num_elements());
   LAMINA_CHECK(args.result != nullptr, "result is missing");
@@ -42,14 +49,17 @@ void sum_squares(OpContext& ctx, const SumSquares& args) {
 }
 
 void fill(OpContext& ctx, const Fill& args) {
-  static constexpr Implementation<Fill> list[] = {{"cpu", cpu::fill_refuses, cpu::fill}, {"ref", nullptr, ref::fill}};
+  static constexpr Implementation<Fill> list[] = {LAMINA_CUDA_IMPLEMENTATION(fill)  //
+                                                  {"cpu", cpu::fill_refuses, cpu::fill},
+                                                  {"ref", nullptr, ref::fill}};
   expect_flat(args.x, "x", args.x.num_elements());
   dispatch<Fill>(ctx, "fill", list, args);
 }
 
 void scale(OpContext& ctx, const Scale& args) {
   // A pass over a few rows now and then.
-  static constexpr Implementation<Scale> list[] = {{"ref", nullptr, ref::scale}};
+  static constexpr Implementation<Scale> list[] = {LAMINA_CUDA_IMPLEMENTATION(scale)  //
+                                                   {"ref", nullptr, ref::scale}};
   expect_compute_dtype(args.x, "x");
   expect_contiguous(args.x, "x");
   dispatch<Scale>(ctx, "scale", list, args);

@@ -1,6 +1,8 @@
 #include "core/ops/embedding.h"
 
 #include "core/ops/cpu/embedding.h"
+#include "core/ops/cuda/embedding.h"
+#include "core/ops/cuda/register.h"
 #include "core/ops/ref/embedding.h"
 #include "core/ops/validate.h"
 
@@ -21,7 +23,9 @@ void expect_tokens(const TensorView& tokens, int64_t vocab) {
 
 void embedding_forward(OpContext& ctx, const EmbeddingForward& args) {
   static constexpr Implementation<EmbeddingForward> list[] = {
-      {"cpu", cpu::embedding_forward_refuses, cpu::embedding_forward}, {"ref", nullptr, ref::embedding_forward}};
+      LAMINA_CUDA_IMPLEMENTATION(embedding_forward)  //
+      {"cpu", cpu::embedding_forward_refuses, cpu::embedding_forward},
+      {"ref", nullptr, ref::embedding_forward}};
   LAMINA_CHECK(args.table.rank() == 2, "table is {}", args.table.to_string());
   expect_compute_dtype(args.table, "table");
   expect_shape(args.table, "table", args.table.shape);
@@ -32,7 +36,9 @@ void embedding_forward(OpContext& ctx, const EmbeddingForward& args) {
 
 void embedding_backward(OpContext& ctx, const EmbeddingBackward& args) {
   static constexpr Implementation<EmbeddingBackward> list[] = {
-      {"cpu", cpu::embedding_backward_refuses, cpu::embedding_backward}, {"ref", nullptr, ref::embedding_backward}};
+      LAMINA_CUDA_IMPLEMENTATION(embedding_backward)  //
+      {"cpu", cpu::embedding_backward_refuses, cpu::embedding_backward},
+      {"ref", nullptr, ref::embedding_backward}};
   LAMINA_CHECK(args.dtable.rank() == 2, "dtable is {}", args.dtable.to_string());
   expect_compute_dtype(args.dy, "dy");
   expect(args.dtable, "dtable", accumulation_dtype(args.dy.dtype), args.dtable.shape);

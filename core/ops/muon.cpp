@@ -1,6 +1,8 @@
 #include "core/ops/muon.h"
 
 #include "core/ops/cpu/muon.h"
+#include "core/ops/cuda/muon.h"
+#include "core/ops/cuda/register.h"
 #include "core/ops/ref/muon.h"
 #include "core/ops/validate.h"
 
@@ -16,7 +18,8 @@ void expect_acc_array(const TensorView& x, const char* what) {
 }  // namespace
 
 void muon_momentum(OpContext& ctx, const MuonMomentum& args) {
-  static constexpr Implementation<MuonMomentum> list[] = {{"cpu", cpu::muon_momentum_refuses, cpu::muon_momentum},
+  static constexpr Implementation<MuonMomentum> list[] = {LAMINA_CUDA_IMPLEMENTATION(muon_momentum)  //
+                                                          {"cpu", cpu::muon_momentum_refuses, cpu::muon_momentum},
                                                           {"ref", nullptr, ref::muon_momentum}};
   expect_acc_array(args.grad, "grad");
   expect(args.buffer, "buffer", args.grad.dtype, args.grad.shape);
@@ -25,7 +28,8 @@ void muon_momentum(OpContext& ctx, const MuonMomentum& args) {
 }
 
 void muon_apply(OpContext& ctx, const MuonApply& args) {
-  static constexpr Implementation<MuonApply> list[] = {{"cpu", cpu::muon_apply_refuses, cpu::muon_apply},
+  static constexpr Implementation<MuonApply> list[] = {LAMINA_CUDA_IMPLEMENTATION(muon_apply)  //
+                                                       {"cpu", cpu::muon_apply_refuses, cpu::muon_apply},
                                                        {"ref", nullptr, ref::muon_apply}};
   expect_acc_array(args.master, "master");
   expect(args.update, "update", args.master.dtype, args.master.shape);

@@ -1,13 +1,16 @@
 #include "core/ops/newton_schulz.h"
 
 #include "core/ops/cpu/newton_schulz.h"
+#include "core/ops/cuda/newton_schulz.h"
+#include "core/ops/cuda/register.h"
 #include "core/ops/ref/newton_schulz.h"
 #include "core/ops/validate.h"
 
 namespace lamina::ops {
 
 void newton_schulz(OpContext& ctx, const NewtonSchulz& args) {
-  static constexpr Implementation<NewtonSchulz> list[] = {{"cpu", cpu::refuses, cpu::newton_schulz},
+  static constexpr Implementation<NewtonSchulz> list[] = {LAMINA_CUDA_IMPLEMENTATION(newton_schulz)  //
+                                                          {"cpu", cpu::refuses, cpu::newton_schulz},
                                                           {"ref", nullptr, ref::newton_schulz}};
   LAMINA_CHECK(args.x.rank() == 3, "x is {}", args.x.to_string());
   expect(args.x, "x", accumulation_dtype(args.x.dtype), args.x.shape);

@@ -1,6 +1,8 @@
 #include "core/ops/rms_norm.h"
 
 #include "core/ops/cpu/rms_norm.h"
+#include "core/ops/cuda/register.h"
+#include "core/ops/cuda/rms_norm.h"
 #include "core/ops/ref/rms_norm.h"
 #include "core/ops/validate.h"
 
@@ -8,7 +10,9 @@ namespace lamina::ops {
 
 void rms_norm_forward(OpContext& ctx, const RmsNormForward& args) {
   static constexpr Implementation<RmsNormForward> list[] = {
-      {"cpu", cpu::rms_norm_forward_refuses, cpu::rms_norm_forward}, {"ref", nullptr, ref::rms_norm_forward}};
+      LAMINA_CUDA_IMPLEMENTATION(rms_norm_forward)  //
+      {"cpu", cpu::rms_norm_forward_refuses, cpu::rms_norm_forward},
+      {"ref", nullptr, ref::rms_norm_forward}};
   const DType dtype = args.x.dtype;
   const Shape shape = args.x.shape;
   LAMINA_CHECK(shape.rank() == 2, "x is {}", args.x.to_string());
@@ -27,7 +31,9 @@ void rms_norm_forward(OpContext& ctx, const RmsNormForward& args) {
 
 void rms_norm_backward(OpContext& ctx, const RmsNormBackward& args) {
   static constexpr Implementation<RmsNormBackward> list[] = {
-      {"cpu", cpu::rms_norm_backward_refuses, cpu::rms_norm_backward}, {"ref", nullptr, ref::rms_norm_backward}};
+      LAMINA_CUDA_IMPLEMENTATION(rms_norm_backward)  //
+      {"cpu", cpu::rms_norm_backward_refuses, cpu::rms_norm_backward},
+      {"ref", nullptr, ref::rms_norm_backward}};
   const DType dtype = args.x.dtype;
   const Shape shape = args.x.shape;
   LAMINA_CHECK(shape.rank() == 2, "x is {}", args.x.to_string());
@@ -42,7 +48,8 @@ void rms_norm_backward(OpContext& ctx, const RmsNormBackward& args) {
 }
 
 void rms_norm_apply(OpContext& ctx, const RmsNormApply& args) {
-  static constexpr Implementation<RmsNormApply> list[] = {{"cpu", cpu::rms_norm_apply_refuses, cpu::rms_norm_apply},
+  static constexpr Implementation<RmsNormApply> list[] = {LAMINA_CUDA_IMPLEMENTATION(rms_norm_apply)  //
+                                                          {"cpu", cpu::rms_norm_apply_refuses, cpu::rms_norm_apply},
                                                           {"ref", nullptr, ref::rms_norm_apply}};
   const DType dtype = args.x.dtype;
   const Shape shape = args.x.shape;

@@ -1,6 +1,8 @@
 #include "core/ops/swiglu.h"
 
 #include "core/ops/cpu/swiglu.h"
+#include "core/ops/cuda/register.h"
+#include "core/ops/cuda/swiglu.h"
 #include "core/ops/ref/swiglu.h"
 #include "core/ops/validate.h"
 
@@ -14,7 +16,8 @@ void expect_weight(const TensorView& weight, std::string_view what, const Tensor
 }  // namespace
 
 void swiglu_forward(OpContext& ctx, const SwigluForward& args) {
-  static constexpr Implementation<SwigluForward> list[] = {{"cpu", cpu::swiglu_forward_refuses, cpu::swiglu_forward},
+  static constexpr Implementation<SwigluForward> list[] = {LAMINA_CUDA_IMPLEMENTATION(swiglu_forward)  //
+                                                           {"cpu", cpu::swiglu_forward_refuses, cpu::swiglu_forward},
                                                            {"ref", nullptr, ref::swiglu_forward}};
   LAMINA_CHECK(args.y.rank() == 2, "y is {}", args.y.to_string());
   expect_compute_dtype(args.y, "y");
@@ -25,7 +28,8 @@ void swiglu_forward(OpContext& ctx, const SwigluForward& args) {
 }
 
 void swiglu_backward(OpContext& ctx, const SwigluBackward& args) {
-  static constexpr Implementation<SwigluBackward> list[] = {{"cpu", cpu::swiglu_backward_refuses, cpu::swiglu_backward},
+  static constexpr Implementation<SwigluBackward> list[] = {LAMINA_CUDA_IMPLEMENTATION(swiglu_backward)  //
+                                                            {"cpu", cpu::swiglu_backward_refuses, cpu::swiglu_backward},
                                                             {"ref", nullptr, ref::swiglu_backward}};
   LAMINA_CHECK(args.dy.rank() == 2, "dy is {}", args.dy.to_string());
   expect_compute_dtype(args.dy, "dy");

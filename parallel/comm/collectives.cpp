@@ -39,12 +39,7 @@ void reduce_received(ReduceOp op, DType dtype, const void* own, uint8_t* receive
   reduce_in_order(op, dtype, sources, out, count);
 }
 
-// A binomial tree over 0..size-1 with root 0, whose sub-trees are ranges: that of r is [r, r + span).
-struct BinomialNode {
-  int parent;  // -1 for the root
-  int span;
-  std::vector<int> children;  // largest sub-tree first
-};
+}  // namespace
 
 BinomialNode binomial_node(int r, int size) {
   const int reach = r == 0 ? static_cast<int>(std::bit_ceil(static_cast<unsigned>(size))) : (r & -r);
@@ -53,8 +48,6 @@ BinomialNode binomial_node(int r, int size) {
     if (r + step < size) node.children.push_back(r + step);
   return node;
 }
-
-}  // namespace
 
 PointToPoint::PointToPoint(P2PCommunicator& comm, bool is_send, TensorView view, int peer, int tag)
     : Operation(comm, is_send ? "send" : "recv", view.num_bytes()), is_send_(is_send), view_(view), peer_(peer) {

@@ -14,6 +14,14 @@ constexpr int max_direct_ranks = 16;
 // All parts of a tree-gathered all_reduce meet on rank 0; above this many bytes the direct exchange is cheaper.
 constexpr int64_t max_tree_gather_bytes = 1 << 20;
 
+// A binomial tree over 0..size-1 with root 0, whose sub-trees are ranges: that of r is [r, r + span).
+struct BinomialNode {
+  int parent;  // -1 for the root
+  int span;
+  std::vector<int> children;  // largest sub-tree first
+};
+BinomialNode binomial_node(int r, int size);
+
 class PointToPoint final : public Operation {
  public:
   PointToPoint(P2PCommunicator& comm, bool is_send, TensorView view, int peer, int tag);

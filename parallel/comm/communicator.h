@@ -1,4 +1,5 @@
-// A group of ranks. One interface; behind it a single process (self), threads of one process, MPI, and NCCL later.
+// A group of ranks. One interface; behind it a single process (self), threads of one process, MPI;
+// and for the memory of GPUs NCCL, or any of these through the host's memory (staged).
 //
 // Counts are elements of views, never bytes. Every call returns a Request; the buffers belong to the operation until the
 // request is done. Sums are taken in rank order 0, 1, .. size-1 in accumulation_dtype(), by the same code for threads and
@@ -36,6 +37,7 @@ class Request {
 
   bool test();
   void wait();
+  void give_up();  // does not wait: unless it was done the communicator refuses further work, as after a failure
 
  private:
   std::unique_ptr<State> state_;
@@ -64,6 +66,8 @@ class Communicator {
   virtual Request all_to_all_v(TensorView in, std::span<const int64_t> send_counts, TensorView out,
                                std::span<const int64_t> receive_counts, Stream& stream) = 0;
   virtual void barrier() = 0;
+  // Moves on what is pending, of all groups of this rank; throws when that has failed or another rank has ended the job. Cheap.
+  virtual void progress() {}
 
   // A sub-group of the ranks that pass the same color, ordered by key, then rank. Collective over this group.
   virtual std::unique_ptr<Communicator> split(int color, int key) = 0;

@@ -39,17 +39,12 @@ void RankState::throw_if_failed() const {
   if (!failure_.empty()) throw AbortedError("communication failed before: {}", failure_);
 }
 
-namespace {
-
-// Classes an eighth of a power of two apart: few distinct sizes, little waste.
 int64_t scratch_class(int64_t num_bytes) {
   constexpr uint64_t smallest = 4096;
   const uint64_t wanted = std::max(smallest, static_cast<uint64_t>(num_bytes));
   const uint64_t step = std::max<uint64_t>(smallest, std::bit_floor(wanted) / 8);
   return static_cast<int64_t>((wanted + step - 1) / step * step);
 }
-
-}  // namespace
 
 Buffer RankState::take_scratch(int64_t num_bytes) {
   const int64_t wanted = scratch_class(num_bytes);
@@ -305,6 +300,12 @@ void P2PCommunicator::barrier() {
   } else {
     issue(std::make_unique<AllReduceTree>(*this, "barrier", nothing, ReduceOp::sum)).wait();
   }
+}
+
+void P2PCommunicator::progress() {
+  throw_if_aborted();
+  state_->throw_if_failed();
+  state_->progress();
 }
 
 std::unique_ptr<Communicator> P2PCommunicator::split(int color, int key) {

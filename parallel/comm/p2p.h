@@ -31,6 +31,10 @@ class AbortedError : public Error {
 
 class Operation;
 
+// The size of reusable memory that serves so many bytes. Classes an eighth of a power of two apart: few distinct sizes, little
+// waste.
+int64_t scratch_class(int64_t num_bytes);
+
 // What the groups of one rank share: the operations in flight and reusable receive memory.
 class RankState {
  public:
@@ -71,6 +75,7 @@ class P2PCommunicator : public Communicator {
   Request all_to_all_v(TensorView in, std::span<const int64_t> send_counts, TensorView out,
                        std::span<const int64_t> receive_counts, Stream& stream) final;
   void barrier() final;
+  void progress() final;
   std::unique_ptr<Communicator> split(int color, int key) final;
   int64_t take_bytes_sent() final;
 

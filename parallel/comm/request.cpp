@@ -53,4 +53,8 @@ void Request::wait() {
   state->wait();
 }
 
+void Request::give_up() {
+  state_.reset();
+}
+
 }  // namespace lamina::comm

@@ -4,6 +4,7 @@
 
 #include "core/ops/experts.h"
 #include "core/ops/validate.h"
+#include "core/tensor/host_copy.h"
 
 namespace lamina::expert {
 
@@ -70,14 +71,19 @@ Exchange::Exchange(comm::Communicator& group, int64_t num_experts) : group_(grou
                group.size());
 }
 
-Exchange::Route Exchange::route(const TensorView& chosen, Stream& stream) {
+Exchange::Route Exchange::route(const TensorView& chosen, Arena& arena, Stream& stream) {
   LAMINA_CHECK(chosen.rank() == 2, "chosen is {}, expected [tokens, k]", chosen.to_string());
   ops::expect(chosen, "chosen", DType::i32, chosen.shape);
   ops::expect_contiguous(chosen, "chosen");
   Route route;
   route.experts_per_token = chosen.size(1);
-  route.plan = make_send_plan({chosen.as<int32_t>(), static_cast<size_t>(chosen.num_elements())},
+  const HostCopy choices(chosen, stream);
+  route.plan = make_send_plan({choices->as<int32_t>(), static_cast<size_t>(chosen.num_elements())},
                               route.experts_per_token, num_experts_, num_ranks());
+  route.token = arena.take(DType::i32, {route.num_sent()});
+  route.position = arena.take(DType::i32, {num_tokens(route), num_ranks()});
+  copy_bytes(route.token.data, route.plan.token.data(), route.token.num_bytes(), stream);
+  copy_bytes(route.position.data, route.plan.position.data(), route.position.num_bytes(), stream);
   std::vector<int32_t> sent, received(route.plan.rows.size());
   for (int64_t rows : route.plan.rows) sent.push_back(static_cast<int32_t>(rows));
   const Shape shape{num_ranks()};
@@ -104,6 +110,8 @@ void Exchange::send_choices(ops::OpContext& ctx, const Route& route, const Tenso
   const ArenaScope scope(ctx.scratch);
   const TensorView sent_chosen = ctx.scratch.take(DType::i32, {route.num_sent(), k});
   const TensorView sent_weights = ctx.scratch.take(weights.dtype, {route.num_sent(), k});
+  const HostCopy all_chosen(chosen, ctx.stream), all_weights(weights, ctx.stream);
+  const HostRoom packed_chosen(sent_chosen), packed_weights(sent_weights);
   const auto pack = [&]<class T>(T) {
     size_t row = 0;
     for (int rank = 0; rank < num_ranks(); ++rank) {
@@ -111,15 +119,17 @@ void Exchange::send_choices(ops::OpContext& ctx, const Route& route, const Tenso
       for (int64_t i = 0; i < route.plan.rows[static_cast<size_t>(rank)]; ++i, ++row) {
         for (int64_t j = 0; j < k; ++j) {
           const int64_t from = route.plan.token[row] * k + j, to = static_cast<int64_t>(row) * k + j;
-          const int64_t expert = chosen.as<int32_t>()[from] - first;
+          const int64_t expert = all_chosen->as<int32_t>()[from] - first;
           const bool here = expert >= 0 && expert < experts_per_rank();
-          sent_chosen.as<int32_t>()[to] = here ? static_cast<int32_t>(expert) : -1;
-          sent_weights.as<T>()[to] = here ? weights.as<T>()[from] : T(0);
+          packed_chosen->as<int32_t>()[to] = here ? static_cast<int32_t>(expert) : -1;
+          packed_weights->as<T>()[to] = here ? all_weights->as<T>()[from] : T(0);
         }
       }
     }
   };
   weights.dtype == DType::f64 ? pack(double()) : pack(float());
+  packed_chosen.upload(ctx.stream);
+  packed_weights.upload(ctx.stream);
   const std::vector<int64_t> sent = scaled(route.plan.rows, k), received = scaled(route.received, k);
   comm::Request first = group_.all_to_all_v(sent_chosen, sent, local_chosen, received, ctx.stream);
   group_.all_to_all_v(sent_weights, sent, local_weights, received, ctx.stream).wait();
@@ -134,14 +144,13 @@ comm::Request Exchange::dispatch(ops::OpContext& ctx, const Route& route, const 
   ops::expect_shape(x, "x", {num_tokens(route), dim});
   ops::expect(received, "received", x.dtype, {route.num_received, dim});
   ops::expect_contiguous(received, "received");
-  const TensorView index = read_only(route.plan.token, {route.num_sent()});
   if (num_ranks() == 1) {
-    if (route.num_sent() > 0) ops::gather_rows(ctx, {x, index, received});
+    if (route.num_sent() > 0) ops::gather_rows(ctx, {x, route.token, received});
     return {};
   }
   ops::expect(packed, "packed", x.dtype, {route.num_sent(), dim});
   ops::expect_contiguous(packed, "packed");
-  if (route.num_sent() > 0) ops::gather_rows(ctx, {x, index, packed});
+  if (route.num_sent() > 0) ops::gather_rows(ctx, {x, route.token, packed});
   const int64_t to_others = route.num_sent() - route.plan.rows[static_cast<size_t>(group_.rank())];
   row_bytes_ += to_others * dim * size_of(x.dtype);
   return group_.all_to_all_v(packed, scaled(route.plan.rows, dim), received, scaled(route.received, dim), ctx.stream);
@@ -167,8 +176,7 @@ void Exchange::add_returned(ops::OpContext& ctx, const Route& route, const Tenso
   LAMINA_CHECK(y.rank() == 2 && y.size(0) == num_tokens(route), "y is {}, expected {} tokens", y.to_string(),
                num_tokens(route));
   if (num_tokens(route) == 0) return;
-  const TensorView position = read_only(route.plan.position, {num_tokens(route), num_ranks()});
-  ops::combine_rows(ctx, {returned, position, y, mode});
+  ops::combine_rows(ctx, {returned, route.position, y, mode});
 }
 
 void Exchange::give_back_weights(ops::OpContext& ctx, const Route& route, const TensorView& local_weights,
@@ -183,14 +191,17 @@ void Exchange::give_back_weights(ops::OpContext& ctx, const Route& route, const 
   const TensorView returned = ctx.scratch.take(weights.dtype, {route.num_sent(), k});
   group_.all_to_all_v(local_weights, scaled(route.received, k), returned, scaled(route.plan.rows, k), ctx.stream)
       .wait();
+  const HostCopy all_chosen(chosen, ctx.stream), all_returned(returned, ctx.stream);
+  const HostRoom unpacked(weights);
   const auto unpack = [&]<class T>(T) {
     for (int64_t c = 0; c < tokens * k; ++c) {
-      const int64_t rank = chosen.as<int32_t>()[c] / experts_per_rank();
+      const int64_t rank = all_chosen->as<int32_t>()[c] / experts_per_rank();
       const int64_t row = route.plan.position[static_cast<size_t>(c / k * num_ranks() + rank)];
-      weights.as<T>()[c] = returned.as<T>()[row * k + c % k];
+      unpacked->as<T>()[c] = all_returned->as<T>()[row * k + c % k];
     }
   };
   weights.dtype == DType::f64 ? unpack(double()) : unpack(float());
+  unpacked.upload(ctx.stream);
 }
 
 int64_t Exchange::take_row_bytes() {

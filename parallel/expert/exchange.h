@@ -29,13 +29,14 @@ class Exchange {
   // Of one micro-batch in one layer; the same in forward and backward.
   struct Route {
     SendPlan plan;
+    TensorView token, position;     // the plan's lists, where the rows are
     std::vector<int64_t> received;  // rows from each rank
     int64_t num_sent() const { return plan.num_rows(); }
     int64_t num_received = 0;
     int64_t experts_per_token = 0;
   };
-  // Every call below is collective over the group. chosen [tokens, k] i32.
-  Route route(const TensorView& chosen, Stream& stream);
+  // Every call below is collective over the group. chosen [tokens, k] i32. The route's lists lie in `arena`.
+  Route route(const TensorView& chosen, Arena& arena, Stream& stream);
 
   // Of each received row: its experts, counted from this rank's first one, -1 for those elsewhere, and their weights, 0 there.
   // chosen [tokens, k] i32, weights [tokens, k] acc -> local_chosen [num_received, k] i32, local_weights [num_received, k] acc.

@@ -47,6 +47,7 @@ ExecutionReport Executor::run(const std::vector<Step>& steps, Stream& stream) {
   ExecutionReport report;
   report.costs.resize(static_cast<size_t>(num_chunks_ / comm_.size()));
   last_microbatch_.assign(report.costs.size(), {-1, -1, -1, -1, -1});
+  num_spans_ = 0;
   const auto start = Clock::now();
   for (const Step& step : steps) {
     if (before_step) before_step(step);
@@ -55,7 +56,7 @@ ExecutionReport Executor::run(const std::vector<Step>& steps, Stream& stream) {
                  to_string(step), comm_.rank(), comm_.size());
     switch (step.kind) {
       case StepKind::compute:
-        compute(step.action, report);
+        compute(step.action, stream, report);
         break;
       case StepKind::receive_forward:
       case StepKind::receive_backward:
@@ -70,6 +71,7 @@ ExecutionReport Executor::run(const std::vector<Step>& steps, Stream& stream) {
   }
   LAMINA_CHECK(receiving_.empty(), "{} was posted and never used", to_string(receiving_.front().step));
   retire_sends(true);
+  if (stream.device().kind != DeviceKind::cpu) add_gpu_times(stream, report);
   report.seconds = seconds_since(start);
   return report;
 }
@@ -169,15 +171,31 @@ void Executor::retire_sends(bool all) {
   }
 }
 
-void Executor::compute(const Action& action, ExecutionReport& report) {
+void Executor::compute(const Action& action, Stream& stream, ExecutionReport& report) {
   wait_for(action);
+  const bool on_gpu = stream.device().kind != DeviceKind::cpu;
+  if (on_gpu && num_spans_ == spans_.size()) spans_.emplace_back();
+  if (on_gpu) spans_[num_spans_].begin.record(stream);
   const auto start = Clock::now();
   runner_.run(action);
-  const double seconds = seconds_since(start);
-  report.busy_seconds += seconds;
-  const auto local = static_cast<size_t>(action.chunk / comm_.size());
-  ExecutionReport::Cost& cost = report.costs[local][static_cast<size_t>(action.kind)];
-  cost.seconds += seconds;
+  if (!on_gpu) {
+    report.add(action, comm_.size(), seconds_since(start));
+    return;
+  }
+  spans_[num_spans_].end.record(stream);
+  spans_[num_spans_++].action = action;
+}
+
+void Executor::add_gpu_times(Stream& stream, ExecutionReport& report) {
+  stream.synchronize();
+  for (size_t i = 0; i < num_spans_; ++i)
+    report.add(spans_[i].action, comm_.size(), spans_[i].end.seconds_since(spans_[i].begin));
+}
+
+void ExecutionReport::add(const Action& action, int num_ranks, double action_seconds) {
+  busy_seconds += action_seconds;
+  Cost& cost = costs[static_cast<size_t>(action.chunk / num_ranks)][static_cast<size_t>(action.kind)];
+  cost.seconds += action_seconds;
   ++cost.count;
 }
 

@@ -42,13 +42,14 @@ class ChunkRunner {
 struct ExecutionReport {
   int64_t stream_bytes_sent = 0, summary_bytes_sent = 0;  // by this rank, both directions
   double seconds = 0;                                     // from the first step to the last, sends included
-  double busy_seconds = 0;                                // inside compute steps
+  double busy_seconds = 0;                                // inside compute steps; of a GPU, by its own clock
   // Seconds and number of actions: [local chunk index c / P][kind].
   struct Cost {
     double seconds = 0;
     int64_t count = 0;
   };
   std::vector<std::array<Cost, 4>> costs;
+  void add(const Action& action, int num_ranks, double action_seconds);
 };
 
 class Executor {
@@ -75,7 +76,8 @@ class Executor {
   void start_send(const Step& step, Stream& stream, ExecutionReport& report);
   void wait_for(const Action& action);
   void retire_sends(bool all);
-  void compute(const Action& action, ExecutionReport& report);
+  void compute(const Action& action, Stream& stream, ExecutionReport& report);
+  void add_gpu_times(Stream& stream, ExecutionReport& report);
   void check_order(const Step& step);
 
   comm::Communicator& comm_;
@@ -85,6 +87,13 @@ class Executor {
   // Messages between two ranks match by chunk and order: the last micro-batch of each, [local chunk][kind of step].
   std::vector<std::array<int, 5>> last_microbatch_;
   HopViews views_;
+  // A GPU works later than it is told to: its actions lie between two points of the stream each.
+  struct Span {
+    Action action;
+    Event begin, end;
+  };
+  std::vector<Span> spans_;
+  size_t num_spans_ = 0;  // of this run
 };
 
 }  // namespace lamina::pipeline

@@ -80,7 +80,7 @@ const Edit edits[] = {
      "a.yaml:18: data.validation.num_sequence: unknown key, did you mean num_sequences?"},
     {"", "parallel: {tensor: 2}\n",
      "a.yaml:26: parallel.tensor: unknown key, expected one of pipeline, virtual_stages, data, expert, "
-     "schedule, block_transport, split"},
+     "schedule, block_transport, gpu_transport, split"},
     // Wrong types
     {"hidden_size: 64", "hidden_size: abc", "a.yaml:4: model.hidden_size: found 'abc', expected an integer"},
     {"hidden_size: 64", "hidden_size: 64.0", "a.yaml:4: model.hidden_size: found '64.0', expected an integer"},
@@ -157,8 +157,7 @@ const Edit edits[] = {
      "a.yaml:20: train.precision: found a list, expected one of fp32, bf16, fp64"},
     {"lr: 1e-3", "lr: 1e-3\n    name: sgd",
      "a.yaml:25: train.optimizer.name: found 'sgd', expected one of adamw, muon"},
-    {"  name: tiny", "  device: gpu", "a.yaml:2: run.device: found 'gpu', expected cpu"},
-    {"  name: tiny", "  device: cuda", "a.yaml:2: run.device: found 'cuda', but this build has no CUDA; expected cpu"},
+    {"  name: tiny", "  device: gpu", "a.yaml:2: run.device: found 'gpu', expected cpu or cuda"},
     // Missing
     {"  hidden_size: 64\n", "", "a.yaml:3: model.hidden_size: required key is missing, expected an integer at least 1"},
     {"    lr: 1e-3\n", "    name: adamw\n",
@@ -499,6 +498,26 @@ TEST(Mistakes, TransportOfBlocksNeedsBlocks) {
                        {"model.attn_res_block_size=null", "model.residual=standard"}),
             "a.yaml:27: parallel.block_transport has no effect with model.residual: standard; remove it "
             "(parallel.block_transport=null on the command line)");
+}
+
+// A configuration for GPUs is right or wrong on any machine.
+TEST(Mistakes, OfConfigurationsForGpus) {
+  EXPECT_EQ(message_of(base, {"run.device=cuda"}), "no error");
+  EXPECT_EQ(message_of(base, {"run.device=cuda", "train.precision=fp32", "parallel.gpu_transport=host"}), "no error");
+  EXPECT_EQ(
+      message_of(base, {"run.device=cuda", "train.precision=fp64"}),
+      "command line: train.precision=fp64: train.precision: found fp64 with run.device: cuda, expected bf16 or fp32; "
+      "fp64 runs on the CPU (run.device: cpu)");
+  EXPECT_EQ(message_of(base, {"run.device=cuda:1"}),
+            "command line: run.device=cuda:1: run.device: found 'cuda:1', expected cpu or cuda");
+  EXPECT_EQ(
+      message_of(base, {"run.device=cuda", "parallel.gpu_transport=mpi"}),
+      "command line: parallel.gpu_transport=mpi: parallel.gpu_transport: found 'mpi', expected one of auto, nccl, "
+      "host");
+  EXPECT_EQ(
+      message_of(base, {"parallel.gpu_transport=nccl"}),
+      "command line: parallel.gpu_transport=nccl: parallel.gpu_transport has no effect with run.device: cpu; remove "
+      "it (parallel.gpu_transport=null on the command line)");
 }
 
 }  // namespace

@@ -17,11 +17,12 @@ class Cublas : public testing::Test {
   void SetUp() override { ASSERT_EQ(cublasCreate(&handle_), CUBLAS_STATUS_SUCCESS); }
   void TearDown() override { EXPECT_EQ(cublasDestroy(handle_), CUBLAS_STATUS_SUCCESS); }
 
-  cublasStatus_t multiply(cublasOperation_t ta, cublasOperation_t tb, int m, int n, int k, const float* a, int lda, const float* b,
-                          int ldb, float beta, float* c, int ldc, cublasComputeType_t compute = CUBLAS_COMPUTE_32F) {
+  cublasStatus_t multiply(cublasOperation_t ta, cublasOperation_t tb, int m, int n, int k, const float* a, int lda,
+                          const float* b, int ldb, float beta, float* c, int ldc,
+                          cublasComputeType_t compute = CUBLAS_COMPUTE_32F) {
     const float alpha = 1;
-    return cublasGemmEx(handle_, ta, tb, m, n, k, &alpha, a, CUDA_R_32F, lda, b, CUDA_R_32F, ldb, &beta, c, CUDA_R_32F, ldc, compute,
-                        CUBLAS_GEMM_DEFAULT);
+    return cublasGemmEx(handle_, ta, tb, m, n, k, &alpha, a, CUDA_R_32F, lda, b, CUDA_R_32F, ldb, &beta, c, CUDA_R_32F,
+                        ldc, compute, CUBLAS_GEMM_DEFAULT);
   }
   cublasHandle_t handle_ = nullptr;
 };
@@ -55,8 +56,9 @@ void test_layouts(cublasHandle_t handle, cudaDataType in, cudaDataType out) {
         const OnDevice<In> da(as<In>(a)), db(as<In>(b));
         const OnDevice<Out> dc(as<Out>(c));
         const float alpha = 0.5f;
-        ASSERT_EQ(cublasGemmEx(handle, ta ? CUBLAS_OP_T : CUBLAS_OP_N, tb ? CUBLAS_OP_T : CUBLAS_OP_N, m, n, k, &alpha, da.data(), in,
-                               lda, db.data(), in, ldb, &beta, dc.data(), out, ldc, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
+        ASSERT_EQ(cublasGemmEx(handle, ta ? CUBLAS_OP_T : CUBLAS_OP_N, tb ? CUBLAS_OP_T : CUBLAS_OP_N, m, n, k, &alpha,
+                               da.data(), in, lda, db.data(), in, ldb, &beta, dc.data(), out, ldc, CUBLAS_COMPUTE_32F,
+                               CUBLAS_GEMM_DEFAULT),
                   CUBLAS_STATUS_SUCCESS);
         const std::vector<Out> got = dc.values();
         for (int j = 0; j < n; ++j)
@@ -83,7 +85,8 @@ TEST_F(Cublas, Tf32IsLessExact) {
   const float fine = 1 + 1.0f / 65536;
   const OnDevice<float> a(std::vector<float>{fine}), b(std::vector<float>{1.0f}), c(1);
   const auto product = [&](cublasComputeType_t compute) {
-    EXPECT_EQ(multiply(CUBLAS_OP_N, CUBLAS_OP_N, 1, 1, 1, a.data(), 1, b.data(), 1, 0, c.data(), 1, compute), CUBLAS_STATUS_SUCCESS);
+    EXPECT_EQ(multiply(CUBLAS_OP_N, CUBLAS_OP_N, 1, 1, 1, a.data(), 1, b.data(), 1, 0, c.data(), 1, compute),
+              CUBLAS_STATUS_SUCCESS);
     return c.values()[0];
   };
   EXPECT_EQ(product(CUBLAS_COMPUTE_32F), fine);
@@ -98,9 +101,9 @@ TEST_F(Cublas, Batches) {
   const std::vector<float> a = small_integers(m * k * batch, 4), b = small_integers(k * n * batch, 5);
   const OnDevice<float> da(a), db(b), strided(m * n * batch), listed(m * n * batch), grouped(m * n * batch);
   const float alpha = 1, beta = 0;
-  ASSERT_EQ(cublasGemmStridedBatchedEx(handle_, CUBLAS_OP_N, CUBLAS_OP_N, m, n, k, &alpha, da.data(), CUDA_R_32F, m, m * k, db.data(),
-                                       CUDA_R_32F, k, k * n, &beta, strided.data(), CUDA_R_32F, m, m * n, batch, CUBLAS_COMPUTE_32F,
-                                       CUBLAS_GEMM_DEFAULT),
+  ASSERT_EQ(cublasGemmStridedBatchedEx(handle_, CUBLAS_OP_N, CUBLAS_OP_N, m, n, k, &alpha, da.data(), CUDA_R_32F, m,
+                                       m * k, db.data(), CUDA_R_32F, k, k * n, &beta, strided.data(), CUDA_R_32F, m,
+                                       m * n, batch, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
             CUBLAS_STATUS_SUCCESS);
   std::vector<void*> pa, pb, pc, pg;
   for (int i = 0; i < batch; ++i) {
@@ -110,8 +113,9 @@ TEST_F(Cublas, Batches) {
     pg.push_back(grouped.data() + i * m * n);
   }
   const OnDevice<void*> la(pa), lb(pb), lc(pc), lg(pg);
-  ASSERT_EQ(cublasGemmBatchedEx(handle_, CUBLAS_OP_N, CUBLAS_OP_N, m, n, k, &alpha, la.data(), CUDA_R_32F, m, lb.data(), CUDA_R_32F, k,
-                                &beta, lc.data(), CUDA_R_32F, m, batch, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
+  ASSERT_EQ(cublasGemmBatchedEx(handle_, CUBLAS_OP_N, CUBLAS_OP_N, m, n, k, &alpha, la.data(), CUDA_R_32F, m, lb.data(),
+                                CUDA_R_32F, k, &beta, lc.data(), CUDA_R_32F, m, batch, CUBLAS_COMPUTE_32F,
+                                CUBLAS_GEMM_DEFAULT),
             CUBLAS_STATUS_SUCCESS);
   EXPECT_EQ(listed.values(), strided.values());
   // Two groups; the second one's products have one column.
@@ -119,8 +123,9 @@ TEST_F(Cublas, Batches) {
   const int ms[] = {m, m}, ns[] = {n, 1}, ks[] = {k, k}, sizes[] = {2, 1};
   const float alphas[] = {1, 2}, betas[] = {0, 0};
   const auto grouped_product = [&](cudaDataType out) {
-    return cublasGemmGroupedBatchedEx(handle_, plain.data(), plain.data(), ms, ns, ks, alphas, la.data(), CUDA_R_32F, ms, lb.data(),
-                                      CUDA_R_32F, ks, betas, lg.data(), out, ms, 2, sizes, CUBLAS_COMPUTE_32F);
+    return cublasGemmGroupedBatchedEx(handle_, plain.data(), plain.data(), ms, ns, ks, alphas, la.data(), CUDA_R_32F,
+                                      ms, lb.data(), CUDA_R_32F, ks, betas, lg.data(), out, ms, 2, sizes,
+                                      CUBLAS_COMPUTE_32F);
   };
   ASSERT_EQ(grouped_product(CUDA_R_32F), CUBLAS_STATUS_SUCCESS);
   EXPECT_EQ(grouped_product(CUDA_R_16BF), CUBLAS_STATUS_NOT_SUPPORTED);
@@ -141,15 +146,16 @@ TEST_F(Cublas, RefusesWhatTheLibraryRefuses) {
   EXPECT_EQ(status(-1, 2, 3, 4, 2, 4), CUBLAS_STATUS_INVALID_VALUE);
   EXPECT_EQ(status(0, 0, 0, 1, 1, 1), CUBLAS_STATUS_SUCCESS);
   const float one = 1;
-  EXPECT_EQ(cublasGemmEx(handle_, CUBLAS_OP_N, CUBLAS_OP_N, 1, 1, 1, &one, x.data(), CUDA_R_32F, 1, x.data(), CUDA_R_16BF, 1, &one,
-                         x.data(), CUDA_R_32F, 1, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
+  EXPECT_EQ(cublasGemmEx(handle_, CUBLAS_OP_N, CUBLAS_OP_N, 1, 1, 1, &one, x.data(), CUDA_R_32F, 1, x.data(),
+                         CUDA_R_16BF, 1, &one, x.data(), CUDA_R_32F, 1, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
             CUBLAS_STATUS_NOT_SUPPORTED);
   EXPECT_EQ(cublasSetWorkspace(handle_, x.data() + 1, 16), CUBLAS_STATUS_INVALID_VALUE);
 }
 
 TEST_F(Cublas, OperandsMustBeInTheirMemory) {
   const OnDevice<float> x(std::vector<float>(63)), y(64);
-  EXPECT_EQ(multiply(CUBLAS_OP_N, CUBLAS_OP_N, 8, 8, 8, x.data(), 8, y.data(), 8, 0, y.data(), 8), CUBLAS_STATUS_SUCCESS);
+  EXPECT_EQ(multiply(CUBLAS_OP_N, CUBLAS_OP_N, 8, 8, 8, x.data(), 8, y.data(), 8, 0, y.data(), 8),
+            CUBLAS_STATUS_SUCCESS);
   EXPECT_EQ(cudaDeviceSynchronize(), cudaErrorIllegalAddress);
   EXPECT_NE(std::string(cudaGetErrorString(cudaErrorIllegalAddress)).find("operand A of 256 bytes"), std::string::npos);
   EXPECT_EQ(cudaDeviceReset(), cudaSuccess);

@@ -123,6 +123,20 @@ TEST(Execution, DynamicSharedMemoryIsPoisonedAndGuarded) {
   EXPECT_TRUE(contains(text, "behind the 256 bytes of dynamic shared memory, at offset 264")) << text;
 }
 
+template <int n>
+__global__ void read_unwritten(float* out) {
+  __shared__ float first[n];
+  __shared__ __align__(16) float second[2][n];
+  out[blockIdx.x * n + threadIdx.x] = threadIdx.x % 2 == 0 ? first[threadIdx.x] : second[1][threadIdx.x];
+  first[threadIdx.x] = second[1][threadIdx.x] = 1.0f;
+}
+
+TEST(Execution, SharedVariablesArePoisonedForEveryBlock) {
+  const OnDevice<float> out(std::vector<float>(3 * 32));
+  launch(read_unwritten<32>, dim3(3), dim3(32), 0, nullptr, out.data());
+  for (const float value : out.values()) EXPECT_TRUE(std::isnan(value));
+}
+
 __global__ void diverge(int* out) {
   if (threadIdx.x < 48) __syncthreads();
   if (threadIdx.x == 50) __shfl_sync(0xffffffffu, 1, 0);

@@ -19,7 +19,8 @@ __global__ void multiply_bf16(const float* a, const float* b, float* d) {
   const int group = static_cast<int>(threadIdx.x) / 4, pair = static_cast<int>(threadIdx.x) % 4;
   const auto a_at = [&](int row, int column) { return pack_bf16(a[row * 16 + column], a[row * 16 + column + 1]); };
   const auto b_at = [&](int row) { return pack_bf16(b[row * 8 + group], b[(row + 1) * 8 + group]); };
-  const uint32_t af[4] = {a_at(group, 2 * pair), a_at(group + 8, 2 * pair), a_at(group, 2 * pair + 8), a_at(group + 8, 2 * pair + 8)};
+  const uint32_t af[4] = {a_at(group, 2 * pair), a_at(group + 8, 2 * pair), a_at(group, 2 * pair + 8),
+                          a_at(group + 8, 2 * pair + 8)};
   const uint32_t bf[2] = {b_at(2 * pair), b_at(2 * pair + 8)};
   float c[4] = {1, 2, 3, 4};
   lamina::cuda::mma_bf16(c, af, bf);
@@ -152,14 +153,15 @@ __global__ void copy_misaligned(const float* in) {
 
 TEST(Instructions, AsynchronousCopiesMustBeAligned) {
   const OnDevice<float> in(8);
-  EXPECT_NE(failure_of(copy_misaligned, dim3(1), dim3(1), 0, nullptr, in.data()).find("not a multiple of 16"), std::string::npos);
+  EXPECT_NE(failure_of(copy_misaligned, dim3(1), dim3(1), 0, nullptr, in.data()).find("not a multiple of 16"),
+            std::string::npos);
 }
 
 TEST(Instructions, Bf16) {
   const auto bits = [](float x) { return __bfloat16_as_ushort(__float2bfloat16_rn(x)); };
   EXPECT_EQ(bits(1.0f), 0x3f80);
-  EXPECT_EQ(bits(1.0f + 1.0f / 256), 0x3f80);        // halfway, to even
-  EXPECT_EQ(bits(1.0f + 3.0f / 256), 0x3f82);        // halfway, to even
+  EXPECT_EQ(bits(1.0f + 1.0f / 256), 0x3f80);  // halfway, to even
+  EXPECT_EQ(bits(1.0f + 3.0f / 256), 0x3f82);  // halfway, to even
   EXPECT_EQ(bits(1.0f + 1.001f / 256), 0x3f81);
   EXPECT_EQ(bits(std::numeric_limits<float>::max()), 0x7f80);
   EXPECT_TRUE(std::isnan(__bfloat162float(__float2bfloat16(std::nanf("")))));

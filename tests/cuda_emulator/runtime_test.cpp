@@ -230,7 +230,8 @@ TEST(Memory, WritesBehindAnAllocationAreFound) {
   ASSERT_EQ(cudaMalloc(&x, 10 * sizeof(float)), cudaSuccess);
   launch(write_at, dim3(1), dim3(1), 0, nullptr, x, 10);
   EXPECT_EQ(cudaFree(x), cudaErrorIllegalAddress);
-  EXPECT_STREQ(cudaGetErrorString(cudaErrorIllegalAddress), "something wrote behind an allocation of 40 bytes of GPU 0, at offset 40");
+  EXPECT_STREQ(cudaGetErrorString(cudaErrorIllegalAddress),
+               "something wrote behind an allocation of 40 bytes of GPU 0, at offset 40");
   EXPECT_EQ(cudaDeviceReset(), cudaSuccess);
 }
 
@@ -244,7 +245,8 @@ TEST(MemoryDeathTest, HostCannotTouchDeviceMemory) {
         const float value = *static_cast<volatile float*>(x.data() + 3);
         std::printf("%f\n", static_cast<double>(value));
       },
-      "host code touched device memory at 0x[0-9a-f]+ \\(device memory of GPU 0: allocation of 400 bytes, offset 12\\)");
+      "host code touched device memory at 0x[0-9a-f]+ \\(device memory of GPU 0: allocation of 400 bytes, offset "
+      "12\\)");
 }
 
 TEST(MemoryDeathTest, KernelsCannotTouchWhatIsNotThere) {
@@ -277,7 +279,7 @@ TEST(MemoryDeathTest, MisalignedAccessesEnd) {
         launch(read_pack, dim3(1), dim3(1), 0, nullptr, x.data(), x.data());
         cudaDeviceSynchronize();
       },
-      "read_pack.*: a misaligned access");
+      "read_pack.*: a misaligned access|load of misaligned address");  // or the sanitizer tells
 }
 
 __global__ void fail_once() {
@@ -286,8 +288,11 @@ __global__ void fail_once() {
 
 TEST(Errors, StayUntilReset) {
   const OnDevice<float> x(std::vector<float>(4));
+  Gate gate;  // until both have been launched
+  gate.hold(nullptr);
   launch(fail_once, dim3(1), dim3(1), 0, nullptr);
   launch(add_one, dim3(1), dim3(4), 0, nullptr, x.data());
+  gate.open();
   EXPECT_EQ(cudaDeviceSynchronize(), cudaErrorLaunchFailure);
   EXPECT_EQ(cudaGetLastError(), cudaErrorLaunchFailure);
   EXPECT_EQ(cudaGetLastError(), cudaErrorLaunchFailure);
@@ -312,7 +317,8 @@ TEST(Devices, AreLikeAnH200) {
   EXPECT_EQ(value, 227 << 10);
   EXPECT_EQ(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&value, add_one, 256, 0), cudaSuccess);
   EXPECT_EQ(value, 2);
-  EXPECT_EQ(cudaFuncSetAttribute(add_one, cudaFuncAttributeMaxDynamicSharedMemorySize, 228 << 10), cudaErrorInvalidValue);
+  EXPECT_EQ(cudaFuncSetAttribute(add_one, cudaFuncAttributeMaxDynamicSharedMemorySize, 228 << 10),
+            cudaErrorInvalidValue);
   cudaGetLastError();
 }
 
@@ -392,6 +398,60 @@ TEST(CudaDevice, WorkThatFailedIsReportedWhereItIsWaitedFor) {
     EXPECT_NE(std::string(error.what()).find("fail_once"), std::string::npos) << error.what();
   }
   EXPECT_EQ(cudaDeviceReset(), cudaSuccess);
+}
+
+// Another number of devices needs another process.
+int with_two_devices() {
+  if (lamina::cuda::num_devices() != 2) return 1;
+  float *x = nullptr, *y = nullptr;
+  cudaStream_t first, second;
+  cudaMalloc(&x, 16);
+  cudaStreamCreateWithFlags(&first, cudaStreamNonBlocking);
+  cudaSetDevice(1);
+  cudaMalloc(&y, 16);
+  cudaStreamCreateWithFlags(&second, cudaStreamNonBlocking);
+  cudaMemsetAsync(y, 0, 16, second);
+  launch(add_one, dim3(1), dim3(4), 0, second, y);
+  cudaStreamSynchronize(second);
+  cudaMemcpyAsync(x, y, 16, cudaMemcpyDefault, second);
+  std::vector<float> values(4);
+  cudaMemcpyAsync(values.data(), x, 16, cudaMemcpyDefault, second);
+  if (values != std::vector<float>(4, 1.0f)) return 2;
+  try {
+    launch(add_one, dim3(1), dim3(4), 0, first, x);  // the other device's stream
+    return 3;
+  } catch (const lamina::Error&) {
+  }
+  std::fprintf(stderr, "up to here\n");
+  launch(add_one, dim3(1), dim3(4), 0, second, x);  // the other device's memory
+  cudaDeviceSynchronize();
+  return 4;
+}
+
+TEST(DevicesDeathTest, KeepTheirMemoryApart) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_DEATH(
+      {
+        setenv("LAMINA_EMULATOR_DEVICES", "2", 1);
+        std::exit(with_two_devices());
+      },
+      "up to here\n.*add_one.*: illegal access at .*device memory of GPU 0");
+}
+
+TEST(DevicesDeathTest, NoneIsSaidSo) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_EXIT(
+      {
+        setenv("LAMINA_EMULATOR_DEVICES", "0", 1);
+        std::fprintf(stderr, "%d: %s\n", lamina::cuda::num_devices(), lamina::cuda::why_none().c_str());
+        try {
+          lamina::Stream stream({lamina::DeviceKind::cuda, 0});
+        } catch (const lamina::Error& error) {
+          std::exit(error.what() == lamina::cuda::why_none() ? 0 : 1);
+        }
+        std::exit(2);
+      },
+      testing::ExitedWithCode(0), "0: no NVIDIA driver was found");
 }
 
 }  // namespace

@@ -118,7 +118,10 @@ class Rank {
   double run(pipeline::Executor& executor, const std::vector<pipeline::Step>& steps, bool train) {
     pass_.train = train;
     pass_.progress = [&executor] { executor.progress(); };
-    parameters.zero_gradients();
+    {
+      Stream stream;
+      parameters.zero_gradients(stream);
+    }
     std::fill(losses_.begin(), losses_.end(), 0.0);
     stage.begin(ctx_, pass_);
     executor.run(steps, stream_);

@@ -12,6 +12,7 @@
 
 #include "core/base/rng.h"
 #include "core/ops/op.h"
+#include "core/tensor/host_copy.h"
 
 namespace lamina::test {
 
@@ -24,34 +25,7 @@ struct TestContext {
 };
 
 inline double element(const TensorView& view, int64_t offset) {
-  switch (view.dtype) {
-    case DType::bf16:
-      return static_cast<double>(view.as<bf16>()[offset]);
-    case DType::f32:
-      return static_cast<double>(view.as<float>()[offset]);
-    case DType::f64:
-      return view.as<double>()[offset];
-    case DType::i32:
-      return view.as<int32_t>()[offset];
-  }
-  return 0;
-}
-
-inline void set_element(const TensorView& view, int64_t offset, double value) {
-  switch (view.dtype) {
-    case DType::bf16:
-      view.as<bf16>()[offset] = bf16(static_cast<float>(value));
-      return;
-    case DType::f32:
-      view.as<float>()[offset] = static_cast<float>(value);
-      return;
-    case DType::f64:
-      view.as<double>()[offset] = value;
-      return;
-    case DType::i32:
-      view.as<int32_t>()[offset] = static_cast<int32_t>(value);
-      return;
-  }
+  return element_of(view, offset);
 }
 
 // The memory offset of the n-th element in row-major order, whatever the strides.

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "core/base/rng.h"
+#include "parallel/comm/staged.h"
 #include "parallel/comm/thread.h"
 #include "trainer/engine.h"
 #include "trainer/verify.h"
@@ -56,6 +57,11 @@ inline Config tiny_kimi_config(Residual residual, int64_t layers, int64_t block_
   return c;
 }
 
+// What carries a GPU's memory between ranks that are threads; null where the ranks compute on the CPU.
+inline std::unique_ptr<comm::Communicator> staged_for(const Config& c, comm::Communicator& host) {
+  return c.run.device == "cuda" ? comm::make_staged_communicator(host, nullptr) : nullptr;
+}
+
 using Tensors = std::map<std::string, std::vector<double>>;
 
 struct StepResult {
@@ -69,12 +75,6 @@ struct StepResult {
   std::vector<std::vector<int32_t>> choices;       // [sublayer]: of all tokens, [tokens * k]
   int64_t expert_row_bytes = 0;                    // sent, over all ranks
 };
-
-inline double element_of(const TensorView& x, int64_t i) {
-  if (x.dtype == DType::f64) return static_cast<double*>(x.data)[i];
-  if (x.dtype == DType::bf16) return static_cast<double>(static_cast<bf16*>(x.data)[i]);
-  return static_cast<double>(static_cast<float*>(x.data)[i]);
-}
 
 inline std::vector<int32_t> random_tokens(const Config& c, const char* stream) {
   const CounterRng rng(9, stream);
@@ -108,7 +108,9 @@ inline StepResult run_step(const Config& c, int num_ranks, const std::function<v
   StepResult result;
   result.peak_summaries.resize(static_cast<size_t>(num_ranks));
   std::mutex mutex;
-  comm::run_threads(num_ranks, [&](comm::Communicator& comm) {
+  comm::run_threads(num_ranks, [&](comm::Communicator& host) {
+    const std::unique_ptr<comm::Communicator> staged = staged_for(c, host);
+    comm::Communicator& comm = staged ? *staged : host;
     Engine engine(c, comm, nullptr);
     engine.initialise();
     move_depth_queries(engine);
@@ -139,8 +141,9 @@ inline StepResult run_step(const Config& c, int num_ranks, const std::function<v
       const auto& spec = engine.parameters().specs()[static_cast<size_t>(slice.parameter)];
       std::vector<double>& values = result.gradients[spec.name];
       values.resize(static_cast<size_t>(spec.shape.num_elements()), std::nan(""));
+      const HostCopy gradient(slice.gradient);
       for (int64_t i = slice.begin; i < slice.end; ++i)
-        values[static_cast<size_t>(i)] = element_of(slice.gradient, i - slice.begin);
+        values[static_cast<size_t>(i)] = element_of(gradient.view(), i - slice.begin);
     }
   });
   return result;

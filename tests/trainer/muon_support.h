@@ -37,11 +37,12 @@ inline Config with_ranks(Config c, const RankLayout& layout) {
 // Elements [begin, end) of whole tensors, from wherever they are; each must come once.
 inline void add_range(Tensors& out, const std::string& name, const Shape& shape, int64_t begin, int64_t end,
                       const TensorView& data) {
+  const HostCopy host(data);
   std::vector<double>& values = out[name];
   values.resize(static_cast<size_t>(shape.num_elements()), std::nan(""));
   for (int64_t i = begin; i < end; ++i) {
     EXPECT_TRUE(std::isnan(values[static_cast<size_t>(i)])) << name << "[" << i << "] came twice";
-    values[static_cast<size_t>(i)] = element_of(data, i - begin);
+    values[static_cast<size_t>(i)] = element_of(host.view(), i - begin);
   }
 }
 
@@ -59,7 +60,8 @@ inline void collect_step(Engine& engine, Training::Step& step) {
   const model::Parameters& parameters = engine.parameters();
   for (size_t p = 0; p < parameters.specs().size(); ++p) {
     if (!parameters.is_held(static_cast<int>(p))) continue;
-    const TensorView value = parameters.value(static_cast<int>(p));
+    const HostCopy copy(parameters.value(static_cast<int>(p)));
+    const TensorView& value = copy.view();
     std::vector<double> values;
     for (int64_t i = 0; i < value.num_elements(); ++i) values.push_back(element_of(value, i));
     const auto [at, is_new] = step.parameters.try_emplace(parameters.specs()[p].name, values);
@@ -93,8 +95,10 @@ inline Training train(const Config& base, const RankLayout& layout, const Traini
   Training training;
   training.steps.resize(static_cast<size_t>(options.last_step - options.first_step + 1));
   std::mutex mutex;
-  comm::run_threads(layout.num_ranks(), [&](comm::Communicator& comm) {
+  comm::run_threads(layout.num_ranks(), [&](comm::Communicator& host) {
     cpu::set_num_threads(1);  // ranks are threads already
+    const std::unique_ptr<comm::Communicator> staged = staged_for(c, host);
+    comm::Communicator& comm = staged ? *staged : host;
     Engine engine(c, comm, nullptr);
     engine.initialise();
     if (options.before) options.before(engine);

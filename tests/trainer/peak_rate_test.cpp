@@ -10,7 +10,8 @@ namespace {
 TEST(PeakRate, IsARateInAShortTime) {
   for (const Precision precision : {Precision::fp32, Precision::bf16, Precision::fp64}) {
     const auto begin = std::chrono::steady_clock::now();
-    const double gflops = measure_peak_gflops(precision);
+    Stream stream;
+    const double gflops = measure_peak_gflops(precision, stream);
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     // A hundredth of a slow core under a sanitizer, and more than any processor has.
     EXPECT_GT(gflops, 1e-3);

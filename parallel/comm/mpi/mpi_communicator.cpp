@@ -208,6 +208,14 @@ void MpiEnvironment::abort(const std::string& reason) {
   std::_Exit(1);
 }
 
+std::string mpi_library_version() {
+  char text[MPI_MAX_LIBRARY_VERSION_STRING] = "";
+  int length = 0;
+  if (MPI_Get_library_version(text, &length) != MPI_SUCCESS) return "unknown";
+  const std::string version(text, static_cast<size_t>(length));
+  return version.substr(0, version.find_first_of("\n\r,"));  // what follows are its builder's words
+}
+
 std::unique_ptr<Communicator> make_mpi_world(const CommunicatorOptions& options) {
   // A communicator of our own: its messages can't meet those of a library.
   MPI_Comm comm = MPI_COMM_NULL;

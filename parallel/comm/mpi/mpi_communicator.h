@@ -33,6 +33,9 @@ class MpiEnvironment {
   int local_size_ = 1;
 };
 
+// "Open MPI v4.1.2 ..."; also before MPI is up.
+std::string mpi_library_version();
+
 // All ranks of the job. Collective. Needs a living MpiEnvironment.
 std::unique_ptr<Communicator> make_mpi_world(const CommunicatorOptions& options = {});
 

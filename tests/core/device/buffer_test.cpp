@@ -1,4 +1,5 @@
 #include "core/device/buffer.h"
+#include "core/device/cuda_device.h"
 
 #include <gtest/gtest.h>
 
@@ -87,7 +88,7 @@ TEST(Buffer, SurvivesTheGrowthOfAVector) {
 
 TEST(Buffer, RefusesWhatCannotBe) {
   EXPECT_THROW(Buffer(-1, Device{}, nullptr, "test"), InternalError);
-  EXPECT_THROW(Buffer(1, Device{DeviceKind::cuda, 0}, nullptr, "test"), InternalError);
+  EXPECT_THROW(Buffer(1, Device{DeviceKind::cuda, cuda::num_devices()}, nullptr, "test"), Error);
 }
 
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // their allocators end the process instead

@@ -7,8 +7,9 @@
 //     LAMINA_EMULATOR_SEED), and so do blocks: a missing barrier gives wrong results sooner or later. A barrier or a warp's
 //     instruction that not everybody named reaches, or that is met from two places of the source, is an error that tells who
 //     waits where.
-//   - shared memory keeps what was in it; dynamic shared memory is filled with 0xff (NaN) before every block and its end is
-//     guarded; the destination of cp.async is 0xff until the wait, when the source is read.
+//   - shared memory is filled with 0xff (NaN) before every block, and the end of dynamic shared memory is guarded (__shared__
+//     variables of functions other than the kernel itself keep what was in them instead); the destination of cp.async is 0xff
+//     until the wait, when the source is read.
 //   - streams run later, each on a thread of its own: only events, waits and copies of pageable memory order anything.
 //   - device memory is 0xff when allocated and when freed, has guards behind every allocation that cudaFree looks at, and can't be
 //     touched by the host (LAMINA_EMULATOR_PROTECT=0 allows it): the process ends, telling the address. Devices can't touch one
@@ -18,7 +19,7 @@
 //   - an error in a kernel is kept, is what every later call returns, and cudaGetErrorString tells the story; cudaDeviceReset ends it.
 // Not faithful: speed; blocks of a launch run one after another, so that a kernel that waits for another block never ends; sums and
 // functions of fp32 round as the CPU does; registers, static shared memory and occupancy are not limited; memory is sequentially
-// consistent, so that a missing fence does not show; shared arrays start as zero in the first block that a thread of the host runs.
+// consistent, so that a missing fence does not show.
 // Files with kernels should be compiled with -fsanitize=alignment,bounds -fsanitize-undefined-trap-on-error: a misaligned access,
 // which ends a real kernel, then ends the emulated one too, naming the thread.
 //

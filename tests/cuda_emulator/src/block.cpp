@@ -65,6 +65,7 @@ BlockRunner::BlockRunner() : shared_(std::aligned_alloc(1024, max_shared_per_blo
 void BlockRunner::prepare(const Launch& launch) {
   launch_ = &launch;
   failure_.clear();
+  shared_variables_ = shared_variables(launch.kernel);
   num_threads_ = launch.block.x * launch.block.y * launch.block.z;
   if (threads_.size() < num_threads_) {
     threads_.resize(num_threads_);
@@ -102,6 +103,8 @@ void BlockRunner::run_block(const Launch& launch) {
   auto* const shared = static_cast<unsigned char*>(shared_.get());
   std::memset(shared, shared_poison, launch.shared_bytes);
   std::memset(shared + launch.shared_bytes, shared_guard_pattern, shared_guard);
+  for (const SharedVariable& variable : shared_variables_)
+    std::memset(variable.data, shared_poison, variable.num_bytes);
   for (unsigned i = 0; i < num_threads_; ++i) {
     threads_[i].done = false;
     threads_[i].waits_in = nullptr;
@@ -145,7 +148,6 @@ void BlockRunner::abandon_block() {
   for (unsigned i = 0; i < num_threads_; ++i) {
     Thread& thread = threads_[i];
     if (thread.fiber == nullptr) continue;
-    thread.fiber->abandon();
     idle_.push_back(thread.fiber);
     thread.fiber = nullptr;
   }

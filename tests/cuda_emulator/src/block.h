@@ -11,6 +11,7 @@
 
 #include "cuda_runtime.h"
 #include "fiber.h"
+#include "symbols.h"
 
 namespace lamina_emulator {
 
@@ -124,9 +125,9 @@ class BlockRunner {
     void operator()(void* memory) const { std::free(memory); }
   };
   std::unique_ptr<void, Free> shared_;
+  std::vector<SharedVariable> shared_variables_;
 };
 
-std::string kernel_name(const void* kernel);
 std::string text_of(Where where);
 // What runs on this thread of the host; null outside kernels.
 BlockRunner* current_runner();

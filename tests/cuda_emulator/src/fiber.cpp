@@ -66,6 +66,9 @@ void Fiber::start(void (*entry)(void*), void* argument, size_t stagger) {
     }
     memory_ = static_cast<std::byte*>(memory);
   }
+#if defined(__SANITIZE_ADDRESS__)
+  __asan_unpoison_memory_region(memory_ + page, stack_bytes);  // whoever was here before has left without returning
+#endif
   entry_ = entry;
   argument_ = argument;
   // As lamina_emulator_switch leaves a stack: r15 to rbp, the return address; then aligned as at a function's entry.
@@ -108,12 +111,6 @@ void Fiber::leave([[maybe_unused]] bool for_good) {
 #endif
   lamina_emulator_switch(&own_, resumer_);
   arrived();
-}
-
-void Fiber::abandon() {
-#if defined(__SANITIZE_ADDRESS__)
-  __asan_unpoison_memory_region(memory_ + page, stack_bytes);
-#endif
 }
 
 bool Fiber::overflowed_at(const void* address) const {

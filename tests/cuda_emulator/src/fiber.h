@@ -13,11 +13,11 @@ class Fiber {
   ~Fiber();
 
   // The next resume() runs `entry(argument)`, which must not return but call leave(true). `stagger` moves the beginning, so that
-  // the stacks of many fibers don't fall on the same lines of a cache.
+  // the stacks of many fibers don't fall on the same lines of a cache. For a fiber that is new, has left for good, or will not be
+  // resumed again.
   void start(void (*entry)(void*), void* argument, size_t stagger);
   void resume();              // from the thread that owns the fiber, until the fiber leaves
   void leave(bool for_good);  // from within the fiber
-  void abandon();             // it will never be resumed; start() may follow
   // Whether the address is in the page below the stack, which one touches who has used it up.
   bool overflowed_at(const void* address) const;
 

@@ -26,10 +26,11 @@ constexpr int rows = 16, columns = 8;
 // d += a b, with a as [rows][depth], b as [depth][columns].
 template <int depth>
 void multiply(const float (&a)[rows][depth], const float (&b)[depth][columns], void* const* operands) {
-  float sums[rows][columns] = {};
+  using Row = float __attribute__((vector_size(columns * sizeof(float))));
+  Row sums[rows] = {}, along[depth];
+  std::memcpy(along, b, sizeof(along));
   for (int i = 0; i < rows; ++i)
-    for (int k = 0; k < depth; ++k)
-      for (int j = 0; j < columns; ++j) sums[i][j] += a[i][k] * b[k][j];
+    for (int k = 0; k < depth; ++k) sums[i] += a[i][k] * along[k];
   for (int l = 0; l < 32; ++l) {
     float(&d)[4] = *static_cast<const MatrixProduct*>(operands[l])->d;
     const int group = l / 4, pair = l % 4;

@@ -85,7 +85,7 @@ class MicroBatch {
   }
 
   void start(ops::OpContext& ctx) {
-    route_ = exchange_.route(chosen_, ctx.stream);
+    route_ = exchange_.route(chosen_, lists_, ctx.stream);
     for (int r = 0; r < case_.num_ranks; ++r) {
       EXPECT_EQ(route_.plan.rows[static_cast<size_t>(r)], case_.rows(step_, rank_, r));
       EXPECT_EQ(route_.received[static_cast<size_t>(r)], case_.rows(step_, r, rank_));
@@ -223,6 +223,7 @@ class MicroBatch {
   Exchange& exchange_;
   int rank_, step_;
   int64_t tokens_;
+  Arena lists_{Device{}, nullptr, "test"};
   Tensor chosen_, weights_, wide_, dy_;
   Exchange::Route route_;
   comm::Request pending_;
@@ -305,7 +306,7 @@ TEST(ExpertExchangeAlone, CopiesNothingThatLiesWhereItBelongs) {
   Exchange exchange(*group, 4);
   Tensor chosen(DType::i32, {3, 2});
   for (int64_t c = 0; c < 6; ++c) test::set(chosen, c, static_cast<double>(c % 4));
-  Exchange::Route made = exchange.route(chosen, context.stream);
+  Exchange::Route made = exchange.route(chosen, context.scratch, context.stream);
   const Exchange::Route route = std::move(made);
   EXPECT_EQ(route.plan.token, (std::vector<int32_t>{0, 1, 2}));
   EXPECT_EQ(route.plan.position, (std::vector<int32_t>{0, 1, 2}));
@@ -387,10 +388,12 @@ TEST(ExpertExchangeAlone, RefusesOperandsThatDoNotFitTheRoute) {
   test::fill(chosen, 1);
   const Tensor three = test::zeros(DType::f32, {3, 4}), four = test::zeros(DType::f32, {4, 4});
   const Tensor halves = test::zeros(DType::bf16, {3, 2});
-  EXPECT_THAT(message_of([&] { exchange.route(weights, ctx.stream); }), HasSubstr("chosen is"));
-  EXPECT_THAT(message_of([&] { exchange.route(chosen.view().reshaped({6}), ctx.stream); }), HasSubstr("[tokens, k]"));
-  EXPECT_THAT(message_of([&] { exchange.route(chosen.view().transposed(), ctx.stream); }), HasSubstr("chosen"));
-  const Exchange::Route route = exchange.route(chosen, ctx.stream);
+  EXPECT_THAT(message_of([&] { exchange.route(weights, ctx.scratch, ctx.stream); }), HasSubstr("chosen is"));
+  EXPECT_THAT(message_of([&] { exchange.route(chosen.view().reshaped({6}), ctx.scratch, ctx.stream); }),
+              HasSubstr("[tokens, k]"));
+  EXPECT_THAT(message_of([&] { exchange.route(chosen.view().transposed(), ctx.scratch, ctx.stream); }),
+              HasSubstr("chosen"));
+  const Exchange::Route route = exchange.route(chosen, ctx.scratch, ctx.stream);
   EXPECT_THAT(message_of([&] { exchange.dispatch(ctx, route, four, {}, three); }), HasSubstr("x is"));
   EXPECT_THAT(message_of([&] { exchange.dispatch(ctx, route, three, {}, four); }), HasSubstr("received is"));
   EXPECT_THAT(message_of([&] { exchange.give_back(ctx, route, four, three); }), HasSubstr("rows is"));

@@ -1,0 +1,93 @@
+#include "core/tensor/host_copy.h"
+
+#include <cstring>
+
+#include "core/device/cuda_device.h"
+
+namespace lamina {
+
+void copy_bytes(void* to, const void* from, int64_t num_bytes, Stream& stream) {
+  if (num_bytes == 0) return;
+  if (stream.device().kind == DeviceKind::cpu)
+    std::memcpy(to, from, static_cast<size_t>(num_bytes));
+  else
+    cuda::copy(to, from, num_bytes, stream);
+}
+
+HostCopy::HostCopy(const TensorView& view, Stream& stream) : view_(view) {
+  if (view.device.kind == DeviceKind::cpu) return;
+  LAMINA_CHECK(view.is_contiguous(), "{} is not contiguous", view.to_string());
+  memory_ = Buffer(view.num_bytes(), Device{}, nullptr, "host copies");
+  copy_bytes(memory_.data(), view.data, view.num_bytes(), stream);
+  stream.synchronize();
+  view_ = TensorView(memory_.data(), view.dtype, view.shape);
+}
+
+HostCopy::HostCopy(const TensorView& view) : view_(view) {
+  if (view.device.kind == DeviceKind::cpu) return;
+  Stream stream(view.device);
+  *this = HostCopy(view, stream);
+}
+
+TensorView staged_values(const TensorView& view, Buffer& staging) {
+  if (view.device.kind == DeviceKind::cpu) return view;
+  LAMINA_CHECK(view.is_contiguous(), "{} is not contiguous", view.to_string());
+  if (staging.num_bytes() < view.num_bytes())
+    staging = Buffer::staging(view.num_bytes(), view.device, nullptr, "staging");
+  Stream stream(view.device);
+  copy_bytes(staging.data(), view.data, view.num_bytes(), stream);
+  stream.synchronize();
+  return {staging.data(), view.dtype, view.shape};
+}
+
+HostRoom::HostRoom(const TensorView& target) : target_(target), view_(target) {
+  if (target.device.kind == DeviceKind::cpu) return;
+  LAMINA_CHECK(target.is_contiguous(), "{} is not contiguous", target.to_string());
+  memory_ = Buffer(target.num_bytes(), Device{}, nullptr, "host copies");
+  view_ = TensorView(memory_.data(), target.dtype, target.shape);
+}
+
+void HostRoom::upload(Stream& stream) const {
+  // Not page-locked: the copy has left this memory when the call returns.
+  if (target_.device.kind != DeviceKind::cpu) copy_bytes(target_.data, view_.data, target_.num_bytes(), stream);
+}
+
+void HostRoom::upload() const {
+  if (target_.device.kind == DeviceKind::cpu) return;
+  Stream stream(target_.device);
+  upload(stream);
+  stream.synchronize();
+}
+
+double element_of(const TensorView& host, int64_t offset) {
+  switch (host.dtype) {
+    case DType::bf16:
+      return static_cast<double>(host.as<bf16>()[offset]);
+    case DType::f32:
+      return static_cast<double>(host.as<float>()[offset]);
+    case DType::f64:
+      return host.as<double>()[offset];
+    case DType::i32:
+      return host.as<int32_t>()[offset];
+  }
+  return 0;
+}
+
+void set_element(const TensorView& host, int64_t offset, double value) {
+  switch (host.dtype) {
+    case DType::bf16:
+      host.as<bf16>()[offset] = bf16(static_cast<float>(value));
+      return;
+    case DType::f32:
+      host.as<float>()[offset] = static_cast<float>(value);
+      return;
+    case DType::f64:
+      host.as<double>()[offset] = value;
+      return;
+    case DType::i32:
+      host.as<int32_t>()[offset] = static_cast<int32_t>(value);
+      return;
+  }
+}
+
+}  // namespace lamina

@@ -1,0 +1,29 @@
+// Which GPU a rank computes on, and how the ranks' GPUs talk to each other.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "configs/schema/config.h"
+#include "parallel/comm/communicator.h"
+
+namespace lamina {
+
+bool has_nccl();  // this build
+
+// To be called before MPI and CUDA start: an Error when this machine has no usable GPU; and CUDA's settings that ranks with
+// kernels waiting for each other need.
+void prepare_gpu(int num_ranks);
+
+struct GpuPlacement {
+  Device device;
+  std::string sharing;  // two ranks on one GPU of the job, in words; empty when each has its own
+};
+// Local ranks take the GPUs that they see in turn. Collective.
+GpuPlacement place_on_gpu(comm::Communicator& comm, int local_rank);
+
+// `host` for the hosts' memory, and the transport that fits for the GPUs'. The same on all ranks. Collective.
+std::unique_ptr<comm::Communicator> connect_gpus(std::unique_ptr<comm::Communicator> host,
+                                                 const GpuPlacement& placement, GpuTransport transport);
+
+}  // namespace lamina

@@ -1,0 +1,289 @@
+#include "parallel/comm/staged.h"
+
+#include <cstdlib>
+#include <initializer_list>
+#include <utility>
+
+#include "core/device/buffer.h"
+#include "core/device/cuda_device.h"
+#include "parallel/comm/p2p.h"
+
+namespace lamina::comm {
+
+namespace {
+
+// Page-locked memory of one rank, shared by its groups. A piece comes back while its last copy may still run.
+class StagingPool {
+ public:
+  struct Piece {
+    Buffer memory;
+    Stream stream;   // where the last copy was issued
+    Event released;  // that copy has finished
+  };
+
+  explicit StagingPool(MemoryLedger* ledger) : ledger_(ledger) {}
+
+  Piece take(int64_t num_bytes, Device device) {
+    const int64_t wanted = scratch_class(num_bytes);
+    size_t found = free_.size();
+    for (size_t i = 0; i < free_.size(); ++i) {
+      if (free_[i].memory.num_bytes() != wanted) continue;
+      if (found == free_.size()) found = i;  // the oldest, should none be released yet
+      if (!free_[i].released.reached()) continue;
+      found = i;
+      break;
+    }
+    if (found == free_.size()) return {Buffer::staging(wanted, device, ledger_, "communication staging"), {}, {}};
+    Piece piece = std::move(free_[found]);
+    free_.erase(free_.begin() + static_cast<std::ptrdiff_t>(found));
+    // Waiting for a copy bounds the memory; allocating instead would make it a matter of timing.
+    if (!piece.released.reached()) piece.stream.synchronize();
+    return piece;
+  }
+  void give_back(Piece piece) {
+    if (piece.memory.data() != nullptr) free_.push_back(std::move(piece));
+  }
+
+ private:
+  MemoryLedger* ledger_;
+  std::vector<Piece> free_;  // oldest first
+};
+
+// A piece on loan.
+class Staging {
+ public:
+  Staging() = default;
+  Staging(std::shared_ptr<StagingPool> pool, int64_t num_bytes, Device device)
+      : pool_(std::move(pool)), piece_(pool_->take(num_bytes, device)) {}
+  ~Staging() {
+    if (pool_) pool_->give_back(std::move(piece_));
+  }
+  Staging(Staging&& other) noexcept : pool_(std::move(other.pool_)), piece_(std::move(other.piece_)) {}
+  Staging& operator=(Staging&& other) noexcept {
+    std::swap(pool_, other.pool_);
+    std::swap(piece_, other.piece_);
+    return *this;
+  }
+
+  // The host's twin of a view, which fills the piece from its start.
+  TensorView like(const TensorView& view) const { return {piece_.memory.data(), view.dtype, {view.num_elements()}}; }
+
+  // Copies in stream order; the piece may be used again once the copies are through.
+  void download(const TensorView& to, const TensorView& from, Stream& stream) { copy(to.data, from, stream); }
+  void upload(const TensorView& to, const TensorView& from, Stream& stream) { copy(to.data, from, stream); }
+
+ private:
+  void copy(void* to, const TensorView& from, Stream& stream) {
+    if (from.num_elements() == 0) return;
+    cuda::copy(to, from.data, from.num_bytes(), stream);
+    piece_.stream = stream;
+    piece_.released.record(stream);
+  }
+
+  std::shared_ptr<StagingPool> pool_;
+  StagingPool::Piece piece_;
+};
+
+// An operation on the host whose result goes back to the device.
+class StagedOperation final : public Request::State {
+ public:
+  StagedOperation(Staging in, Staging out) : in_(std::move(in)), out_(std::move(out)) {}
+  // Here only when it is done or given up: not waited for a second time.
+  ~StagedOperation() override { request_.give_up(); }
+
+  Staging& out() { return out_; }
+  void run(Request request) { request_ = std::move(request); }
+  void returns(const TensorView& staged, const TensorView& result, const Stream& stream) {
+    staged_ = staged;
+    result_ = result;
+    stream_ = stream;
+  }
+
+  bool test() override {
+    if (!request_.test()) return false;
+    finish();
+    return true;
+  }
+  void wait() override {
+    request_.wait();
+    finish();
+  }
+
+ private:
+  void finish() {
+    if (result_.num_elements() > 0) out_.upload(result_, staged_, stream_);
+    result_ = TensorView();
+  }
+
+  Staging in_, out_;
+  TensorView staged_, result_;
+  Stream stream_;
+  Request request_;
+};
+
+class StagedCommunicator final : public Communicator {
+ public:
+  StagedCommunicator(std::shared_ptr<Communicator> host, std::shared_ptr<StagingPool> pool)
+      : host_(std::move(host)), pool_(std::move(pool)) {}
+
+  int rank() const override { return host_->rank(); }
+  int size() const override { return host_->size(); }
+
+  Request send(TensorView view, int destination, int tag, Stream& stream) override;
+  Request recv(TensorView view, int source, int tag, Stream& stream) override;
+  Request all_reduce(TensorView inout, ReduceOp op, Stream& stream) override;
+  Request reduce_scatter(TensorView in, TensorView out, ReduceOp op, Stream& stream) override;
+  Request all_gather(TensorView in, TensorView out, Stream& stream) override;
+  Request broadcast(TensorView inout, int root, Stream& stream) override;
+  Request all_to_all(TensorView in, TensorView out, Stream& stream) override;
+  Request all_to_all_v(TensorView in, std::span<const int64_t> send_counts, TensorView out,
+                       std::span<const int64_t> receive_counts, Stream& stream) override;
+  void barrier() override { host_->barrier(); }
+  void progress() override { host_->progress(); }
+  std::unique_ptr<Communicator> split(int color, int key) override {
+    return std::make_unique<StagedCommunicator>(host_->split(color, key), pool_);
+  }
+  [[noreturn]] void abort(const std::string& reason) override {
+    host_->abort(reason);
+    std::abort();  // not reached; compilers don't see it through the pointer
+  }
+  int64_t take_bytes_sent() override { return host_->take_bytes_sent(); }
+
+ private:
+  static bool on_host(std::initializer_list<const TensorView*> views, const Stream& stream, const char* operation);
+  Staging stage(int64_t num_bytes, const Stream& stream) { return {pool_, num_bytes, stream.device()}; }
+
+  std::shared_ptr<Communicator> host_;
+  std::shared_ptr<StagingPool> pool_;
+};
+
+// Where the operands of a call live, which is one place.
+bool StagedCommunicator::on_host(std::initializer_list<const TensorView*> views, const Stream& stream,
+                                 const char* operation) {
+  const Device device = (*views.begin())->device;
+  for (const TensorView* view : views)
+    LAMINA_CHECK(view->device == device, "{} between host and device memory, or between two devices", operation);
+  if (device.kind == DeviceKind::cpu) return true;
+  LAMINA_CHECK(stream.device() == device, "{} of a view of a GPU on a stream that is not of that GPU", operation);
+  for (const TensorView* view : views) {
+    LAMINA_CHECK(view->is_contiguous(), "{} of {}, which is not contiguous", operation, view->to_string());
+    LAMINA_CHECK(view->data != nullptr || view->num_elements() == 0, "{} of an empty view", operation);
+  }
+  return false;
+}
+
+Request StagedCommunicator::send(TensorView view, int destination, int tag, Stream& stream) {
+  if (on_host({&view}, stream, "send")) return host_->send(view, destination, tag, stream);
+  auto operation = std::make_unique<StagedOperation>(Staging(), stage(view.num_bytes(), stream));
+  const TensorView staged = operation->out().like(view);
+  operation->out().download(staged, view, stream);
+  stream.synchronize();
+  operation->run(host_->send(staged, destination, tag, stream));
+  return Request(std::move(operation));
+}
+
+Request StagedCommunicator::recv(TensorView view, int source, int tag, Stream& stream) {
+  if (on_host({&view}, stream, "recv")) return host_->recv(view, source, tag, stream);
+  auto operation = std::make_unique<StagedOperation>(Staging(), stage(view.num_bytes(), stream));
+  const TensorView staged = operation->out().like(view);
+  operation->returns(staged, view, stream);
+  operation->run(host_->recv(staged, source, tag, stream));
+  return Request(std::move(operation));
+}
+
+Request StagedCommunicator::all_reduce(TensorView inout, ReduceOp op, Stream& stream) {
+  if (on_host({&inout}, stream, "all_reduce")) return host_->all_reduce(inout, op, stream);
+  auto operation = std::make_unique<StagedOperation>(Staging(), stage(inout.num_bytes(), stream));
+  const TensorView staged = operation->out().like(inout);
+  operation->out().download(staged, inout, stream);
+  operation->returns(staged, inout, stream);
+  stream.synchronize();
+  operation->run(host_->all_reduce(staged, op, stream));
+  return Request(std::move(operation));
+}
+
+Request StagedCommunicator::reduce_scatter(TensorView in, TensorView out, ReduceOp op, Stream& stream) {
+  if (on_host({&in, &out}, stream, "reduce_scatter")) return host_->reduce_scatter(in, out, op, stream);
+  LAMINA_CHECK(in.dtype == out.dtype && in.num_elements() == out.num_elements() * size(),
+               "reduce_scatter of {} into {} over {} ranks", in.to_string(), out.to_string(), size());
+  auto operation = std::make_unique<StagedOperation>(Staging(), stage(in.num_bytes(), stream));
+  const TensorView staged = operation->out().like(in);
+  const TensorView part = staged.slice(0, rank() * out.num_elements(), (rank() + 1) * out.num_elements());
+  operation->out().download(staged, in, stream);
+  operation->returns(part, out, stream);
+  stream.synchronize();
+  operation->run(host_->reduce_scatter(staged, part, op, stream));
+  return Request(std::move(operation));
+}
+
+Request StagedCommunicator::all_gather(TensorView in, TensorView out, Stream& stream) {
+  if (on_host({&in, &out}, stream, "all_gather")) return host_->all_gather(in, out, stream);
+  LAMINA_CHECK(in.dtype == out.dtype && out.num_elements() == in.num_elements() * size(),
+               "all_gather of {} into {} over {} ranks", in.to_string(), out.to_string(), size());
+  auto operation = std::make_unique<StagedOperation>(Staging(), stage(out.num_bytes(), stream));
+  const TensorView staged = operation->out().like(out);
+  const TensorView part = staged.slice(0, rank() * in.num_elements(), (rank() + 1) * in.num_elements());
+  operation->out().download(part, in, stream);
+  operation->returns(staged, out, stream);
+  stream.synchronize();
+  operation->run(host_->all_gather(part, staged, stream));
+  return Request(std::move(operation));
+}
+
+Request StagedCommunicator::broadcast(TensorView inout, int root, Stream& stream) {
+  if (on_host({&inout}, stream, "broadcast")) return host_->broadcast(inout, root, stream);
+  auto operation = std::make_unique<StagedOperation>(Staging(), stage(inout.num_bytes(), stream));
+  const TensorView staged = operation->out().like(inout);
+  if (rank() == root) {
+    operation->out().download(staged, inout, stream);
+    stream.synchronize();
+  } else {
+    operation->returns(staged, inout, stream);
+  }
+  operation->run(host_->broadcast(staged, root, stream));
+  return Request(std::move(operation));
+}
+
+Request StagedCommunicator::all_to_all(TensorView in, TensorView out, Stream& stream) {
+  if (on_host({&in, &out}, stream, "all_to_all")) return host_->all_to_all(in, out, stream);
+  LAMINA_CHECK(in.data != out.data || in.num_elements() == 0, "all_to_all in place");
+  Staging sent = stage(in.num_bytes(), stream);
+  const TensorView staged_in = sent.like(in);
+  sent.download(staged_in, in, stream);
+  auto operation = std::make_unique<StagedOperation>(std::move(sent), stage(out.num_bytes(), stream));
+  const TensorView staged_out = operation->out().like(out);
+  operation->returns(staged_out, out, stream);
+  stream.synchronize();
+  operation->run(host_->all_to_all(staged_in, staged_out, stream));
+  return Request(std::move(operation));
+}
+
+Request StagedCommunicator::all_to_all_v(TensorView in, std::span<const int64_t> send_counts, TensorView out,
+                                         std::span<const int64_t> receive_counts, Stream& stream) {
+  if (on_host({&in, &out}, stream, "all_to_all_v"))
+    return host_->all_to_all_v(in, send_counts, out, receive_counts, stream);
+  LAMINA_CHECK(in.data != out.data || in.num_elements() == 0 || out.num_elements() == 0, "all_to_all_v in place");
+  Staging sent = stage(in.num_bytes(), stream);
+  const TensorView staged_in = sent.like(in);
+  sent.download(staged_in, in, stream);
+  auto operation = std::make_unique<StagedOperation>(std::move(sent), stage(out.num_bytes(), stream));
+  const TensorView staged_out = operation->out().like(out);
+  operation->returns(staged_out, out, stream);
+  stream.synchronize();
+  operation->run(host_->all_to_all_v(staged_in, send_counts, staged_out, receive_counts, stream));
+  return Request(std::move(operation));
+}
+
+}  // namespace
+
+std::unique_ptr<Communicator> make_staged_communicator(std::unique_ptr<Communicator> host, MemoryLedger* ledger) {
+  LAMINA_CHECK(host != nullptr);
+  return std::make_unique<StagedCommunicator>(std::move(host), std::make_shared<StagingPool>(ledger));
+}
+
+std::unique_ptr<Communicator> make_staged_communicator(Communicator& host, MemoryLedger* ledger) {
+  const std::shared_ptr<Communicator> borrowed(&host, [](Communicator*) {});
+  return std::make_unique<StagedCommunicator>(borrowed, std::make_shared<StagingPool>(ledger));
+}
+
+}  // namespace lamina::comm
