@@ -293,6 +293,7 @@ __device__ __forceinline__ void diagonal_gradients(const Part& part, int block, 
       up = fmaf(d_a[i * sub_block + j], key[j], up);
     }
     shared.dq[at] = dq, shared.up[at] = up;
+    __syncwarp();  // keeps the compiler from reading ahead what there are no registers for
   }
   float q[sub_block], k[sub_block], after = 1.0f;
 #pragma unroll
@@ -314,6 +315,7 @@ __device__ __forceinline__ void diagonal_gradients(const Part& part, int block, 
       down = fmaf(d_a[i * sub_block + j], k[i], down);
     }
     shared.to_chunk[at] = down;
+    __syncwarp();
     decay *= part.alpha[j];
   }
 }
@@ -385,10 +387,10 @@ __device__ __forceinline__ void gradients_of_slice(const KdaParams& p, const Pai
   }
   Part part;
   load_part<E>(p, pair, span, block * sub_block, channel, part);
-  float total = 1.0f;
+  float even = 1.0f, odd = 1.0f;  // not a running product: the compiler would keep it all for later
 #pragma unroll
-  for (int r = 0; r < sub_block; ++r) total *= part.alpha[r];
-  shared.totals[block * slice + column] = total;
+  for (int r = 0; r < sub_block; r += 2) even *= part.alpha[r], odd *= part.alpha[r + 1];
+  shared.totals[block * slice + column] = even * odd;
   if constexpr (fast) lamina::cuda::cp_async_wait<0>();
   __syncthreads();
   float sums[8][4];
@@ -402,6 +404,8 @@ __device__ __forceinline__ void gradients_of_slice(const KdaParams& p, const Pai
   __syncthreads();
   chunk_products(shared, sums);
   __syncthreads();
+  load_part<E>(p, pair, span, block * sub_block, channel,
+               part);  // again, so that no register holds it during the products
   diagonal_gradients(part, block, column, span.count(), shared);
   write_gradients(p, pair, span, part, block, channel, column, shared);
   __syncthreads();

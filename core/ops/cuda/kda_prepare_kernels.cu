@@ -122,7 +122,7 @@ __device__ __forceinline__ void write_decayed(const KdaParams& p, const Pair& pa
   }
   const int64_t row = pair.local * p.rows + span.begin + block * sub_block;
   const int stored = written_rows - block * sub_block;
-  const bool there = channel < width;
+  const bool there = fast || channel < width;
   E* q_out = static_cast<E*>(p.q_decayed) + row * width + channel;
   E* k_out = static_cast<E*>(p.k_decayed) + row * width + channel;
   E* end_out = static_cast<E*>(p.k_to_end) + row * width + channel;
@@ -141,10 +141,18 @@ __device__ __forceinline__ void write_decayed(const KdaParams& p, const Pair& pa
       put_two(k_out + r * width, before[0] * k[0], before[1] * k[1]);
     }
   }
+  __syncwarp();
   decay[0] = decay[1] = 1.0f;
+  const E* key = row_of<E>(p.k, pair, span.begin + (block + 1) * sub_block - 1) + channel;
+  const int count = span.count() - block * sub_block;
 #pragma unroll
-  for (int r = sub_block - 1; r >= 0; --r) {
-    const float k[2] = {decay[0] * to_float(tokens[r].k.at[0]), decay[1] * to_float(tokens[r].k.at[1])};
+  for (int r = sub_block - 1; r >= 0; --r, key -= p.k.token) {
+    Pack<E, 2> raw = tokens[r].k;
+    if constexpr (fast) {  // again from a cache: the compiler would hold the fp32 values of all 16
+      raw = {};
+      if (r < count) raw = *reinterpret_cast<const Pack<E, 2>*>(key);
+    }
+    const float k[2] = {decay[0] * to_float(raw.at[0]), decay[1] * to_float(raw.at[1])};
 #pragma unroll
     for (int s = 1; s < num_sub_blocks; ++s) {
       if (s > block) {
@@ -173,11 +181,11 @@ __device__ __forceinline__ void sum_by_lane(float (&values)[warp_size]) {
   if constexpr (offset > 1) sum_by_lane<offset / 2>(values);
 }
 
-// A warp's 64 channels of the scores within a sub-block: of row i, lane l receives Aqk's column l, or A's column l - 16. Tokens
+// A warp's 64 channels of the scores within a sub-block: of row i, lane l adds Aqk's column l, or A's column l - 16, to `to`. Tokens
 // are read again, from a cache, rather than held in registers.
 template <class E, bool fast>
 __device__ __forceinline__ void diagonal_scores(const KdaParams& p, const Pair& pair, const Span& span, int block,
-                                                int channel, float (&sums)[sub_block]) {
+                                                int channel, float* to) {
   Reader<E, fast> reader(p, pair, span, block * sub_block, channel);
   float key[sub_block][2];
 #pragma unroll
@@ -199,14 +207,18 @@ __device__ __forceinline__ void diagonal_scores(const KdaParams& p, const Pair& 
       values[j] = fmaf(q[0], key[j][0], q[1] * key[j][1]);
     }
     sum_by_lane<warp_size / 2>(values);
-    sums[i] = values[0];
+    to[i * score_leading] += values[0];
+    __syncwarp();  // keeps the compiler from reading many tokens ahead, for which there are no registers
   }
 }
-__device__ __forceinline__ void add_diagonal_scores(const float (&sums)[sub_block], int block, float* a, float* aqk) {
-  const int lane = static_cast<int>(threadIdx.x) % warp_size, first = block * sub_block;
-  float* to = (lane < sub_block ? aqk : a) + first * score_leading + first + lane % sub_block;
-#pragma unroll
-  for (int i = 0; i < sub_block; ++i) to[i * score_leading] += sums[i];
+// The second half of the channels' sums lies in `m`, 32 of a row side by side; add it to the first half's.
+template <class E>
+__device__ __forceinline__ void add_halves(const PrepareShared<E>& shared) {
+  for (int n = static_cast<int>(threadIdx.x); n < chunk * warp_size; n += threads) {
+    const int row = n / warp_size, lane = n % warp_size, column = row / sub_block * sub_block + lane % sub_block;
+    (lane < sub_block ? shared.aqk : shared.a)[row * score_leading + column] += shared.m[row * score_leading + lane];
+  }
+  __syncthreads();
 }
 
 // Scores between sub-blocks: 12 tiles of 16 x 16, shared out over the warps.
@@ -283,7 +295,7 @@ __device__ __forceinline__ void prepare_chunk(const KdaParams& p, const Pair& pa
   const int block = warp / 2, slice_channel = 2 * (thread % (slice / 2));
   // After a sequence's last token zeros follow: scans read whole chunks there.
   const int written_rows = span.sequence_last ? chunk : span.count();
-  for (int n = thread; n < chunk * score_leading; n += threads) shared.a[n] = shared.aqk[n] = 0.0f;
+  for (int n = thread; n < chunk * score_leading; n += threads) shared.a[n] = shared.aqk[n] = shared.m[n] = 0.0f;
   if (thread < chunk)
     shared.beta[thread] = thread < span.count() ? safe_beta(*row_of<float>(p.beta, pair, span.begin + thread)) : 1.0f;
   const int width = fast ? slice : p.k_padded;
@@ -291,24 +303,26 @@ __device__ __forceinline__ void prepare_chunk(const KdaParams& p, const Pair& pa
     const int channel = first + slice_channel;
     Reader<E, fast> reader(p, pair, span, block * sub_block, channel);
     Token<E> tokens[sub_block];
-    float total[2] = {1.0f, 1.0f};
+    float even[2] = {1.0f, 1.0f},
+          odd[2] = {1.0f, 1.0f};  // not a running product: the compiler would keep it all for later
 #pragma unroll
-    for (int r = 0; r < sub_block; ++r) {
-      tokens[r] = reader.next(p);
-      total[0] *= tokens[r].alpha[0], total[1] *= tokens[r].alpha[1];
+    for (int r = 0; r < sub_block; r += 2) {
+      tokens[r] = reader.next(p), tokens[r + 1] = reader.next(p);
+      even[0] *= tokens[r].alpha[0], even[1] *= tokens[r].alpha[1];
+      odd[0] *= tokens[r + 1].alpha[0], odd[1] *= tokens[r + 1].alpha[1];
     }
-    shared.totals[block * slice + slice_channel] = total[0];
-    shared.totals[block * slice + slice_channel + 1] = total[1];
+    put_two(shared.totals + block * slice + slice_channel, even[0] * odd[0], even[1] * odd[1]);
     __syncthreads();
     write_decayed<E, fast>(p, pair, span, block, channel, slice_channel, tokens, shared, written_rows);
-    float sums[sub_block];
-    diagonal_scores<E, fast>(p, pair, span, block, channel, sums);
-    if (warp % 2 == 0) add_diagonal_scores(sums, block, shared.a, shared.aqk);
+    const int lane = thread % warp_size, row = block * sub_block * score_leading;
+    float* first_half = (lane < sub_block ? shared.aqk : shared.a) + row + block * sub_block + lane % sub_block;
+    __syncwarp();
+    diagonal_scores<E, fast>(p, pair, span, block, channel, warp % 2 == 0 ? first_half : shared.m + row + lane);
     __syncthreads();
-    if (warp % 2 == 1) add_diagonal_scores(sums, block, shared.a, shared.aqk);
     off_diagonal_scores(shared, fast ? slice : (width - first < slice ? width - first : slice));
     __syncthreads();
   }
+  add_halves(shared);
   invert(shared);
   const int64_t row = pair.local * p.rows + span.begin;
   E *m = static_cast<E*>(p.m) + row * chunk, *aqk = static_cast<E*>(p.aqk) + row * chunk;
