@@ -47,7 +47,7 @@ struct PrepareShared {
   E* right;  // k times the decay until before sub-block I, for the tokens before it: for I = 1, 2, 3 one below another
   float* totals;       // [4, slice]: the decay of each sub-block
   float *a, *aqk, *m;  // [64, 64]
-  float* products;     // [3, 16, 17]
+  float* products;     // [3, 16, 17], where `right` was
   float* beta;         // [64]
   __host__ __device__ __forceinline__ explicit PrepareShared(Carver& carver)
       : left_q(carver.take<E>(chunk * leading)),
@@ -57,7 +57,7 @@ struct PrepareShared {
         a(carver.take<float>(chunk * score_leading)),
         aqk(carver.take<float>(chunk * score_leading)),
         m(carver.take<float>(chunk * score_leading)),
-        products(carver.take<float>(3 * sub_block * (sub_block + 1))),
+        products(reinterpret_cast<float*>(right)),
         beta(carver.take<float>(chunk)) {}
 };
 
