@@ -54,7 +54,6 @@ Evaluation evaluate_checkpoint(const Config& asked, const EvalOptions& options, 
   comm::Communicator& comm = world.comm;
   const auto adjust = [&](Config& config) {
     config.data = asked.data;
-    config.run.device = asked.run.device;
     config.train.micro_batch_size = asked.train.micro_batch_size;
     config.train.precision = asked.train.precision;
     choose_layout(asked.parallel, comm.size(), config);

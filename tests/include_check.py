@@ -37,15 +37,17 @@ ROOMS = {
     "tests": TRAINER | {"tests"},
     "bench": TRAINER | {"bench"},
 }
-# parallel/comm/mpi is an implementation behind parallel/comm's interface: only the program that picks it, and the
-# tests and benchmarks that start real processes, may see it.
-MPI_USERS = ("parallel/comm/mpi", "launch", "tests", "bench")
+# Implementations behind parallel/comm's interface: only the program that picks them, and the tests and benchmarks that start
+# real ranks, may see them.
+HIDDEN = ["parallel/comm/mpi", "parallel/comm/nccl"]
+HIDDEN_USERS = ("launch", "tests", "bench")
 
 # Third-party header (regular expression on the included name), and the only folders that may see it.
 THIRD_PARTY = [
     (r"mpi\.h$|mpi-ext\.h$", ["parallel/comm/mpi", "tests/parallel/comm"]),
     (r"nccl.*\.h$", ["parallel/comm/nccl"]),
-    (r"cu(da|blas|rand|dnn|sparse|solver|pti).*\.h$|nv(tx|ml|rtc).*|cub/|cutlass/|cute/|mma\.h$",
+    (r"cublas.*\.h$", ["core/ops/cuda", "core/device/cuda"]),
+    (r"cu(da|rand|dnn|sparse|solver|pti).*\.h$|nv(tx|ml|rtc).*|cub/|cutlass/|cute/|mma\.h$",
      ["core/device/cuda", "core/ops/cuda", "parallel/comm/nccl"]),
     (r"(oneapi/dnnl/)?dnnl.*\.(h|hpp)$", ["core/ops/cpu", "bench"]),
     (r"hwy/", ["core/ops/cpu"]),
@@ -56,6 +58,9 @@ THIRD_PARTY = [
     (r"gtest/|gmock/", ["tests"]),
     (r"benchmark/", ["bench"]),
 ]
+
+# Stands where the toolkit's own headers and libraries would: not of the project's rooms.
+EXEMPT = "tests/cuda_emulator/"
 
 SUFFIXES = {".h", ".hpp", ".cpp", ".cu", ".cuh", ".inl", ".inc"}
 INCLUDE = re.compile(r'^\s*#\s*include\s*(["<])([^">]+)[">]', re.MULTILINE)
@@ -80,8 +85,9 @@ def fault(path: str, quote: str, name: str, root: Path) -> str | None:
         if (root / path).parent.joinpath(name).is_file():
             return f'"{name}" is relative: includes are written from the project\'s root'
         return f'"{name}" is not a file of the project'
-    if name.startswith("parallel/comm/mpi/") and not path.startswith(MPI_USERS):
-        return f"parallel/comm/mpi is behind parallel/comm's interface; {path} must not see it"
+    for hidden in HIDDEN:
+        if name.startswith(hidden + "/") and not path.startswith((hidden, *HIDDEN_USERS)):
+            return f"{hidden} is behind parallel/comm's interface; {path} must not see it"
     room = room_of(path)
     if not any(target == allowed or target.startswith(allowed + "/") for allowed in ROOMS[room]):
         return f"{room} must not see {target} ({name})"
@@ -94,7 +100,7 @@ def check(root: Path) -> tuple[list[str], int]:
     for room in sorted({name.split("/")[0] for name in ROOMS}):
         for file in sorted((root / room).rglob("*")):
             path = file.relative_to(root).as_posix()
-            if file.suffix not in SUFFIXES or not file.is_file():
+            if file.suffix not in SUFFIXES or not file.is_file() or path.startswith(EXEMPT):
                 continue
             if room_of(path) is None:
                 faults.append(f"{path}:1: in no room of the architecture")
@@ -126,6 +132,10 @@ CASES = [
     ("data/a.h", '#include "core/tensor/view.h"', False),
     ("trainer/a.h", '#include "launch/main.h"', False),
     ("trainer/a.h", '#include "parallel/comm/mpi/mpi_communicator.h"', False),
+    ("trainer/a.h", '#include "parallel/comm/nccl/nccl_communicator.h"', False),
+    ("parallel/comm/a.cpp", '#include "parallel/comm/nccl/nccl_communicator.h"', False),
+    ("parallel/comm/nccl/a.cpp", "#include <cublas_v2.h>", False),
+    ("parallel/comm/mpi/a.cpp", "#include <nccl.h>", False),
     ("configs/schema/a.h", '#include "core/device/device.h"', False),
     ("trainer/a.cpp", "#include <mpi.h>", False),
     ("parallel/comm/a.cpp", "#  include <mpi.h>", False),
@@ -143,10 +153,14 @@ CASES = [
     ("core/ops/a.cpp", '#include "core/ops/gone.h"', False),
     ("core/ops/a.cpp", "#include <core/ops/op.h>", False),
     ("core/elsewhere/a.h", "", False),
+    ("tests/core/a.cpp", "#include <cuda_runtime.h>", False),
+    ("tests/cuda_emulator/src/a.cpp", '#include <cuda_runtime.h>\n#include "a.h"', True),
     ("core/ops/cpu/a.cpp", '#include "core/ops/op.h"\n#include <dnnl.hpp>\n#include "hwy/highway.h"\n#include <vector>', True),
     ("core/ops/a.cpp", '// #include "parallel/comm/communicator.h"', True),
     ("core/io/a.cpp", '#include <hdf5.h>\n#include "configs/schema/config.h"', True),
     ("parallel/comm/mpi/a.cpp", "#include <mpi.h>", True),
+    ("parallel/comm/nccl/a.cpp", '#include <nccl.h>\n#include <cuda_runtime_api.h>', True),
+    ("launch/a.cpp", '#include "parallel/comm/nccl/nccl_communicator.h"', True),
     ("parallel/zero/a.cpp", '#include "parallel/comm/communicator.h"\n#include "core/ops/op.h"', True),
     ("trainer/a.cpp", '#include "data/loader.h"\n#include "core/io/hdf5.h"\n#include "parallel/comm/communicator.h"', True),
     ("launch/a.cpp", '#include <CLI/CLI.hpp>\n#include "parallel/comm/mpi/mpi_communicator.h"', True),
@@ -154,6 +168,7 @@ CASES = [
 ]
 TARGETS = ["core/base/log.h", "core/device/device.h", "core/tensor/view.h", "core/ops/op.h", "core/io/hdf5.h",
            "configs/schema/config.h", "parallel/comm/communicator.h", "parallel/comm/mpi/mpi_communicator.h",
+           "parallel/comm/nccl/nccl_communicator.h",
            "model/model.h", "data/loader.h", "trainer/train.h", "launch/main.h", "tests/support/b.h"]
 
 

@@ -1,6 +1,8 @@
 #include "core/ops/attn_res.h"
 
 #include "core/ops/cpu/attn_res.h"
+#include "core/ops/cuda/attn_res.h"
+#include "core/ops/cuda/register.h"
 #include "core/ops/ref/attn_res.h"
 #include "core/ops/validate.h"
 
@@ -28,6 +30,7 @@ void expect_sources(std::span<const TensorView> sources) {
 
 void attn_res_phase1_forward(OpContext& ctx, const AttnResPhase1Forward& args) {
   static constexpr Implementation<AttnResPhase1Forward> list[] = {
+      LAMINA_CUDA_IMPLEMENTATION(attn_res_phase1_forward)  //
       {"cpu", cpu::attn_res_phase1_forward_refuses, cpu::attn_res_phase1_forward},
       {"ref", nullptr, ref::attn_res_phase1_forward}};
   expect_sources(args.sources);
@@ -46,6 +49,7 @@ void attn_res_phase1_forward(OpContext& ctx, const AttnResPhase1Forward& args) {
 
 void attn_res_merge_forward(OpContext& ctx, const AttnResMergeForward& args) {
   static constexpr Implementation<AttnResMergeForward> list[] = {
+      LAMINA_CUDA_IMPLEMENTATION(attn_res_merge_forward)  //
       {"cpu", cpu::attn_res_merge_forward_refuses, cpu::attn_res_merge_forward},
       {"ref", nullptr, ref::attn_res_merge_forward}};
   const DType dtype = args.mean.dtype, acc = accumulation_dtype(dtype);
@@ -76,6 +80,7 @@ void attn_res_merge_forward(OpContext& ctx, const AttnResMergeForward& args) {
 
 void attn_res_merge_backward(OpContext& ctx, const AttnResMergeBackward& args) {
   static constexpr Implementation<AttnResMergeBackward> list[] = {
+      LAMINA_CUDA_IMPLEMENTATION(attn_res_merge_backward)  //
       {"cpu", cpu::attn_res_merge_backward_refuses, cpu::attn_res_merge_backward},
       {"ref", nullptr, ref::attn_res_merge_backward}};
   const DType dtype = args.h.dtype, acc = accumulation_dtype(dtype);
@@ -103,6 +108,7 @@ void attn_res_merge_backward(OpContext& ctx, const AttnResMergeBackward& args) {
 
 void attn_res_phase1_backward(OpContext& ctx, const AttnResPhase1Backward& args) {
   static constexpr Implementation<AttnResPhase1Backward> list[] = {
+      LAMINA_CUDA_IMPLEMENTATION(attn_res_phase1_backward)  //
       {"cpu", cpu::attn_res_phase1_backward_refuses, cpu::attn_res_phase1_backward},
       {"ref", nullptr, ref::attn_res_phase1_backward}};
   expect_sources(args.sources);
@@ -132,7 +138,8 @@ void attn_res_phase1_backward(OpContext& ctx, const AttnResPhase1Backward& args)
 }
 
 void attn_res_depth_weights(OpContext& ctx, const AttnResDepthWeights& args) {
-  static constexpr Implementation<AttnResDepthWeights> list[] = {{"ref", nullptr, ref::attn_res_depth_weights}};
+  static constexpr Implementation<AttnResDepthWeights> list[] = {LAMINA_CUDA_IMPLEMENTATION(attn_res_depth_weights)  //
+                                                                 {"ref", nullptr, ref::attn_res_depth_weights}};
   LAMINA_CHECK(args.logit.rank() == 2, "logit is {}", args.logit.to_string());
   const DType acc = args.logit.dtype;
   const int64_t n = args.logit.size(0), tokens = args.logit.size(1);

@@ -1,5 +1,7 @@
 // What stands around Kimi Delta Attention in its layer: norms of queries and keys, gates, the gated norm of the output.
+#include "core/ops/cuda/kda_gate.h"
 #include "core/ops/cpu/kda.h"
+#include "core/ops/cuda/register.h"
 #include "core/ops/kda.h"
 #include "core/ops/ref/kda.h"
 #include "core/ops/validate.h"
@@ -41,7 +43,8 @@ void validate_gated_norm(const Args& args) {
 }  // namespace
 
 void l2_norm_forward(OpContext& ctx, const L2NormForward& args) {
-  static constexpr Implementation<L2NormForward> list[] = {{"cpu", cpu::l2_norm_forward_refuses, cpu::l2_norm_forward},
+  static constexpr Implementation<L2NormForward> list[] = {LAMINA_CUDA_IMPLEMENTATION(l2_norm_forward)  //
+                                                           {"cpu", cpu::l2_norm_forward_refuses, cpu::l2_norm_forward},
                                                            {"ref", nullptr, ref::l2_norm_forward}};
   expect_heads(args.x, "x");
   expect(args.y, "y", args.x.dtype, args.x.shape);
@@ -51,7 +54,9 @@ void l2_norm_forward(OpContext& ctx, const L2NormForward& args) {
 
 void l2_norm_backward(OpContext& ctx, const L2NormBackward& args) {
   static constexpr Implementation<L2NormBackward> list[] = {
-      {"cpu", cpu::l2_norm_backward_refuses, cpu::l2_norm_backward}, {"ref", nullptr, ref::l2_norm_backward}};
+      LAMINA_CUDA_IMPLEMENTATION(l2_norm_backward)  //
+      {"cpu", cpu::l2_norm_backward_refuses, cpu::l2_norm_backward},
+      {"ref", nullptr, ref::l2_norm_backward}};
   expect_heads(args.y, "y");
   expect_plain(args.rstd, "rstd", accumulation_dtype(args.y.dtype), {args.y.size(0), args.y.size(1)});
   expect(args.dy, "dy", args.y.dtype, args.y.shape);
@@ -61,7 +66,9 @@ void l2_norm_backward(OpContext& ctx, const L2NormBackward& args) {
 
 void kda_gate_forward(OpContext& ctx, const KdaGateForward& args) {
   static constexpr Implementation<KdaGateForward> list[] = {
-      {"cpu", cpu::kda_gate_forward_refuses, cpu::kda_gate_forward}, {"ref", nullptr, ref::kda_gate_forward}};
+      LAMINA_CUDA_IMPLEMENTATION(kda_gate_forward)  //
+      {"cpu", cpu::kda_gate_forward_refuses, cpu::kda_gate_forward},
+      {"ref", nullptr, ref::kda_gate_forward}};
   const Shape scalars = validate_gate(args);
   const DType acc = accumulation_dtype(args.f.dtype);
   expect(args.beta_logits, "beta_logits", args.f.dtype, scalars);
@@ -72,7 +79,9 @@ void kda_gate_forward(OpContext& ctx, const KdaGateForward& args) {
 
 void kda_gate_backward(OpContext& ctx, const KdaGateBackward& args) {
   static constexpr Implementation<KdaGateBackward> list[] = {
-      {"cpu", cpu::kda_gate_backward_refuses, cpu::kda_gate_backward}, {"ref", nullptr, ref::kda_gate_backward}};
+      LAMINA_CUDA_IMPLEMENTATION(kda_gate_backward)  //
+      {"cpu", cpu::kda_gate_backward_refuses, cpu::kda_gate_backward},
+      {"ref", nullptr, ref::kda_gate_backward}};
   const Shape scalars = validate_gate(args);
   const DType acc = accumulation_dtype(args.f.dtype);
   expect_plain(args.beta, "beta", acc, scalars);
@@ -87,6 +96,7 @@ void kda_gate_backward(OpContext& ctx, const KdaGateBackward& args) {
 
 void gated_rms_norm_forward(OpContext& ctx, const GatedRmsNormForward& args) {
   static constexpr Implementation<GatedRmsNormForward> list[] = {
+      LAMINA_CUDA_IMPLEMENTATION(gated_rms_norm_forward)  //
       {"cpu", cpu::gated_rms_norm_forward_refuses, cpu::gated_rms_norm_forward},
       {"ref", nullptr, ref::gated_rms_norm_forward}};
   validate_gated_norm(args);
@@ -96,6 +106,7 @@ void gated_rms_norm_forward(OpContext& ctx, const GatedRmsNormForward& args) {
 
 void gated_rms_norm_backward(OpContext& ctx, const GatedRmsNormBackward& args) {
   static constexpr Implementation<GatedRmsNormBackward> list[] = {
+      LAMINA_CUDA_IMPLEMENTATION(gated_rms_norm_backward)  //
       {"cpu", cpu::gated_rms_norm_backward_refuses, cpu::gated_rms_norm_backward},
       {"ref", nullptr, ref::gated_rms_norm_backward}};
   validate_gated_norm(args);

@@ -1,6 +1,8 @@
 #include "core/ops/short_conv.h"
 
 #include "core/ops/cpu/short_conv.h"
+#include "core/ops/cuda/register.h"
+#include "core/ops/cuda/short_conv.h"
 #include "core/ops/document_starts.h"
 #include "core/ops/ref/short_conv.h"
 #include "core/ops/validate.h"
@@ -19,9 +21,13 @@ void validate(const TensorView& x, const TensorView& weight, const TensorView& d
 }
 
 constexpr Implementation<ShortConvForward> forward_implementations[] = {
-    {"cpu", cpu::short_conv_forward_refuses, cpu::short_conv_forward}, {"ref", nullptr, ref::short_conv_forward}};
+    LAMINA_CUDA_IMPLEMENTATION(short_conv_forward)  //
+    {"cpu", cpu::short_conv_forward_refuses, cpu::short_conv_forward},
+    {"ref", nullptr, ref::short_conv_forward}};
 constexpr Implementation<ShortConvBackward> backward_implementations[] = {
-    {"cpu", cpu::short_conv_backward_refuses, cpu::short_conv_backward}, {"ref", nullptr, ref::short_conv_backward}};
+    LAMINA_CUDA_IMPLEMENTATION(short_conv_backward)  //
+    {"cpu", cpu::short_conv_backward_refuses, cpu::short_conv_backward},
+    {"ref", nullptr, ref::short_conv_backward}};
 
 }  // namespace
 

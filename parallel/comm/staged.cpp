@@ -111,7 +111,7 @@ class StagedOperation final : public Request::State {
 
  private:
   void finish() {
-    if (result_.num_elements() > 0) out_.upload(result_, staged_, stream_);
+    if (result_) out_.upload(result_, staged_, stream_);
     result_ = TensorView();
   }
 

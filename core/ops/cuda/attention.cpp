@@ -45,8 +45,8 @@ bool on_tensor_cores(const AttentionParams& p) {
   return p.bf16 && p.d_qk <= attention_widest_tensor && p.d_v <= attention_widest_tensor;
 }
 
-// The tensor-core kernels move 16 bytes at once. What is laid out otherwise takes the way over copies in scratch memory, whose
-// rows are longer by zeros.
+// The tensor-core kernels move 16 bytes at once. What is laid out otherwise takes the way over copies in scratch
+// memory, whose rows are longer by zeros.
 class Packed {
  public:
   Packed(OpContext& ctx, const AttentionParams& p) : ctx_(ctx), p_(p) {}

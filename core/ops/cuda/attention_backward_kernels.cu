@@ -1,16 +1,17 @@
-// The gradients of causal attention on tensor cores, as FlashAttention-2 has them (Dao, arXiv 2307.08691), in two kernels without
-// atomics, so that sums have one order: one block for 64 keys walks over the queries and keeps dk and dv, one block for 64 queries
-// walks over the keys and keeps dq. Both compute S = q k^T and dP = do v^T anew, P = exp(scale S - lse), dS = P (dP - delta).
+// The gradients of causal attention on tensor cores, as FlashAttention-2 has them (Dao, arXiv 2307.08691), in two
+// kernels without atomics, so that sums have one order: one block for 64 keys walks over the queries and keeps dk and
+// dv, one block for 64 queries walks over the keys and keeps dq. Both compute S = q k^T and dP = do v^T anew, P =
+// exp(scale S - lse), dS = P (dP - delta).
 //
-// Limit: arithmetic. For each allowed pair and head 4 (d_qk + d_v) + 2 (2 d_qk + d_v) = 2 (4 d_qk + 3 d_v) FLOP: seven
-// products, of which the five of a single kernel, 2 (3 d_qk + 2 d_v), count as useful (at 192, 128: 72 %; the rest is the price of a
-// fixed order).
-// mma.sync reaches some 60-65 % of the 990 TFLOP/s that H200 has with wgmma. What is done to stay near it: the four warps of a
-// block form 2 x 2 over the 64 x 64 pairs, and again over rows and columns of every gradient: with 32 rows a warp, an operand
-// from shared memory feeds four products, and ldmatrix (136 of 512 bytes a warp and tile in the first kernel, 544 cycles of the
-// banks) keeps pace with the products (516 cycles). P and dS change hands through shared memory. Two blocks of 105 KiB and 93 KiB
-// share a multiprocessor: one waits at a barrier while the other multiplies. Every load travels during a product that does not need
-// it. The widest heads (up to 256) take eight warps, 2 x 4, and one block.
+// Limit: arithmetic. For each allowed pair and head 4 (d_qk + d_v) + 2 (2 d_qk + d_v) = 2 (4 d_qk + 3 d_v) FLOP:
+// seven products, of which the five of a single kernel, 2 (3 d_qk + 2 d_v), count as useful (at 192, 128: 72 %; the
+// rest is the price of a fixed order). mma.sync reaches some 60-65 % of the 990 TFLOP/s that H200 has with wgmma.
+// What is done to stay near it: the four warps of a block form 2 x 2 over the 64 x 64 pairs, and again over rows and
+// columns of every gradient: with 32 rows a warp, an operand from shared memory feeds four products, and ldmatrix
+// (136 of 512 bytes a warp and tile in the first kernel, 544 cycles of the banks) keeps pace with the products (516
+// cycles). P and dS change hands through shared memory. Two blocks of 102 KiB or 93 KiB share a multiprocessor: one
+// waits at a barrier while the other multiplies. Every load travels during a product that does not need it. The
+// widest heads (up to 256) take eight warps, 2 x 4, and one block.
 #include "core/ops/cuda/attention_tile.h"
 
 namespace lamina::ops::cuda {

@@ -1,15 +1,17 @@
-// Causal attention on tensor cores (FlashAttention-2, Dao, arXiv 2307.08691): a block has 4 warps and a tile of 128 queries, and walks
-// over the keys in tiles of 32. A warp owns 32 of the queries outright, so the online softmax needs no word between warps, and
-// its probabilities go from the accumulators of the first product straight into the operands of the second. (Heads up to 64 wide:
-// 64 keys; above 128: 64 queries, 16 a warp. All as the registers allow: 64 x 128 pairs would spill at d_v 128.)
+// Causal attention on tensor cores (FlashAttention-2, Dao, arXiv 2307.08691): a block has 4 warps and a tile of 128
+// queries, and walks over the keys in tiles of 32. A warp owns 32 of the queries outright, so the online softmax
+// needs no word between warps, and its probabilities go from the accumulators of the first product straight into the
+// operands of the second. (Heads up to 64 wide: 64 keys; above 128: 64 queries, 16 a warp. All as the registers
+// allow: 64 x 128 pairs would spill at d_v 128.)
 //
-// Limit: arithmetic. 2 (d_qk + d_v) FLOP for each allowed pair and head, that is T^2 (d_qk + d_v) a head and sequence. A key's 640
-// bytes (192, 128) come from L2 once for 128 queries: 128 FLOP a byte. mma.sync reaches some 60-65 % of the 990 TFLOP/s that H200
-// has with wgmma. What is done to stay near it: 32 queries a warp, so that a key's operand from shared memory feeds four
-// products (for 32 keys ldmatrix takes the banks 240 cycles a warp, the products the tensor cores 258); two blocks of 71 KiB on a
-// multiprocessor, one computing its softmax while the other multiplies; v travels during q k^T and the next keys during softmax and
-// p v, with two barriers a tile; tiles above the diagonal or before all documents are never visited, and only tiles on an edge are
-// masked; the longest tiles start first.
+// Limit: arithmetic. 2 (d_qk + d_v) FLOP for each allowed pair and head, that is T^2 (d_qk + d_v) a head and
+// sequence. A key's 640 bytes (192, 128) come from L2 once for 128 queries: 128 FLOP a byte. mma.sync reaches some
+// 60-65 % of the 990 TFLOP/s that H200 has with wgmma. What is done to stay near it: 32 queries a warp, so that a
+// key's operand from shared memory feeds four products (for 32 keys ldmatrix takes the banks 256 cycles a warp, the
+// products the tensor cores 258); two blocks of 71 KiB on a multiprocessor, one computing its softmax while the other
+// multiplies; v travels during q k^T and the next keys during softmax and p v, with two barriers a tile; tiles above
+// the diagonal or before all documents are never visited, and only tiles on an edge are masked; the longest tiles
+// start first.
 #include "core/ops/cuda/attention_tile.h"
 
 namespace lamina::ops::cuda {
@@ -49,8 +51,8 @@ __device__ __forceinline__ void mask(float (&s)[groups][keys8][4], const Attenti
     }
 }
 
-// One tile's step of the online softmax: s becomes probabilities relative to the largest logit so far, o is rescaled to it.
-// packed[g][n][r]: row r's two of 8 columns.
+// One tile's step of the online softmax: s becomes probabilities relative to the largest logit so far, o is rescaled
+// to it. packed[g][n][r]: row r's two of 8 columns.
 template <int groups, int keys8, int columns8>
 __device__ __forceinline__ void softmax_step(const float (&s)[groups][keys8][4], uint32_t (&packed)[groups][keys8][2],
                                              float (&o)[groups][columns8][4], RowState<groups>& state, float factor) {
@@ -83,8 +85,8 @@ __device__ __forceinline__ void softmax_step(const float (&s)[groups][keys8][4],
     }
 }
 
-// Divides by the sums and writes o, lse and the tile's largest logit. own: the warp's rows of the queries' tile, whose content
-// nobody needs any more.
+// Divides by the sums and writes o, lse and the tile's largest logit. own: the warp's rows of the queries' tile,
+// whose content nobody needs any more.
 template <int d_v, int groups>
 __device__ __forceinline__ void finish(const AttentionParams& p, float (&o)[groups][d_v / 8][4],
                                        RowState<groups>& state, Bf16* own, int first_query, float factor) {

@@ -1,10 +1,12 @@
-// Attention without tensor cores: fp32 inputs, whose products must be fp32, and bf16 heads wider than 256. Any widths, strides
-// and alignment. A block has 16 x 16 threads and 64 queries or keys; a thread holds 4 x 4 of the 64 x 64 pairs and 4 x 8 of up to 128
-// columns of the result. Wider results are cut into columns by several blocks, which compute the pairs anew.
+// Attention without tensor cores: fp32 inputs, whose products must be fp32, and bf16 heads wider than 256. Any
+// widths, strides and alignment. A block has 16 x 16 threads and 64 queries or keys; a thread holds 4 x 4 of the 64 x
+// 64 pairs and 4 x 8 of up to 128 columns of the result (4 x 4 of 64 where that is all). Wider results are cut into
+// columns by several blocks, which compute the pairs anew. Sums have one order: no atomics.
 //
-// Limit: fp32 FMA, 2 (d_qk + d_v) FLOP a pair forward and 2 (6 d_qk + 4 d_v) backward at widths up to 128 (dk, dv and dq each compute
-// their pairs), of 67 TFLOP/s on H200. An inner step takes 8 loads from shared memory for 16 products (pairs) or 12 for 32, so the
-// shared memory's 128 bytes a cycle hold it to about half of that. Training runs in bf16; this is for checking.
+// Limit: fp32 FMA, 2 (d_qk + d_v) FLOP a pair forward and 2 (5 d_qk + 3 d_v) backward at widths up to 128 (dk, dv and
+// dq each compute their pairs), of 67 TFLOP/s on H200. An inner step takes 8 loads from shared memory for 16 products
+// (pairs) or 12 for 32, so the shared memory's 128 bytes a cycle hold it to about half of that. Training runs in
+// bf16; this is for checking.
 //
 // Here too: delta and lse for the backward kernels, and the largest logit of a head.
 #include "core/ops/cuda/attention_kernels.h"
@@ -14,14 +16,14 @@ namespace lamina::ops::cuda {
 namespace {
 
 constexpr int tile = attention_tile, side = 16, num_threads = side * side, per_side = tile / side;
-constexpr int depth = 32, columns = 128, per_column = columns / side;
+constexpr int depth = 32, most_columns = 128;
 
 // Shared memory: pairs of a tile, and what is multiplied.
 struct Shared {
   float pairs[tile][tile + 1];
   union {
     float operands[2][tile][depth + 1];
-    float rows[depth][columns];
+    float rows[depth][most_columns];
   };
 };
 
@@ -76,8 +78,9 @@ __device__ void multiply_pairs(float (&pairs)[per_side][per_side], const Rows<T>
 }
 
 // sums += the shared pairs (transposed: their columns) times columns column0 on of the rows x0 on.
-template <bool transposed, class T>
-__device__ void add_rows(float (&sums)[per_side][per_column], const Rows<T>& x, int x0, int column0, Shared& shared) {
+template <bool transposed, int columns, class T>
+__device__ void add_rows(float (&sums)[per_side][columns / side], const Rows<T>& x, int x0, int column0,
+                         Shared& shared) {
   const Place at;
   for (int j0 = 0; j0 < tile; j0 += depth) {
     __syncthreads();
@@ -86,23 +89,24 @@ __device__ void add_rows(float (&sums)[per_side][per_column], const Rows<T>& x, 
     __syncthreads();
 #pragma unroll 4
     for (int j = 0; j < depth; ++j) {
-      float pair[per_side], row[per_column];
+      float pair[per_side], row[columns / side];
 #pragma unroll
       for (int r = 0; r < per_side; ++r) {
         const int own = at.down + side * r;
         pair[r] = transposed ? shared.pairs[j0 + j][own] : shared.pairs[own][j0 + j];
       }
 #pragma unroll
-      for (int c = 0; c < per_column; ++c) row[c] = shared.rows[j][at.along + side * c];
+      for (int c = 0; c < columns / side; ++c) row[c] = shared.rows[j][at.along + side * c];
 #pragma unroll
       for (int r = 0; r < per_side; ++r)
 #pragma unroll
-        for (int c = 0; c < per_column; ++c) sums[r][c] = fmaf(pair[r], row[c], sums[r][c]);
+        for (int c = 0; c < columns / side; ++c) sums[r][c] = fmaf(pair[r], row[c], sums[r][c]);
     }
   }
 }
 
-// The caller's pairs become visible to all after the barrier that add_rows begins with; what was there before has been used.
+// The caller's pairs become visible to all after the barrier that add_rows begins with; what was there before has
+// been used.
 __device__ __forceinline__ void share(const float (&pairs)[per_side][per_side], Shared& shared) {
   const Place at;
   __syncthreads();
@@ -112,14 +116,14 @@ __device__ __forceinline__ void share(const float (&pairs)[per_side][per_side], 
     for (int c = 0; c < per_side; ++c) shared.pairs[at.down + side * r][at.along + side * c] = pairs[r][c];
 }
 
-template <class T>
-__device__ __forceinline__ void store(const Rows<T>& to, const float (&sums)[per_side][per_column],
+template <int columns, class T>
+__device__ __forceinline__ void store(const Rows<T>& to, const float (&sums)[per_side][columns / side],
                                       const float (&scale)[per_side], int first_row, int column0) {
   const Place at;
 #pragma unroll
   for (int r = 0; r < per_side; ++r)
 #pragma unroll
-    for (int c = 0; c < per_column; ++c) {
+    for (int c = 0; c < columns / side; ++c) {
       const int row = first_row + at.down + side * r, column = column0 + at.along + side * c;
       if (row < to.num_rows && column < to.width)
         to.data[row * to.step + column] = from_float<T>(scale[r] * sums[r][c]);
@@ -150,8 +154,9 @@ struct Softmax {
 };
 
 // Scales and masks the pairs and turns them into probabilities relative to the largest logit so far.
+template <int columns>
 __device__ __forceinline__ void softmax_step(float (&s)[per_side][per_side], Softmax& state,
-                                             float (&o)[per_side][per_column], const AttentionParams& p,
+                                             float (&o)[per_side][columns / side], const AttentionParams& p,
                                              int first_query, int first_key) {
   const Place at;
 #pragma unroll
@@ -173,11 +178,11 @@ __device__ __forceinline__ void softmax_step(float (&s)[per_side][per_side], Sof
     state.largest[r] = largest;
     state.sum[r] = fmaf(state.sum[r], rescale, sum);
 #pragma unroll
-    for (int c = 0; c < per_column; ++c) o[r][c] *= rescale;
+    for (int c = 0; c < columns / side; ++c) o[r][c] *= rescale;
   }
 }
 
-template <class T>
+template <class T, int columns>
 __global__ void __launch_bounds__(num_threads) forward(const AttentionParams p, int blocks_of_columns) {
   LAMINA_DYNAMIC_SHARED(Shared, shared);
   const Place at;
@@ -185,15 +190,15 @@ __global__ void __launch_bounds__(num_threads) forward(const AttentionParams p, 
   const int first_query = block / blocks_of_columns * tile, column0 = block % blocks_of_columns * columns;
   const int last_query = min(first_query + tile, p.tokens) - 1;
   const auto q = rows_of<T>(p.q, p, p.d_qk), k = rows_of<T>(p.k, p, p.d_qk), v = rows_of<T>(p.v, p, p.d_v);
-  float o[per_side][per_column] = {};
+  float o[per_side][columns / side] = {};
   Softmax state;
   for (int r = 0; r < per_side; ++r) state.largest[r] = -INFINITY, state.sum[r] = 0.0f;
   for (int key = start_of(p, first_query) / tile * tile; key <= last_query; key += tile) {
     float s[per_side][per_side];
     multiply_pairs(s, q, first_query, k, key, *shared);
-    softmax_step(s, state, o, p, first_query, key);
+    softmax_step<columns>(s, state, o, p, first_query, key);
     share(s, *shared);
-    add_rows<false>(o, v, key, column0, *shared);
+    add_rows<false, columns>(o, v, key, column0, *shared);
   }
   float inverse[per_side], largest = -INFINITY;
   for (int r = 0; r < per_side; ++r) {
@@ -206,7 +211,7 @@ __global__ void __launch_bounds__(num_threads) forward(const AttentionParams p, 
       p.lse[(static_cast<int64_t>(blockIdx.z) * p.heads + blockIdx.y) * p.tokens + i] =
           state.largest[r] + ln_2 * log2f(sum);
   }
-  store(rows_of<T>(p.o, p, p.d_v), o, inverse, first_query, column0);
+  store<columns>(rows_of<T>(p.o, p, p.d_v), o, inverse, first_query, column0);
   if (p.max_logit == nullptr || column0 != 0) return;
   __syncthreads();
   if (at.along == 0) shared->pairs[at.down][0] = largest;
@@ -248,7 +253,7 @@ __device__ __forceinline__ void share_pairs(const AttentionParams& p, int first_
 }
 
 // A block's columns are of dk (the first `blocks_of_dk`) or of dv.
-template <class T>
+template <class T, int columns>
 __global__ void __launch_bounds__(num_threads)
     keys_gradients(const AttentionParams p, int blocks_of_dk, int blocks_of_columns) {
   LAMINA_DYNAMIC_SHARED(Shared, shared);
@@ -257,28 +262,28 @@ __global__ void __launch_bounds__(num_threads)
   const bool is_dk = part < blocks_of_dk;
   const int column0 = (is_dk ? part : part - blocks_of_dk) * columns;
   const auto source = is_dk ? rows_of<T>(p.q, p, p.d_qk) : rows_of<T>(p.d_o, p, p.d_v);
-  float sums[per_side][per_column] = {}, scale[per_side];
+  float sums[per_side][columns / side] = {}, scale[per_side];
   for (float& factor : scale) factor = is_dk ? p.scale : 1.0f;
   for (int query = first_key; query < p.tokens && start_of(p, query) < first_key + tile; query += tile) {
     share_pairs<T>(p, query, first_key, is_dk, *shared);
-    add_rows<true>(sums, source, query, column0, *shared);
+    add_rows<true, columns>(sums, source, query, column0, *shared);
   }
-  store(is_dk ? rows_of<T>(p.dk, p, p.d_qk) : rows_of<T>(p.dv, p, p.d_v), sums, scale, first_key, column0);
+  store<columns>(is_dk ? rows_of<T>(p.dk, p, p.d_qk) : rows_of<T>(p.dv, p, p.d_v), sums, scale, first_key, column0);
 }
 
-template <class T>
+template <class T, int columns>
 __global__ void __launch_bounds__(num_threads) queries_gradient(const AttentionParams p, int blocks_of_columns) {
   LAMINA_DYNAMIC_SHARED(Shared, shared);
   const int block = static_cast<int>(gridDim.x - 1 - blockIdx.x);
   const int first_query = block / blocks_of_columns * tile, column0 = block % blocks_of_columns * columns;
   const int last_query = min(first_query + tile, p.tokens) - 1;
-  float sums[per_side][per_column] = {}, scale[per_side];
+  float sums[per_side][columns / side] = {}, scale[per_side];
   for (float& factor : scale) factor = p.scale;
   for (int key = start_of(p, first_query) / tile * tile; key <= last_query; key += tile) {
     share_pairs<T>(p, first_query, key, true, *shared);
-    add_rows<false>(sums, rows_of<T>(p.k, p, p.d_qk), key, column0, *shared);
+    add_rows<false, columns>(sums, rows_of<T>(p.k, p, p.d_qk), key, column0, *shared);
   }
-  store(rows_of<T>(p.dq, p, p.d_qk), sums, scale, first_query, column0);
+  store<columns>(rows_of<T>(p.dq, p, p.d_qk), sums, scale, first_query, column0);
 }
 
 // 16 lanes for a query. Limit: bytes moved, d_o and o once.
@@ -316,22 +321,25 @@ __global__ void __launch_bounds__(warp_size) max_logit(const AttentionParams p) 
 dim3 heads_grid(int64_t blocks, const AttentionParams& p) {
   return dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(p.heads), static_cast<unsigned>(p.batch));
 }
-int blocks_of(int width) {
+int blocks_of(int width, int columns) {
   return (width + columns - 1) / columns;
 }
 
-template <class T>
+template <class T, int columns>
 void forward_typed(const AttentionParams& p, cudaStream_t stream) {
-  const int parts = blocks_of(p.d_v > 0 ? p.d_v : 1);  // lse and the largest logit are wanted without values too
-  launch(forward<T>, heads_grid(int64_t{p.tiles} * parts, p), dim3(num_threads), sizeof(Shared), stream, p, parts);
+  const int parts =
+      blocks_of(p.d_v > 0 ? p.d_v : 1, columns);  // lse and the largest logit are wanted without values too
+  launch(forward<T, columns>, heads_grid(int64_t{p.tiles} * parts, p), dim3(num_threads), sizeof(Shared), stream, p,
+         parts);
 }
 
-template <class T>
+template <class T, int columns>
 void backward_typed(const AttentionParams& p, cudaStream_t stream) {
-  const int dk = blocks_of(p.d_qk), all = dk + blocks_of(p.d_v);
-  launch(keys_gradients<T>, heads_grid(int64_t{p.tiles} * all, p), dim3(num_threads), sizeof(Shared), stream, p, dk,
-         all);
-  launch(queries_gradient<T>, heads_grid(int64_t{p.tiles} * dk, p), dim3(num_threads), sizeof(Shared), stream, p, dk);
+  const int dk = blocks_of(p.d_qk, columns), all = dk + blocks_of(p.d_v, columns);
+  launch(keys_gradients<T, columns>, heads_grid(int64_t{p.tiles} * all, p), dim3(num_threads), sizeof(Shared), stream,
+         p, dk, all);
+  launch(queries_gradient<T, columns>, heads_grid(int64_t{p.tiles} * dk, p), dim3(num_threads), sizeof(Shared), stream,
+         p, dk);
 }
 
 template <class T>
@@ -345,11 +353,13 @@ void statistics_typed(const AttentionParams& p, cudaStream_t stream) {
 }  // namespace
 
 void launch_attention_forward_plain(const AttentionParams& p, cudaStream_t stream) {
-  p.bf16 ? forward_typed<__nv_bfloat16>(p, stream) : forward_typed<float>(p, stream);
+  if (p.bf16) return forward_typed<__nv_bfloat16, most_columns>(p, stream);
+  p.d_v <= 64 ? forward_typed<float, 64>(p, stream) : forward_typed<float, most_columns>(p, stream);
 }
 
 void launch_attention_backward_plain(const AttentionParams& p, cudaStream_t stream) {
-  p.bf16 ? backward_typed<__nv_bfloat16>(p, stream) : backward_typed<float>(p, stream);
+  if (p.bf16) return backward_typed<__nv_bfloat16, most_columns>(p, stream);
+  p.d_qk <= 64 && p.d_v <= 64 ? backward_typed<float, 64>(p, stream) : backward_typed<float, most_columns>(p, stream);
 }
 
 void launch_attention_statistics(const AttentionParams& p, cudaStream_t stream) {

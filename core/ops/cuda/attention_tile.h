@@ -1,8 +1,8 @@
 // Tiles of bf16 rows in shared memory, and a warp's way from them to the tensor cores.
 //
-// Rows are 16 bytes longer than their width: an odd number of 16-byte chunks, so eight rows' chunks of one column fall into
-// different banks and ldmatrix does not conflict. (A swizzle would save the 4 %, but costs a register for every pattern of its
-// bits; the accumulators leave none.) Widths are multiples of 64; what a head lacks is zero.
+// Rows are 16 bytes longer than their width: an odd number of 16-byte chunks, so eight rows' chunks of one column
+// fall into different banks and ldmatrix does not conflict. (A swizzle would save the 4 %, but costs a register for
+// every pattern of its bits; the accumulators leave none.) Widths are multiples of 64; what a head lacks is zero.
 #pragma once
 
 #include "core/ops/cuda/attention_kernels.h"
@@ -40,8 +40,8 @@ __device__ __forceinline__ HeadRows head_rows(const AttentionTensor& t, const At
   return {static_cast<Bf16*>(t.data) + blockIdx.z * t.batch + blockIdx.y * t.head, t.token, p.tokens, width};
 }
 
-// `rows` rows from `first_row` on, zeros beyond the sequence and the head, by asynchronous copies. Eight threads read 128 bytes of a
-// row.
+// `rows` rows from `first_row` on, zeros beyond the sequence and the head, by asynchronous copies. Eight threads read
+// 128 bytes of a row.
 template <int width, int rows, int threads>
 __device__ __forceinline__ void load_tile(Bf16* tile, const HeadRows& from, int first_row) {
   constexpr int rows_at_once = threads / 8, pitch_ = pitch(width);
@@ -73,8 +73,9 @@ __device__ __forceinline__ void store_tile(const Bf16* tile, const HeadRows& to,
   }
 }
 
-// Four 8x8 matrices form 16x16; a lane names one row of one of them. `down`: the second matrix lies below the first (an operand
-// a, or the transpose of an operand b); `right`: beside it (an operand b, or the transpose of an operand a).
+// Four 8x8 matrices form 16x16; a lane names one row of one of them. `down`: the second matrix lies below the first
+// (an operand a, or the transpose of an operand b); `right`: beside it (an operand b, or the transpose of an operand
+// a).
 enum class Second { down, right };
 
 template <int width>
@@ -97,8 +98,8 @@ class Fragments {
   const Bf16* at_;
 };
 
-// acc[g][2 n + half] += sum over steps of a(g) b(n): 16-row groups of a, 16-column groups of b, 16 deep a step. load_a(fragment, g,
-// step), load_b(fragment, n, step).
+// acc[g][2 n + half] += sum over steps of a(g) b(n): 16-row groups of a, 16-column groups of b, 16 deep a step.
+// load_a(fragment, g, step), load_b(fragment, n, step).
 template <int steps, int groups, int columns8, class LoadA, class LoadB>
 __device__ __forceinline__ void multiply_add(float (&acc)[groups][columns8][4], LoadA&& load_a, LoadB&& load_b) {
 #pragma unroll
@@ -146,8 +147,8 @@ __device__ __forceinline__ void to_tile(Bf16* tile, const float (&acc)[groups][c
             pack_bf16(scale * acc[g][n][2 * r], scale * acc[g][n][2 * r + 1]);
 }
 
-// Softmax in powers of two of |scale| s: signs of the scale are put into s, and a zero becomes a number that makes all logits
-// vanish beside 1 without making masked ones (-infinity) NaN.
+// Softmax in powers of two of |scale| s: signs of the scale are put into s, and a zero becomes a number that makes
+// all logits vanish beside 1 without making masked ones (-infinity) NaN.
 struct Exponent {
   float factor;  // |scale| / ln 2
   bool negate;

@@ -1,6 +1,6 @@
 #include "core/ops/cuda/matmul.h"
 
-#include "core/device/cuda/check.h"
+#include "core/device/cuda_device.h"
 #include "core/ops/cuda/blas.h"
 
 namespace lamina::ops::cuda {
@@ -16,11 +16,10 @@ void matmul(OpContext& ctx, const Matmul& args) {
   if (args.a.size(1) > 0) {
     multiply(ctx.stream, {args.a, args.b, c, 1.0f, accumulate ? 1.0f : 0.0f});
   } else if (!accumulate) {  // an empty sum
-    const auto width = static_cast<size_t>(c.size(1) * size_of(c.dtype));
-    const size_t pitch = c.size(0) > 1 ? static_cast<size_t>(c.stride(0) * size_of(c.dtype)) : width;
-    lamina::cuda::check(cudaMemset2DAsync(c.data, pitch, 0, width, static_cast<size_t>(c.size(0)),
-                                          static_cast<cudaStream_t>(ctx.stream.state()->handle())),
-                        "an empty product");
+    for (int64_t row = 0; row < c.size(0); ++row) {
+      const TensorView line = c.select(0, row);
+      lamina::cuda::fill_zero(line.data, line.num_bytes(), ctx.stream);
+    }
   }
 }
 

@@ -1,7 +1,8 @@
 // MLA's keys put together and taken apart, and tensors of attention copied to where 16-byte accesses can reach them.
 //
-// Limit: bytes moved; every element is read and written once, 16 bytes an access where the layout allows it (the key's shared part is
-// read once for all heads from L1). The sum over heads has a thread for every 8 columns of a token, and 8 loads under way.
+// Limit: bytes moved; every element is read and written once, 16 bytes an access where the layout allows it (the
+// key's shared part is read once for all heads from L1). The sum over heads has a thread for every 8 columns of a
+// token, and 8 loads under way.
 #include "core/ops/cuda/attention_kernels.h"
 #include "core/ops/cuda/device_math.h"
 

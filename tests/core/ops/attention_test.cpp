@@ -120,11 +120,11 @@ Inputs make_inputs(DType dtype, const Size& size, bool fused, double magnitude) 
 
 // tolerance: of o and the gradients, relative to their largest element.
 void check(OpContext& ctx, DType dtype, const Size& size, bool fused, double magnitude, double tolerance,
-           double lse_tolerance) {
+           double lse_tolerance, double sign = 1.0) {
   SCOPED_TRACE(fmt::format("{} batch {}, T {}, heads {}, d_qk {}, d_v {}, fused {}", name_of(dtype), size.batch,
                            size.tokens, size.heads, size.d_qk, size.d_v, fused));
   const auto [batch, tokens, heads, d_qk, d_v] = size;
-  const double scale = 1.0 / std::sqrt(static_cast<double>(d_qk));
+  const double scale = sign / std::sqrt(static_cast<double>(d_qk));
   const Inputs in = make_inputs(dtype, size, fused, magnitude);
   const Tensor d_o = test::normal(dtype, {batch, tokens, heads, d_v}, 4);
   const Textbook want = textbook(size, in.q, in.k, in.v, d_o, scale);
@@ -174,6 +174,18 @@ TEST(Attention, FastestInBf16) {
   for (const Size& size : sizes) {
     for (bool fused : {false, true}) check(test.fastest, DType::bf16, size, fused, 1.0, 0x1p-6, 1e-6);
   }
+}
+
+// One head for each width that a kernel may be written for, over several tiles, and one wider than all; scales of either sign.
+TEST(Attention, WideHeads) {
+  TestContext test;
+  const std::vector<Size> wide = {
+      {1, 150, 2, 192, 128}, {1, 140, 1, 128, 128}, {1, 100, 1, 64, 40}, {1, 90, 1, 256, 200}, {1, 70, 1, 264, 16}};
+  for (const Size& size : wide) {
+    for (double sign : {1.0, -1.0}) check(test.fastest, DType::bf16, size, sign < 0, 1.0, 0x1p-6, 1e-6, sign);
+  }
+  check(test.fastest, DType::f32, {1, 66, 1, 264, 136}, true, 1.0, 1e-5, 1e-6, -1.0);
+  check(test.fastest, DType::bf16, {1, 40, 1, 16, 16}, false, 1.0, 0x1p-6, 1e-6, 0.0);
 }
 
 // Logits of some hundreds: an unguarded exp overflows, and most probabilities vanish.
@@ -277,9 +289,10 @@ Tensor starts_of(int64_t batch, const std::vector<int64_t>& lengths) {
 }
 
 // The largest difference between packed documents and each one on its own, of everything that forward and backward return.
-double packed_against_separate(OpContext& ctx, DType dtype, int64_t heads, const std::vector<int64_t>& lengths) {
+double packed_against_separate(OpContext& ctx, DType dtype, int64_t heads, const std::vector<int64_t>& lengths,
+                               int64_t d_qk = 24, int64_t d_v = 20) {
   const Tensor starts = starts_of(2, lengths);
-  const int64_t tokens = starts->size(1), d_qk = 24, d_v = 20;
+  const int64_t tokens = starts->size(1);
   const Size size{2, tokens, heads, d_qk, d_v};
   const double scale = 0.3;
   const Inputs in = make_inputs(dtype, size, true, 1.0);
@@ -341,7 +354,9 @@ TEST(Attention, PackedDocumentsEqualSeparateRuns) {
   for (DType dtype : {DType::f32, DType::bf16}) {
     EXPECT_EQ(packed_against_separate(test.fastest, dtype, 3, {64, 128, 30}), 0.0);
     EXPECT_EQ(packed_against_separate(test.fastest, dtype, 1, {192, 64}), 0.0);
+    EXPECT_EQ(packed_against_separate(test.fastest, dtype, 1, {64, 30}, 192, 128), 0.0);
   }
+  EXPECT_LE(packed_against_separate(test.fastest, DType::bf16, 1, {40, 90, 5, 20}, 192, 128), 0.1);
   cpu::set_num_threads(threads);
 }
 

@@ -383,6 +383,27 @@ TEST(AttnRes, ManySourcesAndQueries) {
   check_parity({DType::f32, 7, 40, 61, 9, Sum::partial, DType::f32, DType::f32});
 }
 
+// Widths at which kernels change their ways of holding a row, with as many sources and queries as blocks of the paper have.
+TEST(AttnRes, WideRows) {
+  const auto f32 = DType::f32, bf16 = DType::bf16;
+  check_parity({bf16, 5, 304, 10, 6, Sum::partial_and_delta, f32, bf16});
+  check_parity({bf16, 3, 1168, 16, 8, Sum::partial, bf16, bf16});
+  check_parity({bf16, 2, 2304, 10, 6, Sum::partial_and_delta, f32, bf16});
+  check_parity({bf16, 2, 2624, 9, 11, Sum::partial, f32, bf16});
+  check_parity({bf16, 1, 4000, 3, 2, Sum::partial, f32, bf16});
+  check_parity({bf16, 2, 2304, 19, 1, Sum::none, f32, f32});
+  for (const DType dtype : {f32, bf16}) {
+    check_parity({dtype, 2, 4104, 3, 2, Sum::partial_and_delta, f32, f32});
+    check_parity({dtype, 1, 4099, 5, 3, Sum::partial, f32, dtype});
+  }
+}
+
+// More tokens than a GPU has places for blocks, so that each has several.
+TEST(AttnRes, ManyTokens) {
+  check_parity({DType::bf16, 1201, 32, 9, 2, Sum::partial_and_delta, DType::f32, DType::bf16});
+  check_parity({DType::f32, 1201, 12, 3, 3, Sum::partial_and_delta, DType::f32, DType::f32});
+}
+
 TEST(AttnRes, ZeroQueriesGiveThePlainMean) {
   TestContext context;
   for (const DType dtype : {DType::f64, DType::f32}) {

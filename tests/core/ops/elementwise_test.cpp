@@ -132,6 +132,48 @@ TEST(Elementwise, Fill) {
   }
 }
 
+TEST(Elementwise, Scale) {
+  TestContext context;
+  for (const DType dtype : dtypes) {
+    for (const int64_t count : counts) {
+      const Tensor x = test::normal(dtype, {count}, 1);
+      const auto before = test::values(x);
+      scale(context.fastest, {x, 0.3});
+      for (int64_t i = 0; i < count; ++i) {
+        const double value = before[static_cast<size_t>(i)];
+        const double want = dtype == DType::f64 ? 0.3 * value : rounded(0.3f * static_cast<float>(value), dtype);
+        ASSERT_EQ(test::get(x, i), want);
+      }
+    }
+  }
+}
+
+// Flat data begins anywhere: at an odd element of its own, too.
+TEST(Elementwise, AnyAlignment) {
+  TestContext context;
+  for (const DType dtype : {DType::bf16, DType::f32}) {
+    const Tensor a = test::normal(dtype, {101}, 1), b = test::normal(DType::f32, {100}, 2),
+                 y = test::poisoned(dtype, {103});
+    const TensorView x = a->slice(0, 1, 101), out = y->slice(0, 3, 103);
+    add(context.fastest, {x, b, out});
+    for (int64_t i = 0; i < 100; ++i) {
+      const float sum = static_cast<float>(test::get(x, i)) + static_cast<float>(test::get(b, i));
+      ASSERT_EQ(test::get(out, i), rounded(sum, dtype));
+    }
+    for (int64_t i = 0; i < 3; ++i) EXPECT_TRUE(std::isnan(test::get(y, i)));
+    double want = 0, got = 0;
+    sum_squares(context.reference, {x, &want});
+    sum_squares(context.fastest, {x, &got});
+    EXPECT_EQ(got, want);
+    scale(context.fastest, {out, 0.5});
+    cast(context.fastest, {out, b});
+    for (int64_t i = 0; i < 100; ++i) ASSERT_EQ(test::get(b, i), test::get(out, i));
+    fill(context.fastest, {out, 2.0});
+    for (int64_t i = 0; i < 100; ++i) ASSERT_EQ(test::get(out, i), 2.0);
+    for (int64_t i = 0; i < 3; ++i) EXPECT_TRUE(std::isnan(test::get(y, i)));
+  }
+}
+
 TEST(Elementwise, NothingToDo) {
   TestContext context;
   const TensorView none(nullptr, DType::f32, {0});

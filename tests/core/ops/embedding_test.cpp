@@ -58,6 +58,26 @@ TEST(Embedding, BackwardAddsInTokenOrderWhateverTheThreads) {
   lamina::cpu::set_num_threads(before);
 }
 
+TEST(Embedding, RowsOfWiderMatricesAndNoTokens) {
+  TestContext context;
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    const int64_t count = 40, dim = 24;
+    const Tensor tokens = tokens_of(count, 9), wide = test::normal(dtype, {9, dim + 3}, 1),
+                 y = test::poisoned(dtype, {count, dim + 8}), sums = test::normal(DType::f32, {9, dim + 3}, 2),
+                 want = test::normal(DType::f32, {9, dim + 3}, 2), none = test::zeros(DType::i32, {0});
+    const TensorView table = wide->slice(1, 1, dim + 1), rows = y->slice(1, 8, dim + 8);
+    embedding_forward(context.fastest, {tokens, table, rows});
+    for (int64_t i = 0; i < count * dim; ++i)
+      EXPECT_EQ(test::get(rows, i), test::get(table, tokens->as<int32_t>()[i / dim] * dim + i % dim));
+    embedding_backward(context.fastest, {tokens, rows, sums->slice(1, 1, dim + 1)});
+    embedding_backward(context.reference, {tokens, rows, want->slice(1, 1, dim + 1)});
+    EXPECT_EQ(test::values(sums), test::values(want));
+    embedding_forward(context.fastest, {none, table, rows.slice(0, 0, 0)});
+    embedding_backward(context.fastest, {none, rows.slice(0, 0, 0), sums->slice(1, 1, dim + 1)});
+    EXPECT_EQ(test::values(sums), test::values(want));
+  }
+}
+
 TEST(Embedding, RefusesWhatDoesNotFit) {
   TestContext context;
   const Tensor tokens = tokens_of(4, 5), table = test::zeros(DType::f32, {5, 8}), y = test::zeros(DType::f32, {4, 8});

@@ -110,6 +110,43 @@ TEST(RmsNorm, FastestMatchesFloat64) {
   }
 }
 
+// Rows longer than a GPU's threads hold in registers; strides and addresses of every alignment.
+TEST(RmsNorm, LongRows) {
+  TestContext context;
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    for (const int64_t dim : {512, 1040, 8192, 8193, 9000}) {
+      const int64_t rows = 3;
+      const Tensor wide = test::normal(dtype, {rows, dim + 5}, 1, 3.0), weight = test::normal(DType::f32, {dim}, 2),
+                   dy = test::normal(dtype, {rows, dim}, 3), y = test::poisoned(dtype, {rows, dim}),
+                   rstd = test::poisoned(DType::f32, {rows}), dx = test::poisoned(dtype, {rows, dim}),
+                   dweight = test::normal(DType::f32, {dim}, 4), sum = test::poisoned(dtype, {rows, dim});
+      const TensorView x = columns(wide, dim);
+      test::Mirror m;
+      rms_norm_forward(context.reference, {m(x), m(weight), 1e-5, m(y), m(rstd), {}, {}});
+      rms_norm_forward(context.fastest, {x, weight, 1e-5, y, rstd, {}, {}});
+      EXPECT_MIRRORED(m, y, dim);
+      rms_norm_backward(context.reference, {m(x), m(weight), m(rstd), m(dy), m(dx), GradMode::overwrite, m(dweight)});
+      rms_norm_backward(context.fastest, {x, weight, rstd, dy, dx, GradMode::overwrite, dweight});
+      EXPECT_MIRRORED(m, dx, dim);
+      EXPECT_MIRRORED(m, dweight, dim);
+      rms_norm_forward(context.fastest, {x, weight, 1e-5, y, rstd, dy, sum});
+      rms_norm_forward(context.fastest, {sum, weight, 1e-5, dx, rstd, {}, {}});
+      EXPECT_EQ(test::values(dx), test::values(y));
+    }
+  }
+}
+
+TEST(RmsNorm, NoRows) {
+  TestContext context;
+  const Tensor none = test::zeros(DType::f32, {0, 8}), rstd = test::zeros(DType::f32, {0}),
+               weight = test::normal(DType::f32, {8}, 1), dweight = test::normal(DType::f32, {8}, 2);
+  const auto before = test::values(dweight);
+  rms_norm_forward(context.fastest, {none, weight, 1e-5, none, rstd, {}, {}});
+  rms_norm_apply(context.fastest, {none, weight, rstd, none});
+  rms_norm_backward(context.fastest, {none, weight, rstd, none, none, GradMode::overwrite, dweight});
+  EXPECT_EQ(test::values(dweight), before);
+}
+
 TEST(RmsNorm, RefusesWhatDoesNotFit) {
   TestContext context;
   const Tensor x = test::zeros(DType::f32, {3, 8}), weight = test::zeros(DType::f32, {8}),

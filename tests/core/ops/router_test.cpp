@@ -156,7 +156,7 @@ TEST(Router, FastestMatchesFloat64) {
   };
   for (const auto& [tokens, experts, k, sequences] :
        {Case{1, 1, 1, 1}, Case{6, 5, 2, 3}, Case{64, 16, 4, 2}, Case{40, 64, 8, 1}, Case{33, 100, 100, 3},
-        Case{24, 256, 8, 4}, Case{10, 512, 17, 2}}) {
+        Case{24, 256, 8, 4}, Case{10, 512, 17, 2}, Case{2, 40000, 3, 1}}) {
     for (const DType compute : {DType::f32, DType::bf16}) {
       SCOPED_TRACE(fmt::format("{} experts, {} chosen, {}", experts, k, name_of(compute)));
       const Tensor logits = test::zeros(DType::f32, {tokens, experts}), bias = test::zeros(DType::f32, {experts}),
@@ -227,7 +227,8 @@ TEST(RouterObserve, AddsCountsAndEntropies) {
   };
   for (const DType dtype : {DType::f32, DType::f64}) {
     for (OpContext* ctx : {&test.fastest, &test.reference}) {
-      for (const auto& [tokens, experts, k] : {Case{1, 1, 1}, Case{9, 5, 3}, Case{300, 64, 8}, Case{37, 515, 33}}) {
+      for (const auto& [tokens, experts, k] :
+           {Case{1, 1, 1}, Case{9, 5, 3}, Case{300, 64, 8}, Case{37, 515, 33}, Case{3, 9000, 4}}) {
         SCOPED_TRACE(fmt::format("{} tokens, {} experts, {}", tokens, experts, name_of(dtype)));
         const Tensor scores = test::zeros(dtype, {tokens, experts});
         const Tensor chosen(DType::i32, {tokens, k});

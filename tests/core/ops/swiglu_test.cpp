@@ -138,6 +138,32 @@ TEST(Swiglu, RowWeightsMatchFloat64AndOnesChangeNothing) {
   }
 }
 
+TEST(Swiglu, RowsOfWiderMatricesAndNoTokens) {
+  TestContext context;
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    for (const int64_t width : {16, 19, 2100}) {
+      const int64_t tokens = 5;
+      const Tensor wide = test::normal(dtype, {tokens, 2 * width + 3}, 1),
+                   wide_dy = test::normal(dtype, {tokens, width + 8}, 2),
+                   weight = test::normal(DType::f32, {tokens}, 3), y = test::poisoned(dtype, {tokens, width + 1}),
+                   d = test::poisoned(dtype, {tokens, 2 * width}), dweight = test::poisoned(DType::f32, {tokens}),
+                   again = test::poisoned(dtype, {tokens, width});
+      const TensorView gate_up = wide->slice(1, 3, 2 * width + 3), dy = wide_dy->slice(1, 8, width + 8),
+                       out = y->slice(1, 1, width + 1);
+      test::Mirror m;
+      swiglu_backward(context.reference, {m(gate_up), m(dy), m(d), m(again), m(weight), m(dweight)});
+      swiglu_forward(context.fastest, {gate_up, out, weight});
+      swiglu_backward(context.fastest, {gate_up, dy, d, again, weight, dweight});
+      EXPECT_MIRRORED(m, d, 1);
+      EXPECT_MIRRORED(m, dweight, width);
+      EXPECT_MIRRORED(m, again, 1);
+      EXPECT_EQ(test::values(out), test::values(again));
+      swiglu_forward(context.fastest, {gate_up.slice(0, 0, 0), out.slice(0, 0, 0)});
+      swiglu_backward(context.fastest, {gate_up.slice(0, 0, 0), dy.slice(0, 0, 0), d->slice(0, 0, 0), {}});
+    }
+  }
+}
+
 TEST(Swiglu, RefusesWhatDoesNotFit) {
   TestContext context;
   const Tensor y = test::zeros(DType::f32, {3, 4}), gate_up = test::zeros(DType::f32, {3, 8}),

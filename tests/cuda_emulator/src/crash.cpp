@@ -63,7 +63,9 @@ void watch_for_crashes() {
 void give_signal_stack() {
   constexpr size_t num_bytes = 64 << 10;
   static thread_local std::unique_ptr<std::byte[]> stack;
-  if (stack) return;
+  stack_t given{};  // the address sanitizer gives threads one, which it takes back itself
+  sigaltstack(nullptr, &given);
+  if (stack || (given.ss_flags & SS_DISABLE) == 0) return;
   stack = std::make_unique<std::byte[]>(num_bytes);
   stack_t description{};
   description.ss_sp = stack.get();

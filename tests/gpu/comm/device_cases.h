@@ -199,11 +199,11 @@ inline void check_device_point_to_point(Communicator& comm, Sums sums, Stream& s
       received[index].set(poison<float>(received[index].count()), stream);
       requests.push_back(comm.recv(received[index].view(), previous, m == 3 ? 4 : 5 + m, stream));
     }
-    requests.push_back(comm.recv(view_of(host_received), previous, 5, stream));  // the host's: not the GPU's tag 5
+    requests.push_back(comm.recv(view_of(host_received), previous, 8, stream));
     requests.push_back(comm.recv(nothing.view(), previous, 0, stream));
     total.set(input<float>(rank, 37, 9), stream);
     requests.push_back(comm.all_reduce(total.view(), ReduceOp::sum, stream));
-    requests.push_back(comm.send(view_of(host_sent), next, 5, stream));
+    requests.push_back(comm.send(view_of(host_sent), next, 8, stream));
     requests.push_back(comm.send(sent[0].view(), next, 5, stream));
     requests.push_back(comm.send(sent[1].view(), next, 6, stream));
     requests.push_back(comm.send(sent[2].view(), next, 5, stream));  // the second message of tag 5

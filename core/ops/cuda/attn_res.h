@@ -1,0 +1,19 @@
+// Attention Residuals on NVIDIA GPUs; see attn_res.cpp and the kernels' files.
+#pragma once
+
+#include "core/ops/attn_res.h"
+
+namespace lamina::ops::cuda {
+
+const char* attn_res_phase1_forward_refuses(const AttnResPhase1Forward& args);
+void attn_res_phase1_forward(OpContext& ctx, const AttnResPhase1Forward& args);
+const char* attn_res_merge_forward_refuses(const AttnResMergeForward& args);
+void attn_res_merge_forward(OpContext& ctx, const AttnResMergeForward& args);
+const char* attn_res_merge_backward_refuses(const AttnResMergeBackward& args);
+void attn_res_merge_backward(OpContext& ctx, const AttnResMergeBackward& args);
+const char* attn_res_phase1_backward_refuses(const AttnResPhase1Backward& args);
+void attn_res_phase1_backward(OpContext& ctx, const AttnResPhase1Backward& args);
+const char* attn_res_depth_weights_refuses(const AttnResDepthWeights& args);
+void attn_res_depth_weights(OpContext& ctx, const AttnResDepthWeights& args);
+
+}  // namespace lamina::ops::cuda
