@@ -123,13 +123,15 @@ struct Part {  // one channel of a sub-block's tokens
 template <class E>
 __device__ __forceinline__ void load_part(const KdaParams& p, const Pair& pair, const Span& span, int first_row,
                                           int channel, Part& part) {
+  const E* q = row_of<E>(p.q, pair, span.begin + first_row) + channel;
+  const E* k = row_of<E>(p.k, pair, span.begin + first_row) + channel;
+  const float* g = row_of<float>(p.g, pair, span.begin + first_row) + channel;
+  const int count = channel < p.d_k ? span.count() - first_row : 0;
 #pragma unroll
-  for (int r = 0; r < sub_block; ++r) {
-    const int64_t token = span.begin + first_row + r;
-    const bool there = token < span.end && channel < p.d_k;
-    part.q[r] = there ? p.scale * to_float(row_of<E>(p.q, pair, token)[channel]) : 0.0f;
-    part.k[r] = there ? to_float(row_of<E>(p.k, pair, token)[channel]) : 0.0f;
-    part.alpha[r] = there ? decay_of<E>(row_of<float>(p.g, pair, token)[channel]) : 1.0f;
+  for (int r = 0; r < sub_block; ++r, q += p.q.token, k += p.k.token, g += p.g.token) {
+    part.q[r] = r < count ? p.scale * to_float(*q) : 0.0f;
+    part.k[r] = r < count ? to_float(*k) : 0.0f;
+    part.alpha[r] = r < count ? decay_of<E>(*g) : 1.0f;
   }
 }
 
@@ -267,14 +269,11 @@ __device__ __forceinline__ void chunk_products(const GradientShared<E, fast>& sh
   put_sums(down, shared.to_chunk + block * sub_block * S::sums + column, S::sums);
 }
 
-// What a thread gathers of its channel and its 16 tokens; the token's own term of dAqk apart, because no decay carries it.
-struct Sums {
-  float dq[sub_block], up[sub_block], to_state[sub_block], to_chunk[sub_block];
-};
-
+// A thread's channel and its 16 tokens: the decays that products lack, and the sub-block on the diagonal; in place. The token's own
+// term of dAqk stays apart, because no decay carries it. Rows after the chunk's end are of other tokens: zeros.
 template <class E, bool fast>
 __device__ __forceinline__ void diagonal_gradients(const Part& part, int block, int column, int count,
-                                                   const GradientShared<E, fast>& shared, Sums& out) {
+                                                   const GradientShared<E, fast>& shared) {
   constexpr int leading = GradientShared<E, fast>::sums;
   const float *d_aqk = shared.own_d_aqk + block * sub_block * sub_block,
               *d_a = shared.own_d_a + block * sub_block * sub_block;
@@ -293,7 +292,8 @@ __device__ __forceinline__ void diagonal_gradients(const Part& part, int block, 
       dq = fmaf(d_aqk[i * sub_block + j], key[j], dq);
       up = fmaf(d_a[i * sub_block + j], key[j], up);
     }
-    out.dq[i] = dq, out.up[i] = up;
+    shared.dq[at] = dq, shared.up[at] = up;
+    __syncwarp();  // keeps the compiler from reading ahead what there are no registers for
   }
   float q[sub_block], k[sub_block], after = 1.0f;
 #pragma unroll
@@ -305,7 +305,7 @@ __device__ __forceinline__ void diagonal_gradients(const Part& part, int block, 
   for (int j = sub_block - 1; j >= 0; --j) {
     const int at = (first + j) * leading + column;
     const bool valid = first + j < count;
-    out.to_state[j] = valid ? decay * after * shared.to_state[at] : 0.0f;
+    shared.to_state[at] = valid ? decay * after * shared.to_state[at] : 0.0f;
     float down = valid ? decay * shared.to_chunk[at] : 0.0f;
     q[j] = part.q[j], k[j] = part.k[j];
 #pragma unroll
@@ -314,7 +314,8 @@ __device__ __forceinline__ void diagonal_gradients(const Part& part, int block, 
       down = fmaf(d_aqk[i * sub_block + j], q[i], down);
       down = fmaf(d_a[i * sub_block + j], k[i], down);
     }
-    out.to_chunk[j] = down;
+    shared.to_chunk[at] = down;
+    __syncwarp();
     decay *= part.alpha[j];
   }
 }
@@ -322,36 +323,45 @@ __device__ __forceinline__ void diagonal_gradients(const Part& part, int block, 
 template <class E, bool fast>
 __device__ __forceinline__ void write_gradients(const KdaParams& p, const Pair& pair, const Span& span,
                                                 const Part& part, int block, int channel, int column,
-                                                const GradientShared<E, fast>& shared, const Sums& sums) {
+                                                const GradientShared<E, fast>& shared) {
+  constexpr int leading = GradientShared<E, fast>::sums;
+  const int first = block * sub_block * leading + column;
+  const auto carried = [&](int r) {  // by the decays between the chunk's tokens and the state before it
+    const int at = first + r * leading;
+    return fmaf(part.q[r], shared.dq[at], part.k[r] * (shared.up[at] - shared.to_chunk[at]));
+  };
   float before = 0.0f, after = 0.0f;
 #pragma unroll
   for (int r = 0; r < sub_block; ++r) {
-    before = fmaf(part.k[r], sums.to_state[r], before);
-    after += fmaf(part.q[r], sums.dq[r], part.k[r] * (sums.up[r] - sums.to_chunk[r]));
+    before = fmaf(part.k[r], shared.to_state[first + r * leading], before);
+    after += carried(r);
   }
   shared.before[block * slice + column] = before;
   shared.after[block * slice + column] = after;
   __syncthreads();
   if (channel >= p.d_k) return;
+  float d_g[sub_block];
   before = shared.through[column], after = 0.0f;
   for (int s = 0; s < block; ++s) before += shared.before[s * slice + column];
   for (int s = num_sub_blocks - 1; s > block; --s) after += shared.after[s * slice + column];
-  float d_g[sub_block];
 #pragma unroll
   for (int r = 0; r < sub_block; ++r) {
     d_g[r] = before;
-    before = fmaf(part.k[r], sums.to_state[r], before);
+    before = fmaf(part.k[r], shared.to_state[first + r * leading], before);
   }
+  const int64_t last = span.begin + (block + 1) * sub_block - 1;
+  const int count = span.count() - block * sub_block;
+  float* dg = row_of<float>(p.dg, pair, last) + channel;
+  E *dq = row_of<E>(p.dq, pair, last) + channel, *dk = row_of<E>(p.dk, pair, last) + channel;
 #pragma unroll
-  for (int r = sub_block - 1; r >= 0; --r) {
-    const int64_t token = span.begin + block * sub_block + r;
-    after += fmaf(part.q[r], sums.dq[r], part.k[r] * (sums.up[r] - sums.to_chunk[r]));
-    if (token >= span.end) continue;
+  for (int r = sub_block - 1; r >= 0; --r, dg -= p.dg.token, dq -= p.dq.token, dk -= p.dk.token) {
+    after += carried(r);
+    if (r >= count) continue;
+    const int at = first + r * leading;
     const float own = shared.own_d_aqk[(block * sub_block + r) * sub_block + r];
-    row_of<float>(p.dg, pair, token)[channel] = d_g[r] + after;
-    row_of<E>(p.dq, pair, token)[channel] = from_float<E>(p.scale * fmaf(own, part.k[r], sums.dq[r]));
-    row_of<E>(p.dk, pair, token)[channel] =
-        from_float<E>(fmaf(own, part.q[r], sums.up[r] + sums.to_state[r] + sums.to_chunk[r]));
+    *dg = d_g[r] + after;
+    *dq = from_float<E>(p.scale * fmaf(own, part.k[r], shared.dq[at]));
+    *dk = from_float<E>(fmaf(own, part.q[r], shared.up[at] + shared.to_state[at] + shared.to_chunk[at]));
   }
 }
 
@@ -377,10 +387,10 @@ __device__ __forceinline__ void gradients_of_slice(const KdaParams& p, const Pai
   }
   Part part;
   load_part<E>(p, pair, span, block * sub_block, channel, part);
-  float total = 1.0f;
+  float even = 1.0f, odd = 1.0f;  // not a running product: the compiler would keep it all for later
 #pragma unroll
-  for (int r = 0; r < sub_block; ++r) total *= part.alpha[r];
-  shared.totals[block * slice + column] = total;
+  for (int r = 0; r < sub_block; r += 2) even *= part.alpha[r], odd *= part.alpha[r + 1];
+  shared.totals[block * slice + column] = even * odd;
   if constexpr (fast) lamina::cuda::cp_async_wait<0>();
   __syncthreads();
   float sums[8][4];
@@ -394,9 +404,10 @@ __device__ __forceinline__ void gradients_of_slice(const KdaParams& p, const Pai
   __syncthreads();
   chunk_products(shared, sums);
   __syncthreads();
-  Sums gathered;
-  diagonal_gradients(part, block, column, span.count(), shared, gathered);
-  write_gradients(p, pair, span, part, block, channel, column, shared, gathered);
+  load_part<E>(p, pair, span, block * sub_block, channel,
+               part);  // again, so that no register holds it during the products
+  diagonal_gradients(part, block, column, span.count(), shared);
+  write_gradients(p, pair, span, part, block, channel, column, shared);
   __syncthreads();
 }
 

@@ -9,6 +9,9 @@
 //                      dR = Aqk^T dO + (k decayed to the end) dS,   beta Y = M^T B dR = dv
 //                      dS before = Diag(decay) dS + (decayed q)^T dO - (decayed k)^T beta Y
 //   gradients        per chunk and pair: dq, dk, dg, dbeta from S, dS, R, beta Y and dO
+// Forward costs 6 K^2 + 3 C K + C^2 FLOPs per token and head (C = 64, K = V; 127 k for K = 128) and moves 2 (3 K + 2 V) + 4 K bytes
+// of operands (bf16) and about as many of scratch, which takes longer than the tensor cores need. What else limits a kernel stands at its
+// head.
 // Scratch is indexed by token, and states by floor(token / 64), so its size doesn't depend on how many documents there are.
 #pragma once
 

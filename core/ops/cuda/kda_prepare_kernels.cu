@@ -47,7 +47,7 @@ struct PrepareShared {
   E* right;  // k times the decay until before sub-block I, for the tokens before it: for I = 1, 2, 3 one below another
   float* totals;       // [4, slice]: the decay of each sub-block
   float *a, *aqk, *m;  // [64, 64]
-  float* products;     // [3, 16, 17]
+  float* products;     // [3, 16, 17], where `right` was
   float* beta;         // [64]
   __host__ __device__ __forceinline__ explicit PrepareShared(Carver& carver)
       : left_q(carver.take<E>(chunk * leading)),
@@ -57,54 +57,57 @@ struct PrepareShared {
         a(carver.take<float>(chunk * score_leading)),
         aqk(carver.take<float>(chunk * score_leading)),
         m(carver.take<float>(chunk * score_leading)),
-        products(carver.take<float>(3 * sub_block * (sub_block + 1))),
+        products(reinterpret_cast<float*>(right)),
         beta(carver.take<float>(chunk)) {}
 };
 
-// A thread's part of a slice: two channels of the tokens of one sub-block.
-struct Part {
-  float q[sub_block][2], k[sub_block][2], alpha[sub_block][2];
+// Two channels of a token; zeros, and no decay, where there is none.
+template <class E>
+struct Token {
+  Pack<E, 2> q, k;
+  float alpha[2];
 };
-
+// Walks over tokens; addresses by addition, not one register pair each.
 template <class E, bool fast>
-__device__ __forceinline__ void load_part(const KdaParams& p, const Pair& pair, const Span& span, int first_row,
-                                          int channel, Part& part) {
+struct Reader {
+  const E *q, *k;
+  const float* g;
+  int left, channels;  // tokens of the chunk from here on; of the two channels how many there are
+  __device__ __forceinline__ Reader(const KdaParams& p, const Pair& pair, const Span& span, int row, int channel)
+      : q(row_of<E>(p.q, pair, span.begin + row) + channel),
+        k(row_of<E>(p.k, pair, span.begin + row) + channel),
+        g(row_of<float>(p.g, pair, span.begin + row) + channel),
+        left(span.count() - row),
+        channels(p.d_k - channel) {}
+  __device__ __forceinline__ Token<E> next(const KdaParams& p) {
+    Token<E> out{{}, {}, {1.0f, 1.0f}};
+    if (left > 0) {
+      if constexpr (fast) {
+        out.q = *reinterpret_cast<const Pack<E, 2>*>(q);
+        out.k = *reinterpret_cast<const Pack<E, 2>*>(k);
+        const auto decay = *reinterpret_cast<const Pack<float, 2>*>(g);
+        out.alpha[0] = decay_of<E>(decay.at[0]), out.alpha[1] = decay_of<E>(decay.at[1]);
+      } else {
 #pragma unroll
-  for (int r = 0; r < sub_block; ++r) {
-    const int64_t token = span.begin + first_row + r;
-    const bool valid = token < span.end;
-    if constexpr (fast) {
-      Pack<E, 2> q{}, k{};
-      Pack<float, 2> g{};
-      if (valid) {
-        q = *reinterpret_cast<const Pack<E, 2>*>(row_of<E>(p.q, pair, token) + channel);
-        k = *reinterpret_cast<const Pack<E, 2>*>(row_of<E>(p.k, pair, token) + channel);
-        g = *reinterpret_cast<const Pack<float, 2>*>(row_of<float>(p.g, pair, token) + channel);
-      }
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        part.q[r][i] = valid ? p.scale * to_float(q.at[i]) : 0.0f;
-        part.k[r][i] = valid ? to_float(k.at[i]) : 0.0f;
-        part.alpha[r][i] = valid ? decay_of<E>(g.at[i]) : 1.0f;
-      }
-    } else {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const bool there = valid && channel + i < p.d_k;
-        part.q[r][i] = there ? p.scale * to_float(row_of<E>(p.q, pair, token)[channel + i]) : 0.0f;
-        part.k[r][i] = there ? to_float(row_of<E>(p.k, pair, token)[channel + i]) : 0.0f;
-        part.alpha[r][i] = there ? decay_of<E>(row_of<float>(p.g, pair, token)[channel + i]) : 1.0f;
+        for (int i = 0; i < 2; ++i) {
+          if (i >= channels) continue;
+          out.q.at[i] = q[i], out.k.at[i] = k[i];
+          out.alpha[i] = decay_of<E>(g[i]);
+        }
       }
     }
+    q += p.q.token, k += p.k.token, g += p.g.token, --left;
+    return out;
   }
-}
+};
 
-// Decayed rows: to shared memory for the scores between sub-blocks, to scratch for the scans.
-template <class E>
+// A thread's 16 tokens of a sub-block. Decayed rows: to shared memory for the scores between sub-blocks, to scratch for the scans.
+template <class E, bool fast>
 __device__ __forceinline__ void write_decayed(const KdaParams& p, const Pair& pair, const Span& span, int block,
-                                              int channel, int slice_channel, const Part& part,
+                                              int channel, int slice_channel, const Token<E> (&tokens)[sub_block],
                                               const PrepareShared<E>& shared, int written_rows) {
   constexpr int leading = PrepareShared<E>::leading;
+  const int64_t width = fast ? slice : p.k_padded;
   float before[2] = {1.0f, 1.0f}, after[2] = {1.0f, 1.0f},
         until[num_sub_blocks][2];  // until: before sub-block I > block
 #pragma unroll
@@ -119,28 +122,37 @@ __device__ __forceinline__ void write_decayed(const KdaParams& p, const Pair& pa
   }
   const int64_t row = pair.local * p.rows + span.begin + block * sub_block;
   const int stored = written_rows - block * sub_block;
-  const bool there = channel < p.k_padded;
-  E* q_out = static_cast<E*>(p.q_decayed) + row * p.k_padded + channel;
-  E* k_out = static_cast<E*>(p.k_decayed) + row * p.k_padded + channel;
-  E* end_out = static_cast<E*>(p.k_to_end) + row * p.k_padded + channel;
+  const bool there = fast || channel < width;
+  E* q_out = static_cast<E*>(p.q_decayed) + row * width + channel;
+  E* k_out = static_cast<E*>(p.k_decayed) + row * width + channel;
+  E* end_out = static_cast<E*>(p.k_to_end) + row * width + channel;
   float decay[2] = {1.0f, 1.0f};
 #pragma unroll
   for (int r = 0; r < sub_block; ++r) {
-    decay[0] *= part.alpha[r][0], decay[1] *= part.alpha[r][1];
-    const float q[2] = {decay[0] * part.q[r][0], decay[1] * part.q[r][1]};
-    const float k[2] = {decay[0] * part.k[r][0], decay[1] * part.k[r][1]};
+    decay[0] *= tokens[r].alpha[0], decay[1] *= tokens[r].alpha[1];
+    const float q[2] = {decay[0] * (p.scale * to_float(tokens[r].q.at[0])),
+                        decay[1] * (p.scale * to_float(tokens[r].q.at[1]))};
+    const float k[2] = {decay[0] * to_float(tokens[r].k.at[0]), decay[1] * to_float(tokens[r].k.at[1])};
     const int at = (block * sub_block + r) * leading + slice_channel;
     put_two(shared.left_q + at, q[0], q[1]);
     put_two(shared.left_k + at, k[0], k[1]);
     if (r < stored && there) {
-      put_two(q_out + static_cast<int64_t>(r) * p.k_padded, before[0] * q[0], before[1] * q[1]);
-      put_two(k_out + static_cast<int64_t>(r) * p.k_padded, before[0] * k[0], before[1] * k[1]);
+      put_two(q_out + r * width, before[0] * q[0], before[1] * q[1]);
+      put_two(k_out + r * width, before[0] * k[0], before[1] * k[1]);
     }
   }
+  __syncwarp();
   decay[0] = decay[1] = 1.0f;
+  const E* key = row_of<E>(p.k, pair, span.begin + (block + 1) * sub_block - 1) + channel;
+  const int count = span.count() - block * sub_block;
 #pragma unroll
-  for (int r = sub_block - 1; r >= 0; --r) {
-    const float k[2] = {decay[0] * part.k[r][0], decay[1] * part.k[r][1]};
+  for (int r = sub_block - 1; r >= 0; --r, key -= p.k.token) {
+    Pack<E, 2> raw = tokens[r].k;
+    if constexpr (fast) {  // again from a cache: the compiler would hold the fp32 values of all 16
+      raw = {};
+      if (r < count) raw = *reinterpret_cast<const Pack<E, 2>*>(key);
+    }
+    const float k[2] = {decay[0] * to_float(raw.at[0]), decay[1] * to_float(raw.at[1])};
 #pragma unroll
     for (int s = 1; s < num_sub_blocks; ++s) {
       if (s > block) {
@@ -148,11 +160,11 @@ __device__ __forceinline__ void write_decayed(const KdaParams& p, const Pair& pa
         put_two(shared.right + at, until[s][0] * k[0], until[s][1] * k[1]);
       }
     }
-    if (r < stored && there) put_two(end_out + static_cast<int64_t>(r) * p.k_padded, after[0] * k[0], after[1] * k[1]);
-    decay[0] *= part.alpha[r][0], decay[1] *= part.alpha[r][1];
+    if (r < stored && there) put_two(end_out + r * width, after[0] * k[0], after[1] * k[1]);
+    decay[0] *= tokens[r].alpha[0], decay[1] *= tokens[r].alpha[1];
   }
   if (block == 0 && there && (!span.last || span.sequence_last)) {
-    float* to = p.decays + (pair.local * p.slots + slot_after(span, p)) * p.k_padded + channel;
+    float* to = p.decays + (pair.local * p.slots + slot_after(span, p)) * width + channel;
     to[0] = after[0] * decay[0], to[1] = after[1] * decay[1];
   }
 }
@@ -169,35 +181,44 @@ __device__ __forceinline__ void sum_by_lane(float (&values)[warp_size]) {
   if constexpr (offset > 1) sum_by_lane<offset / 2>(values);
 }
 
-// A warp's 64 channels of the scores within a sub-block: of row i, lane l receives Aqk's column l, or A's column l - 16.
-__device__ __forceinline__ void diagonal_scores(const Part& part, float (&sums)[sub_block]) {
+// A warp's 64 channels of the scores within a sub-block: of row i, lane l adds Aqk's column l, or A's column l - 16, to `to`. Tokens
+// are read again, from a cache, rather than held in registers.
+template <class E, bool fast>
+__device__ __forceinline__ void diagonal_scores(const KdaParams& p, const Pair& pair, const Span& span, int block,
+                                                int channel, float* to) {
+  Reader<E, fast> reader(p, pair, span, block * sub_block, channel);
   float key[sub_block][2];
 #pragma unroll
   for (int i = 0; i < sub_block; ++i) {
+    const Token<E> token = reader.next(p);
+    const float q[2] = {p.scale * to_float(token.q.at[0]), p.scale * to_float(token.q.at[1])};
+    const float k[2] = {to_float(token.k.at[0]), to_float(token.k.at[1])};
     float values[warp_size];
 #pragma unroll
     for (int j = 0; j < sub_block; ++j) {
+      values[j] = values[sub_block + j] = 0.0f;
+      if (j > i) continue;
       if (j < i) {
-        key[j][0] *= part.alpha[i][0], key[j][1] *= part.alpha[i][1];
-        values[j] = fmaf(part.q[i][0], key[j][0], part.q[i][1] * key[j][1]);
-        values[sub_block + j] = fmaf(part.k[i][0], key[j][0], part.k[i][1] * key[j][1]);
-      } else if (j == i) {
-        key[j][0] = part.k[i][0], key[j][1] = part.k[i][1];
-        values[j] = fmaf(part.q[i][0], key[j][0], part.q[i][1] * key[j][1]);
-        values[sub_block + j] = 0.0f;
+        key[j][0] *= token.alpha[0], key[j][1] *= token.alpha[1];
+        values[sub_block + j] = fmaf(k[0], key[j][0], k[1] * key[j][1]);
       } else {
-        values[j] = values[sub_block + j] = 0.0f;
+        key[j][0] = k[0], key[j][1] = k[1];
       }
+      values[j] = fmaf(q[0], key[j][0], q[1] * key[j][1]);
     }
     sum_by_lane<warp_size / 2>(values);
-    sums[i] = values[0];
+    to[i * score_leading] += values[0];
+    __syncwarp();  // keeps the compiler from reading many tokens ahead, for which there are no registers
   }
 }
-__device__ __forceinline__ void add_diagonal_scores(const float (&sums)[sub_block], int block, float* a, float* aqk) {
-  const int lane = static_cast<int>(threadIdx.x) % warp_size, first = block * sub_block;
-  float* to = (lane < sub_block ? aqk : a) + first * score_leading + first + lane % sub_block;
-#pragma unroll
-  for (int i = 0; i < sub_block; ++i) to[i * score_leading] += sums[i];
+// The second half of the channels' sums lies in `m`, 32 of a row side by side; add it to the first half's.
+template <class E>
+__device__ __forceinline__ void add_halves(const PrepareShared<E>& shared) {
+  for (int n = static_cast<int>(threadIdx.x); n < chunk * warp_size; n += threads) {
+    const int row = n / warp_size, lane = n % warp_size, column = row / sub_block * sub_block + lane % sub_block;
+    (lane < sub_block ? shared.aqk : shared.a)[row * score_leading + column] += shared.m[row * score_leading + lane];
+  }
+  __syncthreads();
 }
 
 // Scores between sub-blocks: 12 tiles of 16 x 16, shared out over the warps.
@@ -274,29 +295,34 @@ __device__ __forceinline__ void prepare_chunk(const KdaParams& p, const Pair& pa
   const int block = warp / 2, slice_channel = 2 * (thread % (slice / 2));
   // After a sequence's last token zeros follow: scans read whole chunks there.
   const int written_rows = span.sequence_last ? chunk : span.count();
-  for (int n = thread; n < chunk * score_leading; n += threads) shared.a[n] = shared.aqk[n] = 0.0f;
+  for (int n = thread; n < chunk * score_leading; n += threads) shared.a[n] = shared.aqk[n] = shared.m[n] = 0.0f;
   if (thread < chunk)
     shared.beta[thread] = thread < span.count() ? safe_beta(*row_of<float>(p.beta, pair, span.begin + thread)) : 1.0f;
   const int width = fast ? slice : p.k_padded;
   for (int first = 0; first < width; first += slice) {
     const int channel = first + slice_channel;
-    Part part;
-    load_part<E, fast>(p, pair, span, block * sub_block, channel, part);
-    float total[2] = {1.0f, 1.0f};
+    Reader<E, fast> reader(p, pair, span, block * sub_block, channel);
+    Token<E> tokens[sub_block];
+    float even[2] = {1.0f, 1.0f},
+          odd[2] = {1.0f, 1.0f};  // not a running product: the compiler would keep it all for later
 #pragma unroll
-    for (int r = 0; r < sub_block; ++r) total[0] *= part.alpha[r][0], total[1] *= part.alpha[r][1];
-    shared.totals[block * slice + slice_channel] = total[0];
-    shared.totals[block * slice + slice_channel + 1] = total[1];
+    for (int r = 0; r < sub_block; r += 2) {
+      tokens[r] = reader.next(p), tokens[r + 1] = reader.next(p);
+      even[0] *= tokens[r].alpha[0], even[1] *= tokens[r].alpha[1];
+      odd[0] *= tokens[r + 1].alpha[0], odd[1] *= tokens[r + 1].alpha[1];
+    }
+    put_two(shared.totals + block * slice + slice_channel, even[0] * odd[0], even[1] * odd[1]);
     __syncthreads();
-    write_decayed(p, pair, span, block, channel, slice_channel, part, shared, written_rows);
-    float sums[sub_block];
-    diagonal_scores(part, sums);
-    if (warp % 2 == 0) add_diagonal_scores(sums, block, shared.a, shared.aqk);
+    write_decayed<E, fast>(p, pair, span, block, channel, slice_channel, tokens, shared, written_rows);
+    const int lane = thread % warp_size, row = block * sub_block * score_leading;
+    float* first_half = (lane < sub_block ? shared.aqk : shared.a) + row + block * sub_block + lane % sub_block;
+    __syncwarp();
+    diagonal_scores<E, fast>(p, pair, span, block, channel, warp % 2 == 0 ? first_half : shared.m + row + lane);
     __syncthreads();
-    if (warp % 2 == 1) add_diagonal_scores(sums, block, shared.a, shared.aqk);
     off_diagonal_scores(shared, fast ? slice : (width - first < slice ? width - first : slice));
     __syncthreads();
   }
+  add_halves(shared);
   invert(shared);
   const int64_t row = pair.local * p.rows + span.begin;
   E *m = static_cast<E*>(p.m) + row * chunk, *aqk = static_cast<E*>(p.aqk) + row * chunk;

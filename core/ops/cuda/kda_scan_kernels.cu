@@ -248,7 +248,7 @@ __device__ __forceinline__ void scan_chunk(const KdaParams& p, const Pair& pair,
 }
 
 template <class E, bool fast, bool for_backward>
-__global__ void __launch_bounds__(threads) scan_kernel(const KdaParams p) {
+__global__ void __launch_bounds__(threads, 1) scan_kernel(const KdaParams p) {
   LAMINA_DYNAMIC_SHARED(unsigned char, memory);
   Carver carver{memory};
   const ScanShared<E, fast> shared(carver, p.k_padded);
@@ -347,7 +347,7 @@ __device__ __forceinline__ void scan_chunk_back(const KdaParams& p, const Pair& 
 }
 
 template <class E, bool fast>
-__global__ void __launch_bounds__(threads) scan_back_kernel(const KdaParams p) {
+__global__ void __launch_bounds__(threads, 1) scan_back_kernel(const KdaParams p) {
   LAMINA_DYNAMIC_SHARED(unsigned char, memory);
   Carver carver{memory};
   const ScanShared<E, fast> shared(carver, p.k_padded);

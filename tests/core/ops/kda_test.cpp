@@ -283,6 +283,26 @@ TEST(Kda, OtherHeadSizesAreTheReferences) {
   }
 }
 
+TEST(Kda, OddAndWideHeadsMatchFloat64) {
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    for (const auto& [d_k, d_v] : {std::pair{1, 1}, {37, 9}, {250, 144}, {256, 256}}) {
+      const Case c{1, 70, 1, d_k, d_v, Decay::softplus, Keys::random};
+      expect_close(Problem(dtype, c), bound_of(dtype, c.keys), fmt::format("{} {} {}", name_of(dtype), d_k, d_v));
+    }
+  }
+}
+
+// Whole states forgotten from one token to the next, and tokens that write nothing or everything.
+TEST(Kda, ExtremesOfGatesStayFinite) {
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    const Case c{1, 130, 2, 32, 32, Decay::zero, Keys::random};
+    const Problem p(dtype, c);
+    for (int64_t n = 0; n < p.g.view().num_elements(); n += 3) test::set(p.g, n, n % 2 == 0 ? -1000 : -0.5);
+    for (int64_t n = 0; n < p.beta.num_elements(); n += 2) test::set(p.beta, n, n % 4 == 0 ? 0 : 1);
+    expect_close(p, bound_of(dtype, c.keys), std::string(name_of(dtype)));
+  }
+}
+
 // Longer than what backward keeps the chunks of: 128 of them.
 TEST(Kda, BackwardOfLongSequencesGoesSpanBySpan) {
   const Case c{1, 3 * 128 * 64 + 70, 1, 16, 16, Decay::mild, Keys::random};
