@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "core/base/rng.h"
+#include "core/tensor/host_copy.h"
 #include "parallel/comm/staged.h"
 #include "parallel/comm/thread.h"
 #include "trainer/engine.h"

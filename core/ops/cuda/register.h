@@ -7,8 +7,8 @@
 #include "core/ops/op.h"
 
 #if defined(LAMINA_CUDA_OFFLOADED)
-// For the tests of operations: operands stay on the host and travel around every call.
-#include "tests/support/offloaded.h"
+// For the tests of operations, which name the header: operands stay on the host and travel around every call.
+#include LAMINA_CUDA_OFFLOADED
 #define LAMINA_CUDA_VARIANT(name, op) {name, cuda::op##_refuses, test::run_offloaded<&cuda::op>},
 #elif defined(LAMINA_CUDA)
 #define LAMINA_CUDA_VARIANT(name, op) {name, cuda::op##_refuses, cuda::op, ::lamina::DeviceKind::cuda},
