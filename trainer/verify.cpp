@@ -41,6 +41,7 @@ using Pieces = std::map<std::string, std::vector<Piece>>;
 
 template <class Body>
 void for_each_owned_gradient(Engine& engine, Body&& body) {
+  engine.context().stream.synchronize();
   for (const OwnedSlice& slice : engine.optimizer().owned())
     if (engine.parameters().is_primary(slice.parameter))
       body(engine.parameters().specs()[static_cast<size_t>(slice.parameter)], slice);

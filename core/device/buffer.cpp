@@ -6,7 +6,6 @@
 
 #include "core/base/error.h"
 #include "core/device/cuda_device.h"
-#include "core/device/stream.h"
 
 namespace lamina {
 
@@ -28,9 +27,7 @@ Buffer Buffer::staging(int64_t num_bytes, Device device, MemoryLedger* ledger, s
 void Buffer::allocate() {
   if (device_.kind == DeviceKind::cuda) {
     data_ = cuda::allocate(device_.index, num_bytes_, purpose_);
-    Stream stream(device_);
-    cuda::fill_zero(data_, num_bytes_, stream);
-    stream.synchronize();  // other streams may use it next
+    cuda::fill_zero_now(device_.index, data_, num_bytes_);
     return;
   }
   constexpr int64_t alignment = 64;

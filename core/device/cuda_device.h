@@ -36,6 +36,7 @@ void deallocate_pinned(void* data) noexcept;
 // Both ends are device memory or host memory; in stream order. Host memory that is not pinned makes the call wait.
 void copy(void* to, const void* from, int64_t num_bytes, Stream& stream);
 void fill_zero(void* data, int64_t num_bytes, Stream& stream);
+void fill_zero_now(int device, void* data, int64_t num_bytes);  // returns when it is done
 
 std::shared_ptr<StreamState> make_stream(int device);
 std::unique_ptr<Event::State> make_event(int device);

@@ -22,7 +22,7 @@ Extent extent_of(const TensorView& view) {
 void DeviceCopies::add(const TensorView& view) {
   if (view.empty() || view.num_elements() == 0) return;
   const auto [begin, end] = extent_of(view);
-  Piece piece{begin, end, {}, nullptr};
+  Piece piece{begin, end, nullptr};
   std::erase_if(pieces_, [&](const Piece& other) {
     if (other.begin >= piece.end || piece.begin >= other.end) return false;
     piece.begin = std::min(piece.begin, other.begin);
@@ -35,8 +35,8 @@ void DeviceCopies::add(const TensorView& view) {
 void DeviceCopies::upload() {
   for (Piece& piece : pieces_) {
     const int64_t bytes = piece.end - piece.begin, offset = reinterpret_cast<intptr_t>(piece.begin) % alignment;
-    piece.memory = Buffer(bytes + offset + 2 * guard + alignment, offload_device, nullptr, "test");
-    char* const base = static_cast<char*>(piece.memory.data());
+    const TensorView room = memory_.take(DType::bf16, {(bytes + offset + 2 * guard + alignment + 1) / 2});
+    char* const base = static_cast<char*>(room.data);
     const int64_t to_aligned = (alignment - reinterpret_cast<intptr_t>(base) % alignment) % alignment;
     piece.copy = base + to_aligned + guard + offset;
     static_assert(guard % alignment == 0);

@@ -19,7 +19,7 @@ constexpr Device offload_device{DeviceKind::cuda, 0};
 // operands' alignment.
 class DeviceCopies {
  public:
-  explicit DeviceCopies(Stream& stream) : stream_(stream) {}
+  DeviceCopies(Stream& stream, Arena& memory) : stream_(stream), memory_(memory) {}
   void add(const TensorView& view);  // all of them before the first device_view()
   void upload();
   TensorView device_view(const TensorView& view) const;
@@ -28,20 +28,20 @@ class DeviceCopies {
  private:
   struct Piece {
     char *begin, *end;
-    Buffer memory;
     char* copy = nullptr;
   };
   static constexpr int64_t alignment = 256, guard = 256;
   const Piece& piece_of(const void* data) const;
 
   Stream& stream_;
+  Arena& memory_;
   std::vector<Piece> pieces_;
 };
 
 // The arguments' views, those in spans and in structs within included.
 class ViewMapper {
  public:
-  explicit ViewMapper(Stream& stream) : copies_(stream) {}
+  ViewMapper(Stream& stream, Arena& memory) : copies_(stream, memory) {}
 
   template <class Args>
   Args to_device(const Args& args) {
@@ -95,7 +95,7 @@ class ViewMapper {
 // What a thread of a test runs GPU work with.
 struct OffloadContext {
   Stream stream{offload_device};
-  Arena scratch{offload_device, nullptr, "test"};
+  Arena scratch{offload_device, nullptr, "test"}, operands{offload_device, nullptr, "test"};
 };
 OffloadContext& offload_context();
 
@@ -110,7 +110,8 @@ template <auto run>
 void run_offloaded(ops::OpContext& host, const typename ArgsOf<decltype(run)>::type& args) {
   OffloadContext& device = offload_context();
   ops::OpContext ctx{device.stream, device.scratch, host.refusals, host.backend};
-  ViewMapper mapper(device.stream);
+  const ArenaScope operands(device.operands);
+  ViewMapper mapper(device.stream, device.operands);
   const auto mapped = mapper.to_device(args);
   {
     const ArenaScope scope(device.scratch);

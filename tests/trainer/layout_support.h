@@ -128,6 +128,7 @@ inline StepResult run_step(const Config& c, int num_ranks, const std::function<v
     const int64_t row_bytes = engine.take_expert_row_bytes();  // the forward pass below sends more
     const double forward_loss = engine.loss(std::span(tokens).subspan(share * dp_rank, share),
                                             std::span(targets).subspan(share * dp_rank, share));
+    engine.context().stream.synchronize();
     const std::lock_guard lock(mutex);
     result.forward_loss += forward_loss / static_cast<double>(tokens.size());
     result.loss += loss / static_cast<double>(tokens.size());

@@ -57,6 +57,7 @@ struct Training {
 
 // What the ranks run with is the same on all that hold it.
 inline void collect_step(Engine& engine, Training::Step& step) {
+  engine.context().stream.synchronize();
   const model::Parameters& parameters = engine.parameters();
   for (size_t p = 0; p < parameters.specs().size(); ++p) {
     if (!parameters.is_held(static_cast<int>(p))) continue;
@@ -76,6 +77,7 @@ inline void collect_step(Engine& engine, Training::Step& step) {
 }
 
 inline void collect_gradients(Engine& engine, Tensors& out) {
+  engine.context().stream.synchronize();
   for (const OwnedSlice& slice : engine.optimizer().owned()) {
     if (!engine.parameters().is_primary(slice.parameter)) continue;
     const model::ParameterSpec& spec = engine.parameters().specs()[static_cast<size_t>(slice.parameter)];

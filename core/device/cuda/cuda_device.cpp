@@ -255,6 +255,13 @@ void fill_zero(void* data, int64_t num_bytes, Stream& stream) {
         "clearing memory");
 }
 
+void fill_zero_now(int device, void* data, int64_t num_bytes) {
+  if (num_bytes == 0) return;
+  select(device);
+  check(cudaMemset(data, 0, static_cast<size_t>(num_bytes)), "clearing memory");
+  check(cudaStreamSynchronize(nullptr), "clearing memory");  // memset of device memory returns before it is done
+}
+
 std::shared_ptr<StreamState> make_stream(int device) {
   require_device(device);
   return std::make_shared<CudaStream>(device);

@@ -50,6 +50,9 @@ void copy(void*, const void*, int64_t, Stream&) {
 void fill_zero(void*, int64_t, Stream&) {
   refuse();
 }
+void fill_zero_now(int, void*, int64_t) {
+  refuse();
+}
 std::shared_ptr<StreamState> make_stream(int) {
   refuse();
 }

@@ -132,7 +132,7 @@ TEST(GpuEngine, SteadyStateAllocatesNothing) {
   const Config c = on("cuda", kimi(Residual::block_attnres, Precision::bf16));
   const std::vector<int32_t> tokens = random_tokens(c, "tokens"), targets = random_tokens(c, "targets");
   MemoryLedger ledger;
-  const auto comm = comm::make_self_communicator();
+  const auto comm = comm::make_staged_communicator(comm::make_self_communicator(), &ledger);
   Engine engine(c, *comm, &ledger);
   engine.initialise();
   int64_t allocations = 0;
@@ -158,13 +158,14 @@ TEST(GpuEngine, CheckpointsTravelBetweenDevices) {
   Config c = kimi(Residual::block_attnres, Precision::bf16);
   c.train.optimizer.name = OptimizerName::muon;
   const std::vector<int32_t> tokens = random_tokens(c, "tokens"), targets = random_tokens(c, "targets");
-  const auto comm = comm::make_self_communicator();
+  const auto comm = comm::make_staged_communicator(comm::make_self_communicator(), nullptr);
   Engine gpu(on("cuda", c), *comm, nullptr), again(on("cuda", c), *comm, nullptr), cpu(c, *comm, nullptr);
   const auto step = [&](Engine& engine, int64_t number) {
     engine.accumulate_gradients(tokens, targets, 1.0);
     engine.update(number, 1e-2, 1.0, 1e-3);
   };
   const auto state_of = [&](Engine& engine) {
+    engine.context().stream.synchronize();
     Tensors state;
     for (const TensorPiece& piece : engine.optimizer().primary_state())
       add_range(state, piece.name, piece.shape, piece.begin, piece.end, piece.data);
@@ -172,6 +173,7 @@ TEST(GpuEngine, CheckpointsTravelBetweenDevices) {
   };
   gpu.initialise();
   step(gpu, 1);
+  gpu.context().stream.synchronize();
   CheckpointInfo info;
   info.step = 1;
   info.config_yaml = "{}";
@@ -189,7 +191,7 @@ TEST(GpuEngine, CheckpointsTravelBetweenDevices) {
 
 TEST(GpuEngine, RefusesTokensOutsideTheVocabulary) {
   const Config c = on("cuda", dense(Residual::standard, Precision::fp32));
-  const auto comm = comm::make_self_communicator();
+  const auto comm = comm::make_staged_communicator(comm::make_self_communicator(), nullptr);
   Engine engine(c, *comm, nullptr);
   engine.initialise();
   std::vector<int32_t> tokens = random_tokens(c, "tokens"), targets = tokens;
