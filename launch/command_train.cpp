@@ -28,7 +28,8 @@ void register_train(CLI::App& app) {
     const Config config = load_config(options->config, options->overrides);
     resolve_data_parallel(config, launcher_ranks().size);
     run_in_world(
-        config.run, [&](World& world) { train(config, world.comm, world.device.index); }, config.parallel.gpu_transport);
+        config.run, [&](World& world) { train(config, world.comm, world.device.index); },
+        config.parallel.gpu_transport);
   });
 }
 

@@ -2,6 +2,7 @@
 # Runs the tests; installs and builds what they need (launch/setup.sh --tests).
 #   launch/test.sh                everything below
 #   launch/test.sh --quick        unit and integration tests of the optimised build
+#   launch/test.sh --cuda         the code for GPUs on an emulated one; with the CUDA toolkit here, also compiled and linked
 #   launch/test.sh --lint         clang-format and clang-tidy
 #   launch/test.sh --sanitizers   unit tests under the address, undefined-behaviour and thread sanitizers
 # Options add up. The last line is "N passed, N failed".
@@ -10,17 +11,18 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
 
 die() { echo "test: error: $*" >&2; exit 1; }
-usage() { sed -n '2,7s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+usage() { sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 
-quick=0 lint=0 sanitizers=0
-[[ $# -gt 0 ]] || { quick=1 lint=1 sanitizers=1; }
+quick=0 cuda=0 lint=0 sanitizers=0
+[[ $# -gt 0 ]] || { quick=1 cuda=1 lint=1 sanitizers=1; }
 for argument in "$@"; do
   case $argument in
     --quick) quick=1 ;;
+    --cuda) cuda=1 ;;
     --lint) lint=1 ;;
     --sanitizers) sanitizers=1 ;;
     -h|--help) usage; exit 0 ;;
-    *) die "unknown option '$argument', expected --quick, --lint or --sanitizers" ;;
+    *) die "unknown option '$argument', expected --quick, --cuda, --lint or --sanitizers" ;;
   esac
 done
 
@@ -68,6 +70,27 @@ build_preset() {  # preset, targets (all when none is named)
     cmake --build --preset "$preset" -j "$(nproc)" ${1:+--target "$@"}
 }
 
+# Kernels run on the CPU, by an emulator of the device (tests/cuda_emulator); nvcc says that they are CUDA, too.
+check_cuda() {
+  section "code for GPUs, emulated"
+  if build_preset cuda-emulated tests_cuda_emulator tests_core_ops_cuda tests_comm_cuda tests_trainer_cuda lamina; then
+    run_ctest build-emulated --parallel "$(nproc)" -R 'cuda'
+  else
+    count "build with the emulated device" 1
+  fi
+  section "code for GPUs, compiled"
+  if ! command -v nvcc >/dev/null && [[ ! -x /usr/local/cuda/bin/nvcc ]]; then
+    echo "the CUDA toolkit is not here: nothing to compile with"
+    return
+  fi
+  local status=0
+  build_preset cuda-release || status=$?
+  count "build with the CUDA toolkit" "$status"
+  [[ $status -eq 0 ]] || return 0
+  # Where there is no GPU the program runs on CPUs as ever, and says why not on GPUs.
+  run_ctest build-cuda -R 'launch_device|launch_doctor'
+}
+
 check_format() {
   local status=0
   git ls-files -z -- '*.cpp' '*.h' '*.cu' '*.cuh' | xargs -0 clang-format --dry-run --Werror || status=$?
@@ -113,8 +136,9 @@ section "set-up"
 launch/setup.sh --tests
 if [[ $quick -eq 1 ]]; then
   section "tests"
-  run_ctest build
+  run_ctest build --parallel "$(nproc)"
 fi
+[[ $cuda -eq 0 ]] || check_cuda
 if [[ $lint -eq 1 ]]; then
   section "lint"
   check_format

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Trains tiny models of every kind and compares their step dumps with the float64 reference.
 
-    run_dump_matrix.py LAMINA [PART...]       PART: fp32 fp64 bf16 zero_queries batches ranks kimi expert_ranks
+    run_dump_matrix.py LAMINA [PART...]       PART: fp32 fp64 bf16 zero_queries batches ranks kimi expert_ranks,
+                                              and where there is a GPU: cuda
 """
 import math
 import sys
@@ -151,6 +152,26 @@ class Matrix:
         # Which expert a token chooses may hang on a rounding in bf16, and then gradients differ: every token has them all.
         self.both_steps("kimi bf16", merged(KIMI, {"model": {"num_experts_per_token": 6}, "train": {"precision": "bf16"}}))
 
+    def cuda(self) -> None:
+        """The same on a GPU, or on the emulated one; ranks are processes that share it."""
+        self.lamina.device = "cuda"
+        for residual, size in SCHEMES[:1] + SCHEMES[-2:]:
+            self.step(f"cuda {residual}-{size}", 3, model(residual, size, 3, True, 11), gradients_only=True)
+            self.step(f"cuda kimi {residual}-{size}", 3, merged(model(residual, size, 4), KIMI), gradients_only=True)
+        self.step("cuda kimi recompute", 3, merged(KIMI, {"train": {"recompute": "full"}}), gradients_only=True)
+        self.step("cuda bf16", 1, merged(model("block_attnres", 2, 4), {"train": {"precision": "bf16"}}), gradients_only=True)
+        self.step("cuda kimi bf16", 1, merged(KIMI, {"model": {"num_experts_per_token": 6}, "train": {"precision": "bf16"}}),
+                  gradients_only=True)
+        changes = merged(KIMI, {"train": {"global_batch_size": 8, "micro_batch_size": 1,
+                                          "optimizer": {"name": "muon", "lr": 1e-4}}})
+        one = self.lamina.dump("cuda-1", 3, changes)
+        layout = {"parallel": {"pipeline": 2, "expert": 1, "virtual_stages": 2}}
+        other = self.lamina.dump("cuda-2", 3, merged(changes, layout), 2)
+        self.judge("cuda, 2 processes, pipeline 2 x 2", difference(one, other, loss=1e-6, gradient=1e-5))
+        other = self.lamina.dump("cuda-experts", 3, merged(changes, {"parallel": {"expert": 2}}), 2)
+        self.judge("cuda, 2 processes, expert 2", difference(one, other, loss=1e-6, gradient=1e-5))
+        self.lamina.device = "cpu"
+
     def expert_ranks(self) -> None:
         """Data and expert ranks train the model of one rank."""
         for precision, loss, gradient in (("fp32", 1e-6, 1e-5), ("fp64", 1e-12, 1e-10)):
@@ -187,7 +208,8 @@ def difference(one: Path, other: Path, loss: float, gradient: float, shared: boo
 
 def main() -> int:
     parts = ["fp32", "fp64", "bf16", "zero_queries", "batches", "ranks", "kimi", "expert_ranks"]
-    if len(sys.argv) < 2 or any(part not in parts for part in sys.argv[2:]):
+    optional = ["cuda"]
+    if len(sys.argv) < 2 or any(part not in parts + optional for part in sys.argv[2:]):
         print(__doc__, file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory() as folder:

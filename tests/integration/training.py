@@ -56,6 +56,7 @@ class Lamina:
                             "OMPI_MCA_rmaps_base_oversubscribe": "1", "OMPI_MCA_hwloc_base_binding_policy": "none",
                             "OMPI_MCA_btl_vader_single_copy_mechanism": "none"}
         self.tokens = self.folder / "tokens"
+        self.device = "cpu"
 
     def prepare(self) -> None:
         source = self.folder / "text.txt"
@@ -68,13 +69,13 @@ class Lamina:
         launcher = ["mpirun", "-n", str(ranks)] if ranks > 1 else []
         return launcher + [self.binary] + arguments
 
-    def run(self, arguments: list[str], ranks: int = 1, timeout: float = 120, **options) -> subprocess.CompletedProcess:
+    def run(self, arguments: list[str], ranks: int = 1, timeout: float = 300, **options) -> subprocess.CompletedProcess:
         return subprocess.run(self.command(arguments, ranks), env=self.environment, stdin=subprocess.DEVNULL,
                               capture_output=True, text=True, timeout=timeout, cwd=self.folder, check=False, **options)
 
     def write_config(self, name: str, changes: dict) -> Path:
         """The base experiment with changes, its run folder named after it."""
-        config = merged(BASE, {"run": {"output_dir": str(self.folder / name)},
+        config = merged(BASE, {"run": {"output_dir": str(self.folder / name), "device": self.device},
                                "data": {"train": [{"path": str(self.tokens), "weight": 1.0}]}})
         path = self.folder / f"{name}.yaml"
         path.write_text(yaml.safe_dump(merged(config, changes), sort_keys=False))
