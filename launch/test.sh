@@ -84,7 +84,7 @@ check_cuda() {
     return
   fi
   local status=0
-  build_preset cuda-release || status=$?
+  build_preset cuda-release lamina bench_gpu_ops bench_gpu_train tests_core_ops_cuda tests_comm_cuda tests_trainer_cuda || status=$?
   count "build with the CUDA toolkit" "$status"
   [[ $status -eq 0 ]] || return 0
   # Where there is no GPU the program runs on CPUs as ever, and says why not on GPUs.
