@@ -10,6 +10,7 @@
 
 #include "bench/gpu_support.h"
 #include "model/cost_model.h"
+#include "parallel/comm/staged.h"
 #include "parallel/comm/thread.h"
 #include "trainer/engine.h"
 
@@ -76,7 +77,9 @@ Config kimi_config(bool small) {
 class Run {
  public:
   explicit Run(const Config& config)
-      : config_(config), comm_(comm::make_self_communicator()), engine_(config, *comm_, &ledger_) {
+      : config_(config),
+        comm_(comm::make_staged_communicator(comm::make_self_communicator(), &ledger_)),
+        engine_(config, *comm_, &ledger_) {
     engine_.initialise();
     const CounterRng rng(1, "bench");
     tokens_.resize(static_cast<size_t>(config.train.global_batch_size * config.data.seq_len));
@@ -105,8 +108,8 @@ class Run {
 
  private:
   Config config_;
-  std::unique_ptr<comm::Communicator> comm_;
   MemoryLedger ledger_;
+  std::unique_ptr<comm::Communicator> comm_;
   Engine engine_;
   std::vector<int32_t> tokens_, targets_;
   int64_t step_ = 0;

@@ -151,6 +151,7 @@ class StagedCommunicator final : public Communicator {
 
  private:
   static bool on_host(std::initializer_list<const TensorView*> views, const Stream& stream, const char* operation);
+  static Request copy_alone(const TensorView& in, const TensorView& out, Stream& stream);
   Staging stage(int64_t num_bytes, const Stream& stream) { return {pool_, num_bytes, stream.device()}; }
 
   std::shared_ptr<Communicator> host_;
@@ -170,6 +171,14 @@ bool StagedCommunicator::on_host(std::initializer_list<const TensorView*> views,
     LAMINA_CHECK(view->data != nullptr || view->num_elements() == 0, "{} of an empty view", operation);
   }
   return false;
+}
+
+// A group of one rank has nobody to send to: its results are its operands, which need not leave the device.
+Request StagedCommunicator::copy_alone(const TensorView& in, const TensorView& out, Stream& stream) {
+  LAMINA_CHECK(in.dtype == out.dtype && in.num_elements() == out.num_elements(), "{} into {} on one rank",
+               in.to_string(), out.to_string());
+  if (in.data != out.data) cuda::copy(out.data, in.data, in.num_bytes(), stream);
+  return {};
 }
 
 Request StagedCommunicator::send(TensorView view, int destination, int tag, Stream& stream) {
@@ -193,6 +202,7 @@ Request StagedCommunicator::recv(TensorView view, int source, int tag, Stream& s
 
 Request StagedCommunicator::all_reduce(TensorView inout, ReduceOp op, Stream& stream) {
   if (on_host({&inout}, stream, "all_reduce")) return host_->all_reduce(inout, op, stream);
+  if (size() == 1) return {};
   auto operation = std::make_unique<StagedOperation>(Staging(), stage(inout.num_bytes(), stream));
   const TensorView staged = operation->out().like(inout);
   operation->out().download(staged, inout, stream);
@@ -204,6 +214,7 @@ Request StagedCommunicator::all_reduce(TensorView inout, ReduceOp op, Stream& st
 
 Request StagedCommunicator::reduce_scatter(TensorView in, TensorView out, ReduceOp op, Stream& stream) {
   if (on_host({&in, &out}, stream, "reduce_scatter")) return host_->reduce_scatter(in, out, op, stream);
+  if (size() == 1) return copy_alone(in, out, stream);
   LAMINA_CHECK(in.dtype == out.dtype && in.num_elements() == out.num_elements() * size(),
                "reduce_scatter of {} into {} over {} ranks", in.to_string(), out.to_string(), size());
   auto operation = std::make_unique<StagedOperation>(Staging(), stage(in.num_bytes(), stream));
@@ -218,6 +229,7 @@ Request StagedCommunicator::reduce_scatter(TensorView in, TensorView out, Reduce
 
 Request StagedCommunicator::all_gather(TensorView in, TensorView out, Stream& stream) {
   if (on_host({&in, &out}, stream, "all_gather")) return host_->all_gather(in, out, stream);
+  if (size() == 1) return copy_alone(in, out, stream);
   LAMINA_CHECK(in.dtype == out.dtype && out.num_elements() == in.num_elements() * size(),
                "all_gather of {} into {} over {} ranks", in.to_string(), out.to_string(), size());
   auto operation = std::make_unique<StagedOperation>(Staging(), stage(out.num_bytes(), stream));
@@ -232,6 +244,7 @@ Request StagedCommunicator::all_gather(TensorView in, TensorView out, Stream& st
 
 Request StagedCommunicator::broadcast(TensorView inout, int root, Stream& stream) {
   if (on_host({&inout}, stream, "broadcast")) return host_->broadcast(inout, root, stream);
+  if (size() == 1 && root == 0) return {};
   auto operation = std::make_unique<StagedOperation>(Staging(), stage(inout.num_bytes(), stream));
   const TensorView staged = operation->out().like(inout);
   if (rank() == root) {
@@ -247,6 +260,7 @@ Request StagedCommunicator::broadcast(TensorView inout, int root, Stream& stream
 Request StagedCommunicator::all_to_all(TensorView in, TensorView out, Stream& stream) {
   if (on_host({&in, &out}, stream, "all_to_all")) return host_->all_to_all(in, out, stream);
   LAMINA_CHECK(in.data != out.data || in.num_elements() == 0, "all_to_all in place");
+  if (size() == 1) return copy_alone(in, out, stream);
   Staging sent = stage(in.num_bytes(), stream);
   const TensorView staged_in = sent.like(in);
   sent.download(staged_in, in, stream);
@@ -263,6 +277,12 @@ Request StagedCommunicator::all_to_all_v(TensorView in, std::span<const int64_t>
   if (on_host({&in, &out}, stream, "all_to_all_v"))
     return host_->all_to_all_v(in, send_counts, out, receive_counts, stream);
   LAMINA_CHECK(in.data != out.data || in.num_elements() == 0 || out.num_elements() == 0, "all_to_all_v in place");
+  if (size() == 1) {
+    LAMINA_CHECK(send_counts.size() == 1 && receive_counts.size() == 1 && send_counts[0] == in.num_elements() &&
+                     receive_counts[0] == out.num_elements(),
+                 "all_to_all_v of {} into {} on one rank with other counts", in.to_string(), out.to_string());
+    return copy_alone(in, out, stream);
+  }
   Staging sent = stage(in.num_bytes(), stream);
   const TensorView staged_in = sent.like(in);
   sent.download(staged_in, in, stream);
