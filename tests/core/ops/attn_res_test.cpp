@@ -314,7 +314,7 @@ void check_merge_backward(TestContext& context, const AttnResMergeBackward& args
   }
   if (!args.partial) return;
   const double terms = size_of_query_terms(tokens, dim);
-  EXPECT_MIRRORED(m, args.dpartial, softmax_depth + dim);
+  EXPECT_MIRRORED(m, args.dpartial, softmax_depth + 2 * dim);  // through s, the difference of two sums over dim
   EXPECT_MIRRORED(m, args.dquery.query, softmax_depth, terms);
   EXPECT_MIRRORED(m, args.dquery.norm_weight, softmax_depth, terms);
 }
