@@ -97,6 +97,7 @@ struct ParallelConfig {
   GpuTransport gpu_transport = GpuTransport::automatic;
   std::vector<int64_t>
       split;  // decoder layers per chunk, pipeline x virtual_stages entries; empty ("auto"): balanced by cost
+  double timeout_seconds = 600;  // a rank that waits longer for another ends the job and names the absent ones
 };
 
 enum class OptimizerName { adamw, muon };
@@ -130,6 +131,8 @@ struct TrainConfig {
   Recompute recompute = Recompute::none;
   double grad_clip = 1.0;          // global norm; 0: off
   double router_bias_rate = 1e-3;  // of the experts' selection bias, per step; 0: off
+  double max_minutes =
+      0;  // wall clock from the start of the process; then a checkpoint and exit status 75; 0: no limit
   OptimizerConfig optimizer;
   LrScheduleConfig lr_schedule;
 };
@@ -144,6 +147,8 @@ struct LoggingConfig {
   int64_t interval = 10;              // steps between console lines; metrics.jsonl has every step
   int64_t layer_stats_interval = 10;  // steps between rows of layers.jsonl; 0: off
   double peak_gflops = 0;             // of one rank, for the MFU; 0: measured at the start
+  bool tensorboard = true;            // event files beside metrics.jsonl
+  std::vector<int64_t> trace_steps;   // steps, counted from 1, of which traces/step-<step>.json is written
 };
 
 struct DebugConfig {

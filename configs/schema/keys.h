@@ -220,6 +220,8 @@ void describe(V& v, ParallelConfig& c) {
   v.key("split", c.split, Rule().at_least(0).or_word("auto"),
         "Decoder layers of each chunk, `pipeline` x `virtual_stages` entries in chunk order; `auto`: balanced by cost. "
         "Only the first and the last chunk may have 0.");
+  v.key("timeout_seconds", c.timeout_seconds, Rule().above(0),
+        "A rank that waits longer than this for another ends the job and names the ranks and hosts that did not come.");
 }
 
 template <class V>
@@ -264,6 +266,10 @@ void describe(V& v, TrainConfig& c) {
         "Change per step of the bias that selects experts, up for those with fewer tokens than the mean; none while "
         "`wsd` "
         "decays; 0: off. Only with `model.num_experts`.");
+  v.key("max_minutes", c.max_minutes, Rule().at_least(0),
+        "Wall-clock limit of one start of the program: then a checkpoint is saved and the exit status says that the "
+        "run has "
+        "more to do, as after SIGTERM; 0: none.");
   v.section("optimizer", c.optimizer, "Parameter updates.");
   v.section("lr_schedule", c.lr_schedule, "Learning rate over the steps.");
 }
@@ -287,6 +293,11 @@ void describe(V& v, LoggingConfig& c) {
         "Largest rate of one rank, against which the model FLOPs utilisation (MFU) is logged; 0: that of a matrix "
         "product, "
         "measured at the start.");
+  v.key("tensorboard", c.tensorboard, Rule(), "Write TensorBoard's event files beside `metrics.jsonl`.");
+  v.key("trace_steps", c.trace_steps, Rule().at_least(1).or_word("none"),
+        "Steps, counted from 1, of which `traces/step-<step>.json` is written: what each rank computed, sent and "
+        "waited for, "
+        "for Perfetto or chrome://tracing.");
 }
 
 template <class V>

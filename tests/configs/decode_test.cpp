@@ -324,13 +324,14 @@ TEST(Reference, AllKeys) {
           "data.seq_len", "data.train[].path", "data.train[].weight", "data.validation.path",
           "data.validation.num_sequences", "data.validation.interval", "data.document_mask", "parallel.pipeline",
           "parallel.virtual_stages", "parallel.data", "parallel.expert", "parallel.schedule",
-          "parallel.block_transport", "parallel.gpu_transport", "parallel.split", "train.num_steps",
-          "train.global_batch_size", "train.micro_batch_size", "train.precision", "train.recompute", "train.grad_clip",
-          "train.router_bias_rate", "train.optimizer.name", "train.optimizer.lr", "train.optimizer.weight_decay",
-          "train.optimizer.momentum", "train.optimizer.qk_clip", "train.optimizer.beta1", "train.optimizer.beta2",
-          "train.optimizer.eps", "train.lr_schedule.name", "train.lr_schedule.warmup_steps",
-          "train.lr_schedule.decay_steps", "train.lr_schedule.min_lr_ratio", "checkpoint.interval", "checkpoint.keep",
-          "checkpoint.init_from", "logging.interval", "logging.layer_stats_interval", "logging.peak_gflops",
+          "parallel.block_transport", "parallel.gpu_transport", "parallel.split", "parallel.timeout_seconds",
+          "train.num_steps", "train.global_batch_size", "train.micro_batch_size", "train.precision", "train.recompute",
+          "train.grad_clip", "train.router_bias_rate", "train.max_minutes", "train.optimizer.name",
+          "train.optimizer.lr", "train.optimizer.weight_decay", "train.optimizer.momentum", "train.optimizer.qk_clip",
+          "train.optimizer.beta1", "train.optimizer.beta2", "train.optimizer.eps", "train.lr_schedule.name",
+          "train.lr_schedule.warmup_steps", "train.lr_schedule.decay_steps", "train.lr_schedule.min_lr_ratio",
+          "checkpoint.interval", "checkpoint.keep", "checkpoint.init_from", "logging.interval",
+          "logging.layer_stats_interval", "logging.peak_gflops", "logging.tensorboard", "logging.trace_steps",
           "debug.dump_step", "debug.dump_path"));
 }
 

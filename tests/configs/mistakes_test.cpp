@@ -80,7 +80,7 @@ const Edit edits[] = {
      "a.yaml:18: data.validation.num_sequence: unknown key, did you mean num_sequences?"},
     {"", "parallel: {tensor: 2}\n",
      "a.yaml:26: parallel.tensor: unknown key, expected one of pipeline, virtual_stages, data, expert, "
-     "schedule, block_transport, gpu_transport, split"},
+     "schedule, block_transport, gpu_transport, split, timeout_seconds"},
     // Wrong types
     {"hidden_size: 64", "hidden_size: abc", "a.yaml:4: model.hidden_size: found 'abc', expected an integer"},
     {"hidden_size: 64", "hidden_size: 64.0", "a.yaml:4: model.hidden_size: found '64.0', expected an integer"},

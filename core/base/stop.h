@@ -1,0 +1,41 @@
+// A request to stop early and be started again: SIGTERM or SIGUSR1 (what schedulers send before they take a machine back), or a
+// limit on the time. Long loops poll it; what several ranks do about it they have to agree on.
+#pragma once
+
+#include <exception>
+#include <string>
+#include <utility>
+
+namespace lamina {
+
+// EX_TEMPFAIL of sysexits.h: nothing is wrong, and the same command goes on where this one stopped.
+constexpr int exit_resume = 75;
+
+// Thrown where a loop gives up on a request; a command ends with exit_resume.
+class Stopped : public std::exception {
+ public:
+  explicit Stopped(std::string reason) : reason_(std::move(reason)) {}
+  const char* what() const noexcept override { return reason_.c_str(); }
+
+ private:
+  std::string reason_;
+};
+
+namespace stop {
+
+// From now on SIGTERM and SIGUSR1 set the request instead of ending the process, however often they come.
+void catch_signals();
+
+bool requested() noexcept;
+
+// What asked first: "SIGTERM", "SIGUSR1", or what request() was given; empty without a request.
+std::string reason();
+
+void request(const char* why) noexcept;  // `why` must stay valid (a literal)
+void reset() noexcept;                   // for tests
+
+// Throws Stopped when requested: for loops that a single process runs and can leave at any point.
+void check();
+
+}  // namespace stop
+}  // namespace lamina

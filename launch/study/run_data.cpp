@@ -1,0 +1,114 @@
+#include "launch/study/run_data.h"
+
+#include <fmt/format.h>
+
+#include <sstream>
+
+#include "configs/schema/decode.h"
+#include "core/base/error.h"
+#include "core/io/file.h"
+#include "trainer/checkpoint.h"
+#include "trainer/run_folder.h"
+
+namespace lamina::study {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+constexpr const char* sweep_file = "sweep.json";
+
+std::vector<json> read_rows(const fs::path& path) {
+  std::vector<json> rows;
+  const std::string text = io::read_file(path);
+  std::istringstream in(text);
+  int64_t number = 0;
+  for (std::string line; std::getline(in, line);) {
+    ++number;
+    json row = json::parse(line, nullptr, /*allow_exceptions=*/false);
+    const bool is_row = row.is_object() && row.contains("step") && row["step"].is_number_integer();
+    if (!is_row && in.eof() && !text.ends_with('\n')) break;  // being written
+    if (!is_row)
+      throw Error("{}:{}: found '{}', expected a JSON object with a step", path.string(), number, line.substr(0, 60));
+    rows.push_back(std::move(row));
+  }
+  return rows;
+}
+
+std::string text_of(const json& object, const char* key, const fs::path& path) {
+  const auto found = object.find(key);
+  if (found == object.end() || !found->is_string())
+    throw Error("{}: found no text '{}', expected a file written by `lamina sweep`", path.string(), key);
+  return found->get<std::string>();
+}
+
+}  // namespace
+
+RunData read_run(const fs::path& folder) {
+  if (!fs::is_directory(folder)) throw Error("{}: no such folder, expected a run folder", folder.string());
+  const RunFolder files{folder};
+  for (const fs::path& file : {files.config(), files.metrics()})
+    if (!fs::exists(file))
+      throw Error("{}: not a run folder: found no {}, expected one written by `lamina train`", folder.string(),
+                  file.filename().string());
+  RunData run;
+  run.folder = folder;
+  run.config = parse_config(io::read_file(files.config()), files.config().string());
+  run.name = run.config.run.name;
+  run.metrics = read_rows(files.metrics());
+  if (run.metrics.empty()) throw Error("{}: found no rows, expected at least one step", files.metrics().string());
+  if (fs::exists(files.layers())) run.layers = read_rows(files.layers());
+  return run;
+}
+
+RunProgress read_progress(const fs::path& folder) {
+  const RunFolder files{folder};
+  RunProgress progress;
+  if (!fs::exists(files.config())) return progress;
+  progress.num_steps = parse_config(io::read_file(files.config()), files.config().string()).train.num_steps;
+  const auto checkpoints = list_committed_checkpoints(files.checkpoints());
+  if (!checkpoints.empty()) progress.step = read_checkpoint_info(checkpoints.back()).step;
+  return progress;
+}
+
+std::optional<double> last_value(const RunData& run, const std::string& key) {
+  for (auto row = run.metrics.rbegin(); row != run.metrics.rend(); ++row) {
+    const auto found = row->find(key);
+    if (found != row->end() && found->is_number()) return found->get<double>();
+  }
+  return std::nullopt;
+}
+
+bool is_sweep(const fs::path& folder) {
+  return fs::exists(folder / sweep_file);
+}
+
+SweepData read_sweep(const fs::path& folder) {
+  const fs::path path = folder / sweep_file;
+  if (!fs::exists(path))
+    throw Error("{}: not a sweep's folder: found no {}, expected one written by `lamina sweep`", folder.string(),
+                sweep_file);
+  const json document = json::parse(io::read_file(path), nullptr, /*allow_exceptions=*/false);
+  if (!document.is_object() || !document.contains("runs") || !document["runs"].is_array())
+    throw Error("{}: found no list of runs, expected a file written by `lamina sweep`", path.string());
+  SweepData sweep;
+  sweep.folder = folder;
+  sweep.name = text_of(document, "name", path);
+  for (const json& entry : document["runs"]) {
+    SweepRun run{text_of(entry, "name", path), text_of(entry, "size", path), text_of(entry, "variant", path), 0};
+    if (!entry.contains("seed") || !entry["seed"].is_number_unsigned())
+      throw Error("{}: {}: found no seed, expected a file written by `lamina sweep`", path.string(), run.name);
+    run.seed = entry["seed"].get<uint64_t>();
+    sweep.runs.push_back(std::move(run));
+  }
+  return sweep;
+}
+
+void write_sweep(const SweepData& sweep) {
+  json document = {{"name", sweep.name}, {"runs", json::array()}};
+  for (const SweepRun& run : sweep.runs)
+    document["runs"].push_back({{"name", run.name}, {"size", run.size}, {"variant", run.variant}, {"seed", run.seed}});
+  io::write_file_atomically(sweep.folder / sweep_file, document.dump(1) + "\n");
+}
+
+}  // namespace lamina::study

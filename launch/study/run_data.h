@@ -1,0 +1,55 @@
+// A run folder as its readers see it: sweeps, fits, reports. Nothing here writes.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "configs/schema/config.h"
+
+namespace lamina::study {
+
+// Of a folder that `lamina train` wrote. Rows are those of metrics.jsonl and layers.jsonl (docs/formats.md), in order; a half-
+// written last line is left out: the run may be going on.
+struct RunData {
+  std::filesystem::path folder;
+  std::string name;  // run.name
+  Config config;     // of config.yaml; model.vocab_size is resolved
+  std::vector<nlohmann::json> metrics;
+  std::vector<nlohmann::json> layers;  // empty with logging.layer_stats_interval: 0
+};
+
+// Error naming the folder, the file and the line: no such folder, no config.yaml, no metrics.jsonl, a line that is no row.
+RunData read_run(const std::filesystem::path& folder);
+
+// How far a run is, without reading its rows.
+struct RunProgress {
+  int64_t step = 0;       // of the newest whole checkpoint
+  int64_t num_steps = 0;  // train.num_steps of its config.yaml; 0: there is none yet
+  bool is_done() const { return num_steps > 0 && step >= num_steps; }
+};
+RunProgress read_progress(const std::filesystem::path& folder);
+
+// The last row's value of a metric that not every row has ("validation_loss"); absent when none has it.
+std::optional<double> last_value(const RunData& run, const std::string& key);
+
+// sweep.json of a sweep's folder: what `lamina sweep` made of its file, the same at every start.
+struct SweepRun {
+  std::string name;     // of the run, and of its folder below the sweep's
+  std::string size;     // of the ladder; "" without one
+  std::string variant;  // the axes' values, joined by '-'; "" without axes
+  uint64_t seed = 0;
+};
+struct SweepData {
+  std::filesystem::path folder;
+  std::string name;
+  std::vector<SweepRun> runs;  // in the order of the sweep's file
+};
+bool is_sweep(const std::filesystem::path& folder);         // has a sweep.json
+SweepData read_sweep(const std::filesystem::path& folder);  // Error when it is not one, or not whole
+void write_sweep(const SweepData& sweep);                   // atomically, to folder/sweep.json
+
+}  // namespace lamina::study
