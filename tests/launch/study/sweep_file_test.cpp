@@ -125,10 +125,6 @@ TEST_F(SweepFile, NamesMistakesByFileAndLine) {
       "s.yaml:3: ladder: found an empty section, expected named sizes, each an experiment file or a section of keys");
   EXPECT_EQ(refusal("name: a\nbase: base.yaml\nladder: {large: large.yaml}\n"),
             "s.yaml:2: base: has no effect, every size of the ladder is an experiment file; remove it");
-  EXPECT_EQ(
-      refusal("name: a\nbase: base.yaml\naxes:\n  x: {a: {}}\n  y: {b-c: {}}\n  z: {d: {}}\nladder: {a: {}, a-a: {}}\n"
-              "seeds: [1]\n"),
-      "");
   EXPECT_EQ(refusal("name: a\nbase: base.yaml\naxes:\n  x: {b-c: {}, b: {}}\n  y: {d: {}, c-d: {}}\n"),
             "s.yaml:5: found two runs named b-c-d-s1, expected other names of sizes or choices");
 }
