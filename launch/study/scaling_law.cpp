@@ -73,13 +73,13 @@ const VariantFit& variant_of(const StudyFit& fit, const std::string& name) {
                        [&](const VariantFit& v) { return v.variant == name; });
 }
 
-// "standard's law is read at 1.3 times the largest compute measured for it"
+// "standard is read at 1.3 times its largest measured compute"
 void note_outside(std::string& note, const VariantFit& variant, double compute) {
   const char* end = compute > variant.max_compute ? "largest" : "smallest";
   const double edge = compute > variant.max_compute ? variant.max_compute : variant.min_compute;
   if (compute <= variant.max_compute * within_rounding && compute >= variant.min_compute / within_rounding) return;
-  note += fmt::format("{}{}'s law is read at {:.3g} times the {} compute measured for it", note.empty() ? "" : "; ",
-                      variant.variant, compute / edge, end);
+  note += fmt::format("{}{} is read at {:.3g} times its {} measured compute", note.empty() ? "" : ", ", variant.variant,
+                      compute / edge, end);
 }
 
 void settle_gains(StudyFit& fit) {

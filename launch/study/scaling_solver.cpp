@@ -48,11 +48,11 @@ struct Minimum {
   double sum_of_squares = std::numeric_limits<double>::infinity();
 };
 
-Minimum minimise(Residuals& residuals, const VectorXd& start) {
+Minimum minimise(Residuals& residuals, const VectorXd& start, double tolerance, int most_evaluations) {
   Eigen::LevenbergMarquardt<Residuals> solver(residuals);
-  solver.parameters.ftol = solver.parameters.xtol = 1e-15;
+  solver.parameters.ftol = solver.parameters.xtol = tolerance;
   solver.parameters.gtol = 0;
-  solver.parameters.maxfev = 500;
+  solver.parameters.maxfev = most_evaluations;
   Minimum minimum{start};
   solver.minimize(minimum.p);
   VectorXd rest(residuals.values());
@@ -112,7 +112,7 @@ IrreducibleFit irreducible_fit(std::span<const WeightedPoint> points, const Irre
   }
   Minimum best;
   for (const VectorXd& start : starts) {
-    Minimum minimum = minimise(residuals, start);
+    Minimum minimum = nearby ? minimise(residuals, start, 1e-10, 100) : minimise(residuals, start, 1e-15, 500);
     if (minimum.sum_of_squares < best.sum_of_squares) best = std::move(minimum);
   }
   IrreducibleFit fit;
