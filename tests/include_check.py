@@ -35,6 +35,7 @@ ROOMS = {
     "trainer": TRAINER,
     "launch": TRAINER | {"launch"},
     "tests": TRAINER | {"tests"},
+    "tests/launch": TRAINER | {"tests", "launch"},
     "bench": TRAINER | {"bench"},
 }
 # Implementations behind parallel/comm's interface: only the program that picks them, and the tests and benchmarks that start
@@ -157,6 +158,7 @@ CASES = [
     ("core/ops/a.cpp", "#include <core/ops/op.h>", False),
     ("core/elsewhere/a.h", "", False),
     ("tests/core/a.cpp", "#include <cuda_runtime.h>", False),
+    ("tests/model/a.cpp", '#include "launch/main.h"', False),
     ("tests/cuda_emulator/src/a.cpp", '#include <cuda_runtime.h>\n#include "a.h"', True),
     ("core/ops/cpu/a.cpp", '#include "core/ops/op.h"\n#include <dnnl.hpp>\n#include "hwy/highway.h"\n#include <vector>', True),
     ("core/ops/a.cpp", '// #include "parallel/comm/communicator.h"', True),
@@ -168,6 +170,7 @@ CASES = [
     ("trainer/a.cpp", '#include "data/loader.h"\n#include "core/io/hdf5.h"\n#include "parallel/comm/communicator.h"', True),
     ("launch/a.cpp", '#include <CLI/CLI.hpp>\n#include "parallel/comm/mpi/mpi_communicator.h"', True),
     ("launch/study/a.cpp", "#include <Eigen/Dense>\n#include <unsupported/Eigen/NonLinearOptimization>", True),
+    ("tests/launch/study/a.cpp", '#include "launch/main.h"\n#include "tests/support/b.h"', True),
     ("tests/model/a.cpp", '#include <gtest/gtest.h>\n#include "tests/support/b.h"', True),
 ]
 TARGETS = ["core/base/log.h", "core/device/device.h", "core/tensor/view.h", "core/ops/op.h", "core/io/hdf5.h",
