@@ -12,7 +12,6 @@ namespace {
 
 constexpr double budget_width = 1.10;    // computes of one isoFLOP budget, largest over smallest
 constexpr double distinct_ratio = 1.01;  // from which on two computes, or two sizes, count as two
-constexpr size_t least_computes = 3;
 
 std::string place(const FitPoint& point) {
   return fmt::format("variant '{}'{}, seed {}", point.variant, point.size.empty() ? "" : ", size " + point.size,
@@ -26,19 +25,6 @@ void check_point(const FitPoint& point) {
   };
   check("loss", point.loss);
   check("compute", point.compute);
-}
-
-// How many values there are that differ from the one before by the ratio.
-size_t num_distinct(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  size_t count = 0;
-  double last = 0;
-  for (const double value : values)
-    if (count == 0 || value > last * distinct_ratio) {
-      ++count;
-      last = value;
-    }
-  return count;
 }
 
 // Cells of one variant by compute, cut where a cell lies more than the width above the budget's first.
@@ -62,6 +48,18 @@ std::vector<std::vector<size_t>> find_curves(const Cells& cells, size_t variant)
 }
 
 }  // namespace
+
+size_t num_distinct(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  size_t count = 0;
+  double last = 0;
+  for (const double value : values)
+    if (count == 0 || value > last * distinct_ratio) {
+      ++count;
+      last = value;
+    }
+  return count;
+}
 
 std::vector<double> Cells::means() const {
   std::vector<double> means;

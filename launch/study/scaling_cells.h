@@ -11,6 +11,11 @@
 
 namespace lamina::study {
 
+constexpr size_t least_computes = 3, least_irreducible = 4;  // for a law of either form
+
+// How many values there are that are more than 1 % above the one before.
+size_t num_distinct(std::vector<double> values);
+
 struct Cell {
   size_t variant = 0;
   std::string size;

@@ -122,17 +122,6 @@ std::vector<LawPoint> law_points(const Cells& cells, size_t variant, const std::
   return points;
 }
 
-size_t num_computes(const std::vector<LawPoint>& points) {
-  size_t count = 0;
-  double last = 0;
-  for (const LawPoint& point : points)  // by compute
-    if (count == 0 || point.compute > last * 1.01) {
-      ++count;
-      last = point.compute;
-    }
-  return count;
-}
-
 double root_mean_square(const LawFit& law, const std::vector<WeightedPoint>& points) {
   double sum = 0;
   for (const WeightedPoint& point : points) {
@@ -168,18 +157,24 @@ LawFit irreducible_law(const IrreducibleFit& fit) {
 void fit_laws(VariantFit& variant, IrreducibleFit& irreducible, const std::vector<LawPoint>& law_points,
               const IrreducibleFit* nearby) {
   std::vector<WeightedPoint> points;
-  for (const LawPoint& point : law_points) points.push_back(point.point);
-  const size_t count = num_computes(law_points);
-  variant.power = count >= 3 ? power_law(points) : no_law(false);
-  const bool possible = count >= 4 && !(nearby && std::isnan(nearby->e));
+  std::vector<double> computes;
+  for (const LawPoint& point : law_points) {
+    points.push_back(point.point);
+    computes.push_back(point.compute);
+  }
+  const size_t count = num_distinct(computes);
+  variant.power = count >= least_computes ? power_law(points) : no_law(false);
+  const bool possible = count >= least_irreducible && !(nearby && std::isnan(nearby->e));
   irreducible = {nan, nan, nan, 0, 0};
   if (possible) irreducible = irreducible_fit(points, nearby);
   variant.irreducible = possible ? irreducible_law(irreducible) : no_law(true);
   for (LawFit* law : {&*variant.power, &*variant.irreducible}) law->rms = root_mean_square(*law, points);
-  if (count < 3)
-    variant.power_problem = fmt::format("{} value(s) of compute{}, at least 3 are needed", count,
-                                        variant.over_isoflop_minima ? " with a minimum" : "");
-  if (count < 4) variant.irreducible_problem = fmt::format("{} value(s) of compute, at least 4 are needed", count);
+  if (count < least_computes)
+    variant.power_problem = fmt::format("{} value(s) of compute{}, at least {} are needed", count,
+                                        variant.over_isoflop_minima ? " with a minimum" : "", least_computes);
+  if (count < least_irreducible)
+    variant.irreducible_problem =
+        fmt::format("{} value(s) of compute, at least {} are needed", count, least_irreducible);
 }
 
 VariantFit describe(const Cells& cells, size_t index) {

@@ -104,8 +104,8 @@ IrreducibleFit irreducible_fit(std::span<const WeightedPoint> points, const Irre
   std::vector<VectorXd> starts;
   if (nearby) {
     // At E = 0 the derivative by p is zero: from there nothing would move.
-    starts.push_back(Eigen::Vector3d(std::sqrt(std::max(nearby->e, 0.01 * lowest)),
-                                     nearby->log_a - nearby->alpha * residuals.centre, std::log(nearby->alpha)));
+    starts.emplace_back(Eigen::Vector3d(std::sqrt(std::max(nearby->e, 0.01 * lowest)),
+                                        nearby->log_a - nearby->alpha * residuals.centre, std::log(nearby->alpha)));
   } else {
     for (const double share : {0.02, 0.3, 0.6, 0.9})
       starts.push_back(start_at(points, residuals.centre, share * lowest));
