@@ -99,6 +99,7 @@ int run(int argc, char** argv) {
   register_sweep(app);
   register_doctor(app);
   register_inspect(app);
+  register_fit(app);
   register_export(app);
   register_import(app);
   try {
