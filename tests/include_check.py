@@ -55,6 +55,7 @@ THIRD_PARTY = [
     (r"yaml-cpp/", ["configs/schema"]),
     (r"spdlog/", ["core/base"]),
     (r"CLI/|CLI11", ["launch"]),
+    (r"google/protobuf/|.*\.pb\.h$", ["trainer/tensorboard"]),
     (r"gtest/|gmock/", ["tests"]),
     (r"benchmark/", ["bench"]),
 ]
@@ -147,6 +148,8 @@ CASES = [
     ("trainer/a.cpp", "#include <yaml-cpp/yaml.h>", False),
     ("launch/a.cpp", "#include <spdlog/spdlog.h>", False),
     ("trainer/a.cpp", "#include <CLI/CLI.hpp>", False),
+    ("trainer/a.cpp", "#include <google/protobuf/message_lite.h>", False),
+    ("trainer/a.h", '#include "trainer/tensorboard/event.pb.h"', False),
     ("core/base/a.cpp", "#include <gtest/gtest.h>", False),
     ("core/ops/ref/a.cpp", '#include "op.h"', False),
     ("core/ops/a.cpp", '#include "op.h"', False),
@@ -164,6 +167,7 @@ CASES = [
     ("parallel/zero/a.cpp", '#include "parallel/comm/communicator.h"\n#include "core/ops/op.h"', True),
     ("trainer/a.cpp", '#include "data/loader.h"\n#include "core/io/hdf5.h"\n#include "parallel/comm/communicator.h"', True),
     ("launch/a.cpp", '#include <CLI/CLI.hpp>\n#include "parallel/comm/mpi/mpi_communicator.h"', True),
+    ("trainer/tensorboard/a.cpp", '#include <event.pb.h>\n#include "core/io/hdf5.h"', True),
     ("tests/model/a.cpp", '#include <gtest/gtest.h>\n#include "tests/support/b.h"', True),
 ]
 TARGETS = ["core/base/log.h", "core/device/device.h", "core/tensor/view.h", "core/ops/op.h", "core/io/hdf5.h",

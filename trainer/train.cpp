@@ -22,6 +22,8 @@
 #include "trainer/restore.h"
 #include "trainer/run_folder.h"
 #include "trainer/step_dump.h"
+#include "trainer/step_tracer.h"
+#include "trainer/tensorboard/event_writer.h"
 #include "trainer/version.h"
 
 namespace lamina {
@@ -55,6 +57,7 @@ class Trainer {
         comm_(comm),
         sampler_(sampler),
         folder_(folder),
+        tracer_(config, comm, folder.traces()),
         engine_(config, comm, &ledger_, device_index),
         place_(engine_.place()),
         local_sequences_(config.train.global_batch_size / engine_.mesh().data),
@@ -89,8 +92,10 @@ class Trainer {
   const Sampler& sampler_;
   const RunFolder& folder_;
   MemoryLedger ledger_;
+  StepTracer tracer_;
   Engine engine_;
   MetricsWriter metrics_, layers_;
+  tensorboard::EventWriter events_;
   int64_t step_ = 0;        // completed
   int64_t first_step_ = 0;  // completed when this process began
   mesh::Coordinates place_;
@@ -144,6 +149,7 @@ void Trainer::resume() {
     truncate_metrics(folder_, step_);
     metrics_ = MetricsWriter(folder_.metrics());
     layers_ = MetricsWriter(folder_.layers());
+    if (config_.logging.tensorboard) events_ = tensorboard::EventWriter(folder_.root, step_);
   });
 }
 
@@ -259,16 +265,22 @@ std::optional<StepDump> Trainer::begin_dump() {
 
 void Trainer::write_layer_stats(const std::vector<model::LayerSums>& sums) {
   const LayerStatsTotals totals{tokens_per_step(), config_.train.global_batch_size / config_.train.micro_batch_size};
-  for (const JsonRow& row : layer_stats_rows(engine_, comm_, step_ + 1, config_.model.hidden_size, sums, totals))
-    layers_.write(row);
+  const std::vector<JsonRow> rows =
+      layer_stats_rows(engine_, comm_, step_ + 1, config_.model.hidden_size, sums, totals);
+  for (const JsonRow& row : rows) layers_.write(row);
+  events_.write_layers(step_ + 1, rows);
 }
 
 void Trainer::step() {
+  tracer_.begin(step_ + 1, engine_);
   const auto started = Clock::now();
   engine_.take_data_bytes();
   engine_.take_expert_bytes();
   const int64_t first = place_.dp_rank * local_sequences_;
-  sampler_.load(step_, first, first + local_sequences_, tokens_, targets_);
+  {
+    const trace::Scope scope(tracer_.recorder(), trace::Track::phases, "load data");
+    sampler_.load(step_, first, first + local_sequences_, tokens_, targets_);
+  }
   std::optional<StepDump> dump = begin_dump();
 
   const int64_t interval = config_.logging.layer_stats_interval;
@@ -305,6 +317,7 @@ void Trainer::step() {
   metrics.tokens = step_ * tokens_per_step();
   metrics.tokens_per_second = static_cast<double>(tokens_per_step()) / seconds;
   metrics.mfu = flops_per_token_ * metrics.tokens_per_second / 1e9 / (peak_gflops_ * comm_.size());
+  tracer_.release(engine_);
   const std::optional<Evaluation> evaluation = validate_if_due();
   if (evaluation) metrics.validation_loss = evaluation->loss;
   JsonRow row = to_row(metrics);
@@ -318,6 +331,7 @@ void Trainer::step() {
   row.add("gflops", flops_per_token_ * metrics.tokens_per_second / 1e9);
   if (evaluation) row.add("validation_bits_per_byte", evaluation->bits_per_byte);
   metrics_.write(row);
+  events_.write_metrics(step_, row);
   console_line(metrics, evaluation);
 }
 
@@ -356,6 +370,7 @@ std::optional<Evaluation> Trainer::validate_if_due() {
   const int64_t interval = config_.data.validation.interval;
   const bool due = step_ == config_.train.num_steps || (interval > 0 && step_ % interval == 0);
   if (!due) return std::nullopt;
+  const trace::Scope scope(tracer_.recorder(), trace::Track::phases, "validation");
   return evaluate(engine_, sampler_, config_, comm_);
 }
 
@@ -370,6 +385,7 @@ void Trainer::save_checkpoint_if_due() {
   info.seed = config_.run.seed;
   info.data_parallel = engine_.mesh().data;
   info.program_version = program_version;
+  const trace::Scope scope(tracer_.recorder(), trace::Track::phases, "checkpoint");
   const auto started = Clock::now();
   engine_.context().stream.synchronize();
   save_checkpoint(folder_.checkpoints(), info, engine_.optimizer().primary_state(), comm_, config_.checkpoint.keep);
@@ -399,6 +415,7 @@ void Trainer::run() {
   while (step_ < config_.train.num_steps) {
     step();
     save_checkpoint_if_due();
+    tracer_.finish(engine_);
   }
   for (size_t source = 0; source < config_.data.train.size(); ++source)
     log::info("data: {:.2f} epochs of {}", sampler_.epochs(step_)[source], config_.data.train[source].path);
