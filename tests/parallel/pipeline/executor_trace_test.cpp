@@ -17,15 +17,15 @@ thread_local int64_t num_allocations = 0;
 }
 
 // The program's own, so that what a call allocates can be counted.
-void* operator new(size_t size) {
+[[gnu::noinline]] void* operator new(size_t size) {
   ++num_allocations;
   if (void* memory = std::malloc(size == 0 ? 1 : size)) return memory;
   throw std::bad_alloc();
 }
-void operator delete(void* memory) noexcept {
+[[gnu::noinline]] void operator delete(void* memory) noexcept {
   std::free(memory);
 }
-void operator delete(void* memory, size_t) noexcept {
+[[gnu::noinline]] void operator delete(void* memory, size_t) noexcept {
   std::free(memory);
 }
 
@@ -64,7 +64,8 @@ void check_rank(const Plan& plan, int rank, const Recorder& recorder, const Exec
                 double ended) {
   static constexpr const char* kinds[] = {"F", "B", "Bi", "W"};
   std::map<std::tuple<std::string, int, int>, int> expected, waits, sends;
-  for (const Action& action : plan.schedule()[static_cast<size_t>(rank)]) {
+  const Schedule schedule = plan.schedule();
+  for (const Action& action : schedule[static_cast<size_t>(rank)]) {
     const bool is_forward = action.kind == ActionKind::forward;
     expected[{kinds[static_cast<size_t>(action.kind)], action.chunk, action.microbatch}] = 1;
     if (action.kind == ActionKind::backward_weight || plan.num_ranks == 1) continue;
