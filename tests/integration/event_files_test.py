@@ -57,9 +57,14 @@ def check_histogram(found: dict, values: list[float], where: str) -> None:
         expect(least <= count_below <= most, f"{where}: {count_below} values up to {limit}, expected {least} to {most}")
 
 
-def check_events(run: Path, path: Path, first: int, last: int, rows: dict[int, dict], layers: dict[int, list[dict]]) -> None:
-    """The file's events are the start, and the given steps in order, each as soon as its rows."""
+def check_events(run: Path, path: Path, first: int, last: int, rows: dict[int, dict], layers: dict[int, list[dict]],
+                 made_up: bool = False) -> None:
+    """The file's events are the start, and the given steps in order. made_up: before these the validation of the step before."""
     events = event_files.read(path)
+    if made_up:
+        added = events.pop(2)
+        expected = {key: event_files.rounded(rows[first - 1][key]) for key in ("validation_loss", "validation_bits_per_byte")}
+        expect((added["step"], added["scalars"]) == (first - 1, expected), f"{path}: {added}, expected {expected} at step {first - 1}")
     expect(events[0].get("file_version") == "brain.Event:2", f"{path} begins with {events[0]}")
     expect(events[1].get("session_status") == 1 and events[1]["step"] == first, f"{path}: {events[1]}, expected the start at {first}")
     times = [event["wall_time"] for event in events]
@@ -95,10 +100,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         lamina = Lamina(sys.argv[1], Path(folder))
         lamina.prepare()
-        validation = {"data": {"validation": {"path": str(lamina.tokens), "num_sequences": 2, "interval": 3}}}
+        validation = {"data": {"validation": {"path": str(lamina.tokens), "num_sequences": 2, "interval": 4}}}
         run = lamina.train("run", merged(BASE, validation))
         rows, layers = rows_of(run)
-        expect(set(layers) == {1, 2, 4} and "validation_loss" in rows[3] and "aux_loss" in rows[1], "the run lacks what is to be shown")
+        expect(set(layers) == {1, 2, 4} and "validation_loss" in rows[4] and "aux_loss" in rows[1], "the run lacks what is to be shown")
         found = event_files.files(run)
         expect(len(found) == 1, f"{run} has the event files {found}")
         name = found[0].name.split(".")
@@ -111,7 +116,10 @@ def main() -> None:
                set(tags), f"histograms {sorted(tags)}")
         print("one start: every number of metrics.jsonl and layers.jsonl is in the event file", flush=True)
 
-        # As if it had been killed after step 5, the checkpoint of step 4 being the newest.
+        # As if it had been killed after step 5, the checkpoint of step 4 being the newest, and the validation of step 4 not done.
+        lines = (run / "metrics.jsonl").read_text().splitlines()
+        lines[3] = json.dumps({key: value for key, value in rows[4].items() if not key.startswith("validation")})
+        (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
         shutil.rmtree(run / "checkpoints" / "step-00000005")
         before = found[0].read_bytes()
         lamina.train("run", merged(BASE, merged(validation, {"train": {"num_steps": 7}})))
@@ -119,7 +127,7 @@ def main() -> None:
         after = event_files.files(run)
         expect(len(after) == 2 and after[0] == found[0], f"after a resume {run} has the event files {after}")
         expect(after[0].read_bytes() == before, "a resume changed the first event file")
-        check_events(run, after[1], 5, 7, rows, layers)
+        check_events(run, after[1], 5, 7, rows, layers, made_up=True)
         print("a resume from step 4: a second file, which begins with the start at step 5", flush=True)
 
         ranks = lamina.train("ranks", merged(BASE, {"train": {"micro_batch_size": 1}, "parallel": {"pipeline": 2}}), 2)
