@@ -67,7 +67,7 @@ void add_scalars(proto::Summary& summary, const std::string& tag, const ordered_
   if (value.is_number()) {
     add_scalar(summary, tag, value.get<double>());
   } else if (value.is_object()) {
-    for (const auto& [key, inner] : value.items()) add_scalars(summary, tag + "/" + key, inner);
+    for (const auto& [key, inner] : value.items()) add_scalars(summary, fmt::format("{}/{}", tag, key), inner);
   } else if (value.is_array()) {
     for (size_t i = 0; i < value.size(); ++i) add_scalars(summary, fmt::format("{}/{}", tag, i), value[i]);
   }
