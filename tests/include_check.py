@@ -57,6 +57,7 @@ THIRD_PARTY = [
     (r"spdlog/", ["core/base"]),
     (r"CLI/|CLI11", ["launch"]),
     (r"(unsupported/)?Eigen/", ["launch/study"]),
+    (r"google/protobuf/|.*\.pb\.h$", ["trainer/tensorboard"]),
     (r"gtest/|gmock/", ["tests"]),
     (r"benchmark/", ["bench"]),
 ]
@@ -151,6 +152,8 @@ CASES = [
     ("trainer/a.cpp", "#include <CLI/CLI.hpp>", False),
     ("launch/a.cpp", "#include <Eigen/Dense>", False),
     ("trainer/a.cpp", "#include <unsupported/Eigen/NonLinearOptimization>", False),
+    ("trainer/a.cpp", "#include <google/protobuf/message_lite.h>", False),
+    ("trainer/a.h", '#include "trainer/tensorboard/event.pb.h"', False),
     ("core/base/a.cpp", "#include <gtest/gtest.h>", False),
     ("core/ops/ref/a.cpp", '#include "op.h"', False),
     ("core/ops/a.cpp", '#include "op.h"', False),
@@ -171,6 +174,7 @@ CASES = [
     ("launch/a.cpp", '#include <CLI/CLI.hpp>\n#include "parallel/comm/mpi/mpi_communicator.h"', True),
     ("launch/study/a.cpp", "#include <Eigen/Dense>\n#include <unsupported/Eigen/NonLinearOptimization>", True),
     ("tests/launch/study/a.cpp", '#include "launch/main.h"\n#include "tests/support/b.h"', True),
+    ("trainer/tensorboard/a.cpp", '#include <event.pb.h>\n#include "core/io/hdf5.h"', True),
     ("tests/model/a.cpp", '#include <gtest/gtest.h>\n#include "tests/support/b.h"', True),
 ]
 TARGETS = ["core/base/log.h", "core/device/device.h", "core/tensor/view.h", "core/ops/op.h", "core/io/hdf5.h",

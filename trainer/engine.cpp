@@ -128,7 +128,16 @@ void Engine::initialise() {
   optimizer_.initialise_masters(config_.run.seed, config_.model.initializer_range);
 }
 
+void Engine::set_trace(trace::Recorder* trace) {
+  trace_ = trace;
+  executor_.set_trace(trace);
+  for (zero::GradientReducer& reducer : reducers_) reducer.set_trace(trace);
+  for (zero::ParameterGatherer& gatherer : gatherers_) gatherer.set_trace(trace);
+  if (exchange_) exchange_->set_trace(trace);
+}
+
 void Engine::gather_parameters() {
+  const trace::Scope scope(trace_, trace::Track::phases, "gather parameters");
   for (zero::ParameterGatherer& gatherer : gatherers_) gatherer.start();
   for (zero::ParameterGatherer& gatherer : gatherers_) gatherer.finish();
 }
@@ -216,6 +225,7 @@ void Engine::report_ready(int parameter) {
 double Engine::accumulate_gradients(std::span<const int32_t> tokens, std::span<const int32_t> targets,
                                     double grad_scale, std::vector<model::LayerSums>* sums,
                                     std::span<double> token_losses) {
+  const trace::Scope scope(trace_, trace::Track::phases, "forward and backward");
   parameters_.zero_gradients(stream_);
   for (zero::GradientReducer& reducer : reducers_) reducer.begin_step();
   model::Stage::Pass pass = make_pass(tokens, targets, config_.train.micro_batch_size);
@@ -252,6 +262,12 @@ void Engine::share_tied_embedding() {
   const TensorView flat = all.reshaped({all.num_elements()});
   const int first = 0, last = mesh_.pipeline - 1;
   const int64_t piece_elements = std::min(tied_piece_elements, flat.num_elements());
+  trace::Span span;
+  span.track = trace::Track::data_parallel;
+  span.name = "tied embedding";
+  span.peer = stage_.has_last_chunk() ? first : last;
+  span.bytes = flat.num_bytes();
+  const int64_t traced = trace_ == nullptr ? 0 : trace_->open(span);
   if (tied_.num_bytes() == 0) tied_ = Buffer(piece_elements * size_of(flat.dtype), device_, ledger_, "scratch");
   for (int64_t at = 0; at < flat.num_elements(); at += piece_elements) {
     const int64_t count = std::min(piece_elements, flat.num_elements() - at);
@@ -266,11 +282,13 @@ void Engine::share_tied_embedding() {
       pipeline_->send(mine, last, tied_tag, stream_).wait();
     }
   }
+  if (trace_ != nullptr) trace_->close(traced);
   tied_bytes_ += flat.num_bytes();
   report_ready(index);
 }
 
 double Engine::owned_gradient_square() {
+  const trace::Scope scope(trace_, trace::Track::phases, "gradient norm");
   double sum = 0;
   for (const OwnedSlice& slice : optimizer_.owned()) {
     if (!parameters_.is_primary(slice.parameter)) continue;
@@ -291,6 +309,7 @@ std::string Engine::first_non_finite_gradient() {
 }
 
 void Engine::update(int64_t step, double lr, double grad_scale, double bias_rate) {
+  const trace::Scope scope(trace_, trace::Track::phases, "update");
   optimizer_.step(ctx_, step, lr, grad_scale);
   if (bias_rate > 0) update_selection_biases(bias_rate);
   clip_query_keys();

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "configs/schema/config.h"
+#include "core/base/trace.h"
 #include "model/stage.h"
 #include "parallel/comm/communicator.h"
 #include "parallel/expert/exchange.h"
@@ -88,6 +89,8 @@ class Engine {
   const pipeline::ExecutionReport& last_execution() const { return execution_; }  // of the last accumulate_gradients()
   // Bytes this rank has sent since the last call to add up a tied embedding's gradient over its two holders.
   int64_t take_tied_bytes() { return std::exchange(tied_bytes_, 0); }
+  // From now on every part of a pass and of the update is recorded there. Null: nothing is.
+  void set_trace(trace::Recorder* trace);
   // Called for each step of the program before it runs: for fault injection in tests.
   std::function<void(const pipeline::Step&)> before_step;
   // The observations of this rank's tokens hold the experts that each chose: to count what must travel.
@@ -142,6 +145,7 @@ class Engine {
   int64_t reserved_tokens_ = 0;
   Buffer tied_;  // a piece of the other holder's gradient
   int64_t tied_bytes_ = 0;
+  trace::Recorder* trace_ = nullptr;
   MemoryLedger* ledger_;
 };
 

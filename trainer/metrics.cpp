@@ -1,15 +1,8 @@
 #include "trainer/metrics.h"
 
-#include <fcntl.h>
 #include <fmt/format.h>
-#include <unistd.h>
 
-#include <cerrno>
 #include <cmath>
-#include <system_error>
-#include <utility>
-
-#include "core/base/error.h"
 
 namespace lamina {
 namespace {
@@ -116,38 +109,6 @@ JsonRow to_row(const StepMetrics& metrics) {
   if (metrics.aux_loss) row.add("aux_loss", *metrics.aux_loss);
   if (metrics.validation_loss) row.add("validation_loss", *metrics.validation_loss);
   return row;
-}
-
-MetricsWriter::MetricsWriter(const std::filesystem::path& path) : path_(path) {
-  fd_ = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
-  if (fd_ < 0) throw Error("{}: can't open for appending: {}", path.string(), std::generic_category().message(errno));
-}
-
-MetricsWriter::~MetricsWriter() {
-  if (fd_ >= 0) ::close(fd_);
-}
-
-MetricsWriter::MetricsWriter(MetricsWriter&& other) noexcept
-    : path_(std::move(other.path_)), fd_(std::exchange(other.fd_, -1)) {}
-
-MetricsWriter& MetricsWriter::operator=(MetricsWriter&& other) noexcept {
-  if (this != &other) {
-    if (fd_ >= 0) ::close(fd_);
-    path_ = std::move(other.path_);
-    fd_ = std::exchange(other.fd_, -1);
-  }
-  return *this;
-}
-
-void MetricsWriter::write(const JsonRow& row) {
-  if (fd_ < 0) return;
-  const std::string line = row.to_string() + "\n";
-  for (size_t written = 0; written < line.size();) {
-    const ssize_t n = ::write(fd_, line.data() + written, line.size() - written);
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) throw Error("{}: can't append a row: {}", path_.string(), std::generic_category().message(errno));
-    written += static_cast<size_t>(n);
-  }
 }
 
 }  // namespace lamina

@@ -8,6 +8,8 @@
 #include <string>
 #include <string_view>
 
+#include "core/io/append_file.h"
+
 namespace lamina {
 
 // One JSON object. NaN and infinities have no JSON number and are written as null. Numbers read back to the same
@@ -57,16 +59,15 @@ JsonRow to_row(const StepMetrics& metrics);  // the line of metrics.jsonl; add()
 class MetricsWriter {
  public:
   MetricsWriter() = default;
-  explicit MetricsWriter(const std::filesystem::path& path);  // appends; Error when it can't be opened
-  ~MetricsWriter();
-  MetricsWriter(MetricsWriter&& other) noexcept;
-  MetricsWriter& operator=(MetricsWriter&& other) noexcept;
+  explicit MetricsWriter(const std::filesystem::path& path) : file_(path) {}  // appends; Error when it can't be opened
 
-  void write(const JsonRow& row);  // the line is with the operating system when this returns; Error on a full disk
+  // The line is with the operating system when this returns; Error on a full disk.
+  void write(const JsonRow& row) {
+    if (file_.is_open()) file_.append(row.to_string() + "\n");
+  }
 
  private:
-  std::filesystem::path path_;
-  int fd_ = -1;
+  io::AppendFile file_;
 };
 
 }  // namespace lamina

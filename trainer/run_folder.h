@@ -1,4 +1,4 @@
-// The run folder: config.yaml, log.txt, metrics.jsonl, layers.jsonl, checkpoints/.
+// The run folder: config.yaml, log.txt, metrics.jsonl, layers.jsonl, events.out.tfevents.*, traces/, checkpoints/.
 #pragma once
 
 #include <cstdint>
@@ -17,6 +17,7 @@ struct RunFolder {
   std::filesystem::path log() const { return root / "log.txt"; }
   std::filesystem::path metrics() const { return root / "metrics.jsonl"; }
   std::filesystem::path layers() const { return root / "layers.jsonl"; }
+  std::filesystem::path traces() const { return root / "traces"; }
   std::filesystem::path checkpoints() const { return root / "checkpoints"; }
 };
 

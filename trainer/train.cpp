@@ -23,6 +23,8 @@
 #include "trainer/restore.h"
 #include "trainer/run_folder.h"
 #include "trainer/step_dump.h"
+#include "trainer/step_tracer.h"
+#include "trainer/tensorboard/event_writer.h"
 #include "trainer/version.h"
 
 namespace lamina {
@@ -48,6 +50,11 @@ std::string count_text(double count) {
   return fmt::format("{:.0f}", count);
 }
 
+// As in the row of a step that validates.
+JsonRow validation_row(const Evaluation& evaluation) {
+  return JsonRow().add("validation_loss", evaluation.loss).add("validation_bits_per_byte", evaluation.bits_per_byte);
+}
+
 class Trainer {
  public:
   Trainer(const Config& config, comm::Communicator& comm, int device_index, const Sampler& sampler,
@@ -56,6 +63,7 @@ class Trainer {
         comm_(comm),
         sampler_(sampler),
         folder_(folder),
+        tracer_(config, comm, folder.traces()),
         engine_(config, comm, &ledger_, device_index),
         place_(engine_.place()),
         local_sequences_(config.train.global_batch_size / engine_.mesh().data),
@@ -82,7 +90,7 @@ class Trainer {
   void console_line(const StepMetrics& metrics, const std::optional<Evaluation>& evaluation) const;
   bool validation_due() const;
   std::optional<Evaluation> validate();
-  void validate_again_if_interrupted();
+  std::optional<Evaluation> validate_again_if_interrupted();
   bool checkpoint_due() const;
   void save_checkpoint();
   bool agree_to_stop();
@@ -96,8 +104,10 @@ class Trainer {
   const Sampler& sampler_;
   const RunFolder& folder_;
   MemoryLedger ledger_;
+  StepTracer tracer_;
   Engine engine_;
   MetricsWriter metrics_, layers_;
+  tensorboard::EventWriter events_;
   int64_t step_ = 0;        // completed
   int64_t first_step_ = 0;  // completed when this process began
   bool stopping_ = false;   // the ranks have agreed to stop early
@@ -150,11 +160,14 @@ void Trainer::resume() {
   run_and_agree(comm_, [&] {
     if (comm_.rank() == 0) truncate_metrics(folder_, step_);
   });
-  validate_again_if_interrupted();
+  const std::optional<Evaluation> again = validate_again_if_interrupted();
   run_and_agree(comm_, [&] {
     if (comm_.rank() != 0) return;
     metrics_ = MetricsWriter(folder_.metrics());
     layers_ = MetricsWriter(folder_.layers());
+    if (!config_.logging.tensorboard) return;
+    events_ = tensorboard::EventWriter(folder_.root, step_);
+    if (again) events_.write_metrics(step_, validation_row(*again));
   });
 }
 
@@ -270,16 +283,22 @@ std::optional<StepDump> Trainer::begin_dump() {
 
 void Trainer::write_layer_stats(const std::vector<model::LayerSums>& sums) {
   const LayerStatsTotals totals{tokens_per_step(), config_.train.global_batch_size / config_.train.micro_batch_size};
-  for (const JsonRow& row : layer_stats_rows(engine_, comm_, step_ + 1, config_.model.hidden_size, sums, totals))
-    layers_.write(row);
+  const std::vector<JsonRow> rows =
+      layer_stats_rows(engine_, comm_, step_ + 1, config_.model.hidden_size, sums, totals);
+  for (const JsonRow& row : rows) layers_.write(row);
+  events_.write_layers(step_ + 1, rows);
 }
 
 void Trainer::step() {
+  tracer_.begin(step_ + 1, engine_);
   const auto started = Clock::now();
   engine_.take_data_bytes();
   engine_.take_expert_bytes();
   const int64_t first = place_.dp_rank * local_sequences_;
-  sampler_.load(step_, first, first + local_sequences_, tokens_, targets_);
+  {
+    const trace::Scope scope(tracer_.recorder(), trace::Track::phases, "load data");
+    sampler_.load(step_, first, first + local_sequences_, tokens_, targets_);
+  }
   std::optional<StepDump> dump = begin_dump();
 
   const int64_t interval = config_.logging.layer_stats_interval;
@@ -316,6 +335,7 @@ void Trainer::step() {
   metrics.tokens = step_ * tokens_per_step();
   metrics.tokens_per_second = static_cast<double>(tokens_per_step()) / seconds;
   metrics.mfu = flops_per_token_ * metrics.tokens_per_second / 1e9 / (peak_gflops_ * comm_.size());
+  tracer_.release(engine_);
   std::optional<Evaluation> evaluation;
   if (validation_due()) evaluation = validate();
   if (evaluation) metrics.validation_loss = evaluation->loss;
@@ -330,6 +350,7 @@ void Trainer::step() {
   row.add("gflops", flops_per_token_ * metrics.tokens_per_second / 1e9);
   if (evaluation) row.add("validation_bits_per_byte", evaluation->bits_per_byte);
   metrics_.write(row);
+  events_.write_metrics(step_, row);
   console_line(metrics, evaluation);
 }
 
@@ -371,24 +392,26 @@ bool Trainer::validation_due() const {
 
 // Absent when a stop was agreed on meanwhile.
 std::optional<Evaluation> Trainer::validate() {
+  const trace::Scope scope(tracer_.recorder(), trace::Track::phases, "validation");
   return evaluate(engine_, sampler_, config_, comm_, [this] { return agree_to_stop(); });
 }
 
 // A stop during a validation leaves the row of its step without one: it is made up for, so that the metrics are those of a run
 // that was not stopped.
-void Trainer::validate_again_if_interrupted() {
-  if (!validation_due()) return;
+std::optional<Evaluation> Trainer::validate_again_if_interrupted() {
+  if (!validation_due()) return std::nullopt;
   double lacks[1] = {0};
   run_and_agree(comm_, [&] {
     if (comm_.rank() == 0) lacks[0] = lacks_validation(folder_, step_) ? 1 : 0;
   });
-  if (sum_over_ranks(lacks) == 0) return;
+  if (sum_over_ranks(lacks) == 0) return std::nullopt;
   log::info("the validation of step {} was interrupted: running it again", step_);
   const std::optional<Evaluation> evaluation = validate();
-  if (!evaluation) return;
+  if (!evaluation) return std::nullopt;
   run_and_agree(comm_, [&] {
     if (comm_.rank() == 0) add_validation(folder_, step_, evaluation->loss, evaluation->bits_per_byte);
   });
+  return evaluation;
 }
 
 bool Trainer::checkpoint_due() const {
@@ -423,6 +446,7 @@ void Trainer::save_checkpoint() {
   info.seed = config_.run.seed;
   info.data_parallel = engine_.mesh().data;
   info.program_version = program_version;
+  const trace::Scope scope(tracer_.recorder(), trace::Track::phases, "checkpoint");
   const auto started = Clock::now();
   engine_.context().stream.synchronize();
   lamina::save_checkpoint(folder_.checkpoints(), info, engine_.optimizer().primary_state(), comm_,
@@ -457,6 +481,7 @@ TrainEnd Trainer::run() {
     step();
     const bool interrupted = stopping_;  // in a validation
     if (agree_to_stop() || checkpoint_due()) save_checkpoint();
+    tracer_.finish(engine_);
     // A request that came while saving finds nothing new to save. At the last step there is nothing left to stop.
     if (interrupted || (step_ < config_.train.num_steps && agree_to_stop())) return end_early();
   }

@@ -55,6 +55,10 @@ void check_steps(const Config& config, const Given& given) {
   if (config.debug.dump_step > train.num_steps)
     throw Error("{}: found {}, expected at most train.num_steps ({})", given.place("debug.dump_step"),
                 config.debug.dump_step, train.num_steps);
+  for (const int64_t step : config.logging.trace_steps)
+    if (step > train.num_steps)
+      throw Error("{}: found {}, expected at most train.num_steps ({})", given.place("logging.trace_steps"), step,
+                  train.num_steps);
 }
 
 void require_key(const std::string& key, const char* why, const Given& given) {

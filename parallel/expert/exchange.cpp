@@ -5,6 +5,7 @@
 #include "core/ops/experts.h"
 #include "core/ops/validate.h"
 #include "core/tensor/host_copy.h"
+#include "parallel/comm/traced.h"
 
 namespace lamina::expert {
 
@@ -151,9 +152,21 @@ comm::Request Exchange::dispatch(ops::OpContext& ctx, const Route& route, const 
   ops::expect(packed, "packed", x.dtype, {route.num_sent(), dim});
   ops::expect_contiguous(packed, "packed");
   if (route.num_sent() > 0) ops::gather_rows(ctx, {x, route.token, packed});
-  const int64_t to_others = route.num_sent() - route.plan.rows[static_cast<size_t>(group_.rank())];
-  row_bytes_ += to_others * dim * size_of(x.dtype);
-  return group_.all_to_all_v(packed, scaled(route.plan.rows, dim), received, scaled(route.received, dim), ctx.stream);
+  return send_rows("dispatch", packed, scaled(route.plan.rows, dim), received, scaled(route.received, dim), ctx.stream);
+}
+
+// sent, received: elements for and from each rank.
+comm::Request Exchange::send_rows(const char* name, const TensorView& from, const std::vector<int64_t>& sent,
+                                  const TensorView& to, const std::vector<int64_t>& received, Stream& stream) {
+  const int64_t bytes = from.num_bytes() - sent[static_cast<size_t>(group_.rank())] * size_of(from.dtype);
+  row_bytes_ += bytes;
+  if (trace_ == nullptr) return group_.all_to_all_v(from, sent, to, received, stream);
+  trace::Span span;
+  span.track = trace::Track::experts;
+  span.name = name;
+  span.bytes = bytes;
+  const int64_t id = trace_->open(span);
+  return comm::traced(group_.all_to_all_v(from, sent, to, received, stream), *trace_, id);
 }
 
 comm::Request Exchange::give_back(ops::OpContext& ctx, const Route& route, const TensorView& rows,
@@ -166,9 +179,7 @@ comm::Request Exchange::give_back(ops::OpContext& ctx, const Route& route, const
   ops::expect(returned, "returned", rows.dtype, {route.num_sent(), dim});
   ops::expect_contiguous(returned, "returned");
   if (num_ranks() == 1 && rows.data == returned.data) return {};
-  const int64_t to_others = route.num_received - route.received[static_cast<size_t>(group_.rank())];
-  row_bytes_ += to_others * dim * size_of(rows.dtype);
-  return group_.all_to_all_v(rows, scaled(route.received, dim), returned, scaled(route.plan.rows, dim), ctx.stream);
+  return send_rows("return", rows, scaled(route.received, dim), returned, scaled(route.plan.rows, dim), ctx.stream);
 }
 
 void Exchange::add_returned(ops::OpContext& ctx, const Route& route, const TensorView& returned, const TensorView& y,

@@ -7,6 +7,7 @@
 #include <span>
 #include <vector>
 
+#include "core/base/trace.h"
 #include "core/ops/op.h"
 #include "parallel/comm/communicator.h"
 
@@ -61,13 +62,20 @@ class Exchange {
   int64_t experts_per_rank() const { return num_experts_ / group_.size(); }
   int64_t first_expert() const { return group_.rank() * experts_per_rank(); }
 
+  // Rows under way are recorded there. Null: nothing is.
+  void set_trace(trace::Recorder* trace) { trace_ = trace; }
+
   // Bytes of rows sent to other ranks since the last call: dispatch() and give_back(), not the lists of experts.
   int64_t take_row_bytes();
 
  private:
+  comm::Request send_rows(const char* name, const TensorView& from, const std::vector<int64_t>& sent,
+                          const TensorView& to, const std::vector<int64_t>& received, Stream& stream);
+
   comm::Communicator& group_;
   int64_t num_experts_;
   int64_t row_bytes_ = 0;
+  trace::Recorder* trace_ = nullptr;
 };
 
 }  // namespace lamina::expert

@@ -22,6 +22,21 @@ int tag_of(int receiving_chunk, bool is_backward) {
   return 2 * receiving_chunk + (is_backward ? 1 : 0);
 }
 
+// As a trace's reader knows the kinds.
+const char* trace_name(ActionKind kind) {
+  switch (kind) {
+    case ActionKind::forward:
+      return "F";
+    case ActionKind::backward:
+      return "B";
+    case ActionKind::backward_input:
+      return "Bi";
+    case ActionKind::backward_weight:
+      return "W";
+  }
+  return "";
+}
+
 bool same_work(const Step& step, StepKind kind, const Action& action) {
   return step.kind == kind && step.action.chunk == action.chunk && step.action.microbatch == action.microbatch;
 }
@@ -48,6 +63,7 @@ ExecutionReport Executor::run(const std::vector<Step>& steps, Stream& stream) {
   report.costs.resize(static_cast<size_t>(num_chunks_ / comm_.size()));
   last_microbatch_.assign(report.costs.size(), {-1, -1, -1, -1, -1});
   num_spans_ = 0;
+  if (trace_ != nullptr) begin_trace(stream);
   const auto start = Clock::now();
   for (const Step& step : steps) {
     if (before_step) before_step(step);
@@ -80,9 +96,51 @@ void Executor::progress() {
   retire_sends(false);
   if (!sending_.empty()) return;
   // One test of a pending request moves all of them.
-  for (Transfer& transfer : receiving_)
+  for (Transfer& transfer : receiving_) {
     for (comm::Request& request : transfer.requests)
       if (!request.test()) return;
+    end_span(transfer);
+  }
+}
+
+// Where a GPU computes, its own clock says when: a point of its stream is tied to the recorder's clock.
+void Executor::begin_trace(Stream& stream) {
+  if (stream.device().kind == DeviceKind::cpu) return;
+  stream.synchronize();
+  trace_origin_.record(stream);
+  stream.synchronize();
+  trace_origin_seconds_ = trace_->now();
+}
+
+// After the transfer's requests were issued; the peer's rank is that of the pipeline.
+void Executor::begin_span(Transfer& transfer, trace::Track track, int peer) const {
+  if (trace_ == nullptr) return;
+  trace::Span span;
+  span.track = track;
+  span.name = transfer.step.action.kind == ActionKind::forward ? "F" : "B";
+  span.chunk = transfer.step.action.chunk;
+  span.microbatch = transfer.step.action.microbatch;
+  span.peer = peer;
+  span.summary_bytes = 0;
+  for (const TensorView& summary : views_.summaries) span.summary_bytes += summary.num_bytes();
+  span.bytes = views_.stream.num_bytes() + span.summary_bytes;
+  transfer.span = trace_->open(span);
+}
+
+void Executor::end_span(Transfer& transfer) const {
+  if (transfer.span == no_span) return;
+  trace_->close(std::exchange(transfer.span, no_span));
+}
+
+void Executor::trace_action(const Action& action, double begin, double end) const {
+  trace::Span span;
+  span.track = trace::Track::compute;
+  span.name = trace_name(action.kind);
+  span.chunk = action.chunk;
+  span.microbatch = action.microbatch;
+  span.begin = begin;
+  span.end = end;
+  trace_->add(span);
 }
 
 void Executor::check_order(const Step& step) {
@@ -110,6 +168,7 @@ void Executor::post_receive(const Step& step, Stream& stream) {
   }
   Transfer& transfer = receiving_.emplace_back(Transfer{step, {}});
   const int source = source_chunk % comm_.size(), tag = tag_of(chunk, is_backward);
+  begin_span(transfer, trace::Track::receives, source);
   transfer.requests.push_back(comm_.recv(views_.stream, source, tag, stream));
   for (const TensorView& summary : views_.summaries)
     transfer.requests.push_back(comm_.recv(summary, source, tag, stream));
@@ -130,6 +189,7 @@ void Executor::start_send(const Step& step, Stream& stream, ExecutionReport& rep
   }
   Transfer& transfer = sending_.emplace_back(Transfer{step, {}});
   const int target = target_chunk % comm_.size(), tag = tag_of(target_chunk, is_backward);
+  begin_span(transfer, trace::Track::sends, target);
   transfer.requests.push_back(comm_.send(views_.stream, target, tag, stream));
   report.stream_bytes_sent += views_.stream.num_bytes();
   for (const TensorView& summary : views_.summaries) {
@@ -146,7 +206,19 @@ void Executor::wait_for(const Action& action) {
   const auto found = std::find_if(receiving_.begin(), receiving_.end(),
                                   [&](const Transfer& pending) { return same_work(pending.step, kind, action); });
   LAMINA_CHECK(found != receiving_.end(), "{} has no receive posted", to_string(action));
-  for (comm::Request& request : found->requests) request.wait();
+  if (trace_ == nullptr) {
+    for (comm::Request& request : found->requests) request.wait();
+  } else {
+    trace::Span wait;
+    wait.track = trace::Track::waiting;
+    wait.name = is_forward ? "F" : "B";
+    wait.chunk = action.chunk;
+    wait.microbatch = action.microbatch;
+    const int64_t span = trace_->open(wait);
+    for (comm::Request& request : found->requests) request.wait();
+    trace_->close(span);
+    end_span(*found);
+  }
   receiving_.erase(found);
 }
 
@@ -161,6 +233,7 @@ void Executor::retire_sends(bool all) {
       ++transfer;
       continue;
     }
+    end_span(*transfer);
     const Step step = transfer->step;
     transfer = sending_.erase(transfer);
     if (step.kind == StepKind::send_forward) {
@@ -179,7 +252,12 @@ void Executor::compute(const Action& action, Stream& stream, ExecutionReport& re
   const auto start = Clock::now();
   runner_.run(action);
   if (!on_gpu) {
-    report.add(action, comm_.size(), seconds_since(start));
+    const double seconds = seconds_since(start);
+    report.add(action, comm_.size(), seconds);
+    if (trace_ != nullptr) {
+      const double end = trace_->now();
+      trace_action(action, end - seconds, end);
+    }
     return;
   }
   spans_[num_spans_].end.record(stream);
@@ -188,8 +266,16 @@ void Executor::compute(const Action& action, Stream& stream, ExecutionReport& re
 
 void Executor::add_gpu_times(Stream& stream, ExecutionReport& report) {
   stream.synchronize();
-  for (size_t i = 0; i < num_spans_; ++i)
-    report.add(spans_[i].action, comm_.size(), spans_[i].end.seconds_since(spans_[i].begin));
+  double last_end = 0;  // the clock's float milliseconds may let neighbours overlap
+  for (size_t i = 0; i < num_spans_; ++i) {
+    const Span& span = spans_[i];
+    const double seconds = span.end.seconds_since(span.begin);
+    report.add(span.action, comm_.size(), seconds);
+    if (trace_ == nullptr) continue;
+    const double begin = std::max(last_end, trace_origin_seconds_ + span.begin.seconds_since(trace_origin_));
+    last_end = begin + seconds;
+    trace_action(span.action, begin, last_end);
+  }
 }
 
 void ExecutionReport::add(const Action& action, int num_ranks, double action_seconds) {

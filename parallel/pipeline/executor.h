@@ -8,6 +8,7 @@
 #include <span>
 #include <vector>
 
+#include "core/base/trace.h"
 #include "parallel/comm/communicator.h"
 #include "parallel/pipeline/schedule.h"
 
@@ -64,6 +65,9 @@ class Executor {
   // Moves pending transfers on; to be called now and then inside long compute steps. Cheap.
   void progress();
 
+  // What run() does from now on is recorded there: actions, messages in flight, waits for them. Null: nothing is.
+  void set_trace(trace::Recorder* trace) { trace_ = trace; }
+
   // For fault injection in tests: called for each step before it runs.
   std::function<void(const Step&)> before_step;
 
@@ -71,7 +75,9 @@ class Executor {
   struct Transfer {
     Step step;
     std::vector<comm::Request> requests;
+    int64_t span = no_span;
   };
+  static constexpr int64_t no_span = -2;
   void post_receive(const Step& step, Stream& stream);
   void start_send(const Step& step, Stream& stream, ExecutionReport& report);
   void wait_for(const Action& action);
@@ -79,6 +85,10 @@ class Executor {
   void compute(const Action& action, Stream& stream, ExecutionReport& report);
   void add_gpu_times(Stream& stream, ExecutionReport& report);
   void check_order(const Step& step);
+  void begin_span(Transfer& transfer, trace::Track track, int peer) const;
+  void end_span(Transfer& transfer) const;
+  void begin_trace(Stream& stream);
+  void trace_action(const Action& action, double begin, double end) const;
 
   comm::Communicator& comm_;
   ChunkRunner& runner_;
@@ -94,6 +104,9 @@ class Executor {
   };
   std::vector<Span> spans_;
   size_t num_spans_ = 0;  // of this run
+  trace::Recorder* trace_ = nullptr;
+  Event trace_origin_;               // of a GPU's clock,
+  double trace_origin_seconds_ = 0;  // and when that was by the recorder's
 };
 
 }  // namespace lamina::pipeline

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "core/base/error.h"
+#include "parallel/comm/traced.h"
 
 namespace lamina::zero {
 
@@ -17,6 +18,16 @@ void check_buffer(const comm::Communicator& comm, const ShardMap& map, const Ten
 TensorView part(const TensorView& flat, const Interval& interval) {
   return {
       static_cast<char*>(flat.data) + interval.begin * size_of(flat.dtype), flat.dtype, {interval.size()}, flat.device};
+}
+
+// A bucket's time in flight; bytes: what this rank sends.
+int64_t open_span(trace::Recorder& trace, const char* name, int bucket, int64_t bytes) {
+  trace::Span span;
+  span.track = trace::Track::data_parallel;
+  span.name = name;
+  span.bucket = bucket;
+  span.bytes = bytes;
+  return trace.open(span);
 }
 
 }  // namespace
@@ -60,12 +71,14 @@ void GradientReducer::launch_complete_buckets() {
 
 void GradientReducer::launch(int bucket) {
   if (in_flight_.size() == max_in_flight) {
-    in_flight_.front().wait();
+    comm::wait_traced(in_flight_.front(), trace_, "wait for reductions");
     in_flight_.erase(in_flight_.begin());
   }
-  in_flight_.push_back(comm_.reduce_scatter(part(gradients_, map_.buckets[static_cast<size_t>(bucket)].elements),
-                                            part(gradients_, map_.owned(bucket, comm_.rank())), comm::ReduceOp::sum,
-                                            stream_));
+  const TensorView all = part(gradients_, map_.buckets[static_cast<size_t>(bucket)].elements);
+  const TensorView own = part(gradients_, map_.owned(bucket, comm_.rank()));
+  const int64_t span = trace_ == nullptr ? 0 : open_span(*trace_, "reduce", bucket, all.num_bytes() - own.num_bytes());
+  comm::Request request = comm_.reduce_scatter(all, own, comm::ReduceOp::sum, stream_);
+  in_flight_.push_back(trace_ == nullptr ? std::move(request) : comm::traced(std::move(request), *trace_, span));
 }
 
 void GradientReducer::progress() {
@@ -88,7 +101,10 @@ void GradientReducer::report_missing() const {
 void GradientReducer::finish() {
   LAMINA_CHECK(in_step_, "finish() outside a step");
   if (next_bucket_ >= 0) report_missing();
-  for (comm::Request& request : in_flight_) request.wait();
+  {
+    const trace::Scope scope(trace_, trace::Track::waiting, "wait for reductions");
+    for (comm::Request& request : in_flight_) request.wait();
+  }
   in_flight_.clear();
   in_step_ = false;
 }
@@ -103,9 +119,15 @@ void ParameterGatherer::start() {
   LAMINA_CHECK(!started_, "the gathering before is not finished");
   started_ = true;
   requests_.clear();
-  for (size_t b = 0; b < map_.buckets.size(); ++b)
-    requests_.push_back(comm_.all_gather(part(parameters_, map_.owned(static_cast<int>(b), comm_.rank())),
-                                         part(parameters_, map_.buckets[b].elements), stream_));
+  for (size_t b = 0; b < map_.buckets.size(); ++b) {
+    const auto bucket = static_cast<int>(b);
+    const TensorView own = part(parameters_, map_.owned(bucket, comm_.rank()));
+    const TensorView all = part(parameters_, map_.buckets[b].elements);
+    const int64_t span =
+        trace_ == nullptr ? 0 : open_span(*trace_, "gather", bucket, own.num_bytes() * (comm_.size() - 1));
+    comm::Request request = comm_.all_gather(own, all, stream_);
+    requests_.push_back(trace_ == nullptr ? std::move(request) : comm::traced(std::move(request), *trace_, span));
+  }
 }
 
 void ParameterGatherer::wait_for_bucket(int bucket) {
@@ -119,6 +141,7 @@ void ParameterGatherer::progress() {
 
 void ParameterGatherer::finish() {
   LAMINA_CHECK(started_, "finish() before start()");
+  const trace::Scope scope(trace_, trace::Track::waiting, "wait for gathers");
   for (comm::Request& request : requests_) request.wait();
   started_ = false;
 }

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "core/base/trace.h"
 #include "parallel/comm/communicator.h"
 #include "parallel/zero/shard_map.h"
 
@@ -31,6 +32,9 @@ class GradientReducer {
 
   static constexpr size_t max_in_flight = 4;
 
+  // Buckets in flight and waits for them are recorded there. Null: nothing is.
+  void set_trace(trace::Recorder* trace) { trace_ = trace; }
+
  private:
   void launch_complete_buckets();
   void launch(int bucket);
@@ -46,6 +50,7 @@ class GradientReducer {
   int next_bucket_ = -1;                   // to be launched; -1: all were
   bool in_step_ = false;
   std::vector<comm::Request> in_flight_;  // oldest first
+  trace::Recorder* trace_ = nullptr;
 };
 
 class ParameterGatherer {
@@ -59,6 +64,8 @@ class ParameterGatherer {
   void progress();                   // cheap
   void finish();
 
+  void set_trace(trace::Recorder* trace) { trace_ = trace; }  // as above
+
  private:
   comm::Communicator& comm_;
   const ShardMap& map_;
@@ -66,6 +73,7 @@ class ParameterGatherer {
   Stream& stream_;
   std::vector<comm::Request> requests_;  // [bucket]
   bool started_ = false;
+  trace::Recorder* trace_ = nullptr;
 };
 
 }  // namespace lamina::zero

@@ -210,6 +210,8 @@ const Edit edits[] = {
     {"decay_steps: 20", "decay_steps: 91",
      "a.yaml:25: train.lr_schedule.decay_steps: found 91, expected at most 90 (train.num_steps 100 - warmup_steps 10)"},
     {"", "debug: {dump_step: 101}\n", "a.yaml:26: debug.dump_step: found 101, expected at most train.num_steps (100)"},
+    {"", "logging: {trace_steps: [100, 101]}\n",
+     "a.yaml:26: logging.trace_steps: found 101, expected at most train.num_steps (100)"},
     {"      weight: 1.0", "    - path: data/english",
      "a.yaml:17: data.train[1].path: found 'data/english' a second time, expected each source once; its weight is its "
      "share"},
