@@ -5,6 +5,7 @@
 #include "configs/schema/decode.h"
 #include "launch/commands.h"
 #include "launch/process.h"
+#include "launch/rank_map.h"
 #include "trainer/train.h"
 
 namespace lamina {
@@ -28,8 +29,12 @@ void register_train(CLI::App& app) {
     const Config config = load_config(options->config, options->overrides);
     resolve_data_parallel(config, launcher_ranks().size);
     run_in_world(
-        config.run, [&](World& world) { train(config, world.comm, world.device.index); },
-        config.parallel.gpu_transport);
+        config.run,
+        [&](World& world) {
+          log_rank_map(world);
+          train(config, world.comm, world.device.index);
+        },
+        config.parallel);
   });
 }
 
