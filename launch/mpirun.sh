@@ -17,6 +17,7 @@
 #   --restart-delay S      seconds before that (default 10)
 #   --binary FILE          default: build/lamina
 #   --ssh COMMAND          default: ssh; such as "ssh -p 2222 -i KEY"
+#   --host-timeout S       a host that does not answer for so long ends the job (default 30)
 #   --mpirun-option WORD   a further argument for mpirun (as often as needed)
 #   --allow-root           run as root (containers)
 #   --no-checks            start without looking at the hosts first
@@ -37,7 +38,7 @@ die() { say "error: $*"; exit 1; }
 usage() { sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"; }
 
 hosts=() ranks_per_node=0 bind=cores interface="" ucx_devices="" passed=() restarts=0 restart_delay=10
-binary=$root/build/lamina ssh=ssh extra=() allow_root=0 checks=1 dry_run=0
+binary=$root/build/lamina ssh=ssh host_timeout=30 extra=() allow_root=0 checks=1 dry_run=0
 
 whole() { [[ $2 =~ ^[0-9]+$ ]] || die "$1: found '$2', expected a whole number"; }
 
@@ -54,6 +55,37 @@ read_hostfile() {
   done <"$1"
   [[ ${#hosts[@]} -gt 0 ]] || die "--hostfile: $1 names no host"
   hostfile_slots=$(sort -u <<<"${slots%$'\n'}")
+}
+
+# What mpirun runs in place of ssh: HOST COMMAND.... Open MPI's daemons talk over TCP, where a host that is cut off is missed
+# after a quarter of an hour, and not at all by mpirun once it has something to tell it: the job would hang. This ssh asks for a sign of life,
+# and sends one along; without it the host ends the daemon and the ranks that it has left.
+agent() {
+  local host=$1 mpirun=$PPID interval=$((MPIRUN_SH_TIMEOUT / 4)) status=0 first=0 name ranks message script
+  shift
+  script="exec 3<&0
+setsid bash -c $(printf '%q' "$*") </dev/null & daemon=\$!
+(while read -r -t $MPIRUN_SH_TIMEOUT -u 3 _; do :; done
+for signal in TERM KILL; do pkill -\$signal -s \$daemon; sleep 2; done) >/dev/null 2>&1 & watch=\$!
+status=0; wait \$daemon || status=\$?
+kill \$watch 2>/dev/null
+exit \$status"
+  # shellcheck disable=SC2086  # --ssh may hold options
+  $MPIRUN_SH_SSH -o BatchMode=yes -o ConnectTimeout="$MPIRUN_SH_TIMEOUT" -o ServerAliveInterval="$interval" -o ServerAliveCountMax=3 "$host" \
+    "bash -c $(printf '%q' "$script")" < <(while kill -0 "$mpirun" 2>/dev/null && echo; do sleep "$interval"; done) || status=$?
+  [[ $status -eq 255 ]] || exit "$status"   # 255 is ssh's own
+  for name in $MPIRUN_SH_HOSTS; do
+    [[ $name == "$host" ]] && break
+    first=$((first + MPIRUN_SH_RANKS))
+  done
+  ranks="rank $first"
+  [[ $MPIRUN_SH_RANKS -eq 1 ]] || ranks="ranks $first-$((first + MPIRUN_SH_RANKS - 1))"
+  message="host $host ($ranks) does not answer any more (limit $MPIRUN_SH_TIMEOUT s): its machine, its network or its sshd is down; ending the job"
+  say "$message"
+  [[ ! -f $MPIRUN_SH_LOG ]] || echo "$(date +%FT%T.%3N) E mpirun.sh: $message" >>"$MPIRUN_SH_LOG"
+  # mpirun ends the other ranks by itself, when it can.
+  (sleep 5; kill -KILL "$mpirun") >/dev/null 2>&1 &
+  exit 255
 }
 
 parse() {
@@ -83,6 +115,7 @@ parse() {
       --restart-delay) whole "$option" "$2"; restart_delay=$2 ;;
       --binary) binary=$2 ;;
       --ssh) ssh=$2 ;;
+      --host-timeout) whole "$option" "$2"; [[ $2 -ge 4 ]] || die "$option: found $2, expected at least 4"; host_timeout=$2 ;;
       --mpirun-option) extra+=("$2") ;;
       *) die "unknown option '$option' (--help)" ;;
     esac
@@ -215,9 +248,13 @@ compose() {
     command+=(--map-by "ppr:$ranks_per_node:node:PE=$((cores / ranks_per_node))" --bind-to core)
   fi
   command+=(--rank-by slot)
-  [[ $ssh == ssh ]] || command+=(--mca plm_rsh_agent "$ssh")
-  # A daemon whose host has gone is missed within half a minute, instead of after eight; and no write to it hangs the end.
-  command+=(--mca oob_tcp_keepalive_time 10 --mca oob_tcp_keepalive_intvl 5 --mca oob_tcp_keepalive_probes 4)
+  # Every host's daemon hangs on an ssh of its own, which notices when one of the two ends is gone (agent).
+  if [[ $in_slurm -eq 0 && $several -eq 1 ]]; then
+    command+=(--leave-session-attached --mca plm_rsh_no_tree_spawn 1 --mca plm_rsh_num_concurrent $((${#hosts[@]} + 1)))
+    command+=(--mca plm_rsh_agent "$root/launch/mpirun.sh --agent")
+    export MPIRUN_SH_SSH=$ssh MPIRUN_SH_TIMEOUT=$host_timeout MPIRUN_SH_LOG=${output_dir:+$output_dir/log.txt}
+    export MPIRUN_SH_HOSTS="${hosts[*]}" MPIRUN_SH_RANKS=$ranks_per_node
+  fi
   if [[ -n $interface ]]; then
     command+=(--mca btl_tcp_if_include "$interface" --mca oob_tcp_if_include "$interface")
     # NCCL knows names only: of a network, the name that it has here.
@@ -285,6 +322,7 @@ run_once() {
 
 main() {
   local started=0 status
+  [[ ${1:-} != --agent ]] || agent "${@:2}"
   parse "$@"
   complete
   cores=$(nproc)
