@@ -302,7 +302,7 @@ run_once() {
   [[ -z $asked ]] || remind
   while true; do
     status=0
-    wait "$child" || status=$?   # a signal ends it early
+    wait "$child" 2>/dev/null || status=$?   # a signal ends it early
     kill -0 "$child" 2>/dev/null || break
   done
   if [[ $status -gt 128 ]]; then   # a signal and the end at the same moment: the shell still knows how it ended

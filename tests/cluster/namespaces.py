@@ -27,10 +27,11 @@ def run(*command: str, **options) -> subprocess.CompletedProcess:
 
 
 class Hosts:
-    """`names` get 10.77.0.1, 10.77.0.2, ...; use as a context manager: leaving it takes everything down."""
+    """`names` get 10.77.0.1, 10.77.0.2, ...; `setup` has shell commands that a host runs first. Use as a context
+    manager: leaving it takes everything down."""
 
-    def __init__(self, names: list[str], folder: Path):
-        self.names, self.folder = names, folder
+    def __init__(self, names: list[str], folder: Path, setup: dict[str, str] | None = None):
+        self.names, self.folder, self.setup = names, folder, setup or {}
         self.tag = f"lm{os.getpid() % 100000}"
         self.bridge = f"{self.tag}br"
         self.servers: list[subprocess.Popen] = []
@@ -97,7 +98,7 @@ class Hosts:
                 "PermitRootLogin yes\nPasswordAuthentication no\nUsePAM no\nPidFile none\nMaxStartups 100\n")
             log = (self.folder / f"sshd-{name}.log").open("w")
             self.servers.append(subprocess.Popen(
-                self.inside(name, f"exec {shutil.which('sshd', path='/usr/sbin:/sbin')} -D -e -f {self.folder}/sshd-{name}"),
+                self.inside(name, f"{self.setup.get(name, 'true')} && exec {shutil.which('sshd', path='/usr/sbin:/sbin')} -D -e -f {self.folder}/sshd-{name}"),
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log))
         (self.folder / "known").write_text("".join(known))
         (self.folder / "ssh").write_text(f"Host *\n  IdentityFile {key}\n  IdentitiesOnly yes\n  LogLevel ERROR\n"
