@@ -37,6 +37,50 @@ say() { echo "mpirun.sh: $*" >&2; }
 die() { say "error: $*"; exit 1; }
 usage() { sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"; }
 
+asked="" interrupts=0 child=0 reminder=0
+ask() {  # signal
+  [[ -n $asked ]] || say "$1: asking all ranks to save and stop"
+  asked=${asked:-$1}
+  [[ $child -eq 0 || $reminder -ne 0 ]] || remind
+  [[ $1 != SIGINT ]] || interrupts=$((interrupts + 1))
+  if [[ $interrupts -gt 1 && $child -ne 0 ]]; then
+    say "SIGINT again: ending the ranks"
+    kill -TERM "$child" 2>/dev/null || true
+  fi
+}
+
+# mpirun passes SIGUSR1 on to all ranks and lives on; at SIGTERM it would kill them a second later. It is started with SIGUSR1
+# ignored, so that one that comes before it is ready, or when it is about to end, does no harm; what got lost is sent again.
+remind() {
+  (
+    trap '' TERM USR1 INT
+    pause=2
+    while kill -USR1 "$child" 2>/dev/null; do
+      sleep "$pause"
+      pause=$((pause < 16 ? 2 * pause : 16))
+    done
+  ) >/dev/null 2>&1 &
+  reminder=$!
+}
+trap 'ask SIGTERM' TERM
+trap 'ask SIGUSR1' USR1
+trap 'ask SIGINT' INT
+
+# Until that child has ended, through signals of our own.
+await() {  # pid
+  local status again=0
+  while true; do
+    status=0
+    wait "$1" 2>/dev/null || status=$?
+    kill -0 "$1" 2>/dev/null || break
+  done
+  if [[ $status -gt 128 ]]; then   # a signal and the end at the same moment: the shell still knows how it ended
+    wait "$1" 2>/dev/null || again=$?
+    [[ $again -eq 127 ]] || status=$again
+  fi
+  return "$status"
+}
+
 hosts=() ranks_per_node=0 bind=cores interface="" ucx_devices="" passed=() restarts=0 restart_delay=10
 binary=$root/build/lamina ssh=ssh host_timeout=30 extra=() allow_root=0 checks=1 dry_run=0
 
@@ -227,7 +271,7 @@ check_hosts() {
   echo "$token" >"$probe" || die "can't write to $(dirname "$probe") (run.output_dir is $output_dir)"
   scratch=$(mktemp -d)
   for i in "${!hosts[@]}"; do check_host "${hosts[$i]}" >"$scratch/$i" & done
-  for pid in $(jobs -p); do wait "$pid" || failed=1; done
+  for pid in $(jobs -p); do await "$pid" || failed=1; done
   rm -f "$probe"
   for i in "${!hosts[@]}"; do counts+=("$(<"$scratch/$i")"); done
   rm -rf "$scratch"
@@ -268,47 +312,13 @@ compose() {
   command+=(${extra[@]+"${extra[@]}"} "$binary" train "$config" ${overrides[@]+"${overrides[@]}"})
 }
 
-asked="" interrupts=0 child=0 reminder=0
-ask() {  # signal
-  [[ -n $asked ]] || say "$1: asking all ranks to save and stop"
-  asked=${asked:-$1}
-  [[ $child -eq 0 || $reminder -ne 0 ]] || remind
-  [[ $1 != SIGINT ]] || interrupts=$((interrupts + 1))
-  if [[ $interrupts -gt 1 && $child -ne 0 ]]; then
-    say "SIGINT again: ending the ranks"
-    kill -TERM "$child" 2>/dev/null || true
-  fi
-}
-
-# mpirun passes SIGUSR1 on to all ranks and lives on; at SIGTERM it would kill them a second later. It is started with SIGUSR1
-# ignored, so that one that comes before it is ready, or when it is about to end, does no harm; what got lost is sent again.
-remind() {
-  (
-    trap '' TERM USR1 INT
-    pause=1
-    while kill -USR1 "$child" 2>/dev/null; do
-      sleep "$pause"
-      pause=$((pause < 16 ? 2 * pause : 16))
-    done
-  ) >/dev/null 2>&1 &
-  reminder=$!
-}
-
 # In a session of its own: what a terminal or a scheduler sends to the whole group reaches mpirun through here only.
 run_once() {
-  local status=0 again=0
+  local status=0
   (trap '' USR1; exec setsid "${command[@]}") </dev/null &
   child=$!
   [[ -z $asked ]] || remind
-  while true; do
-    status=0
-    wait "$child" 2>/dev/null || status=$?   # a signal ends it early
-    kill -0 "$child" 2>/dev/null || break
-  done
-  if [[ $status -gt 128 ]]; then   # a signal and the end at the same moment: the shell still knows how it ended
-    wait "$child" 2>/dev/null || again=$?
-    [[ $again -eq 127 ]] || status=$again
-  fi
+  await "$child" || status=$?
   child=0
   if [[ $reminder -ne 0 ]]; then
     kill -KILL "$reminder" 2>/dev/null || true
@@ -322,15 +332,16 @@ run_once() {
 
 main() {
   local started=0 status
-  [[ ${1:-} != --agent ]] || agent "${@:2}"
+  if [[ ${1:-} == --agent ]]; then
+    trap - TERM USR1 INT
+    agent "${@:2}"
+  fi
   parse "$@"
   complete
   cores=$(nproc)
-  trap 'ask SIGTERM' TERM
-  trap 'ask SIGUSR1' USR1
-  trap 'ask SIGINT' INT
   while true; do
     status=0
+    [[ -z $asked ]] || exit "$resume"
     if [[ $checks -eq 1 ]]; then check_hosts || status=1; fi
     [[ -z $asked ]] || exit "$resume"
     [[ $status -eq 0 || $started -gt 0 ]] || exit 1   # the first time a person is there to mend it

@@ -77,7 +77,8 @@ class Shooter:
         before = last_step(self.run)
         process = self.start(launcher, environment)
         self.wait_for_phase(process, phase)
-        expect(process.poll() is None, f"{what}: ended with {process.poll()} before the signal: {process.stdout.read() if process.stdout else ''}")
+        if process.poll() is not None:
+            raise SystemExit(f"signals.py: {what}: ended with {process.returncode} before the signal:\n{process.stdout.read()}")
         sent = time.monotonic()
         process.send_signal(number)
         try:
