@@ -233,7 +233,7 @@ shared_folder() {
 check_host() {  # host
   local host=$1 found word script output status=0
   script="cd $(printf '%q' "$PWD") 2>/dev/null || { echo 'failure the folder $PWD is not there'; exit 0; }
-cores=\$(lscpu -p=Core,Socket 2>/dev/null | grep -v '^#' | sort -u | wc -l); all=\$(nproc)
+cores=\$(lscpu -p=Core,Socket 2>/dev/null | grep -v '^#' | sort -u | wc -l); all=\$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc)
 [ \"\$cores\" -gt 0 ] && [ \"\$cores\" -lt \"\$all\" ] || cores=\$all
 echo cores \$cores
 echo binary \$($(printf '%q' "$binary") --version 2>&1 | head -n 1)
@@ -338,7 +338,7 @@ main() {
   fi
   parse "$@"
   complete
-  cores=$(nproc)
+  cores=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc)
   while true; do
     status=0
     [[ -z $asked ]] || exit "$resume"

@@ -5,7 +5,9 @@ cancelled, it saves and stays away.
 
     slurm.py LAMINA          as root; needs slurm-wlm and Open MPI
 """
+import os
 import re
+import signal
 import sys
 import tempfile
 import time
@@ -54,6 +56,17 @@ class Job:
         path = self.run / "metrics.jsonl"
         return path.read_bytes().count(b"\n") if path.exists() else 0
 
+    def ranks(self) -> list[int]:
+        found = []
+        for entry in Path("/proc").iterdir():
+            try:
+                if entry.name.isdigit() and (entry / "comm").read_text() == "lamina\n" and \
+                        str(self.run) in (entry / "cmdline").read_text():
+                    found.append(int(entry.name))
+            except OSError:
+                pass   # ended meanwhile
+        return found
+
     def wait_for(self, condition, what: str, seconds: float = 120) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
@@ -95,8 +108,16 @@ def preempt(slurm: Slurm, lamina: Lamina, reference: Path, launcher: str) -> Non
 
 
 def time_limit(slurm: Slurm, lamina: Lamina, reference: Path) -> None:
-    # 115 s before the end of two minutes: the warning comes a few seconds after the start, as soon as Slurm looks.
+    # 115 s before the end of two minutes: the warning comes when Slurm looks next, every half a minute. The ranks stand still meanwhile.
     job = Job(slurm, lamina, "limited", ("--time=2", "--signal=B:USR1@115"))
+    job.wait_for(lambda: job.steps() >= 8, "step 8")
+    ranks = job.ranks()
+    expect(len(ranks) == 2, f"processes of the ranks: {ranks}")
+    for pid in ranks:
+        os.kill(pid, signal.SIGSTOP)
+    job.wait_for(lambda: "slurm.sbatch: SIGUSR1" in job.output.read_text(), "warning before the time limit")
+    for pid in ranks:
+        os.kill(pid, signal.SIGCONT)
     job.wait_for(lambda: int(job.field("Restarts")) >= 1, "requeue")
     slurm.run("scontrol", "update", f"JobId={job.id}", "TimeLimit=20")   # or it would go round in small pieces for long
     job.finish(1, "SIGUSR1", reference)
