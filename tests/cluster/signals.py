@@ -43,6 +43,15 @@ def last_step(run: Path) -> int:
     return int(steps[-1]) if steps else 0
 
 
+def catches(pid: int, number: int) -> bool:
+    """Whether that process has a handler for the signal. A shell that has not read its first lines has none."""
+    try:
+        mask = re.search(r"^SigCgt:\s*([0-9a-f]+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    except OSError:
+        return False   # ended meanwhile
+    return mask is not None and (int(mask[1], 16) >> (number - 1)) & 1 == 1
+
+
 class Shooter:
     def __init__(self, lamina: Lamina, steps: int):
         self.lamina, self.steps = lamina, steps
@@ -76,6 +85,8 @@ class Shooter:
     def shoot(self, what: str, launcher: list[str], environment: dict[str, str], number: int, phase: str, statuses: set[int]) -> None:
         before = last_step(self.run)
         process = self.start(launcher, environment)
+        while process.poll() is None and not catches(process.pid, number):
+            time.sleep(0.001)
         self.wait_for_phase(process, phase)
         if process.poll() is not None:
             raise SystemExit(f"signals.py: {what}: ended with {process.returncode} before the signal:\n{process.stdout.read()}")
