@@ -101,7 +101,7 @@ JobCompLoc={self.folder}/completed
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SchedulerType=sched/backfill
-SchedulerParameters=batch_sched_delay=0,sched_min_interval=0,bf_interval=1,requeue_delay=1
+SchedulerParameters=sched_interval=1,batch_sched_delay=0,sched_min_interval=0,bf_interval=1,requeue_delay=1
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 MpiDefault=none

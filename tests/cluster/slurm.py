@@ -75,7 +75,7 @@ class Job:
             time.sleep(0.1)
 
     def finish(self, restarts: int, reason: str, reference: Path) -> None:
-        self.wait_for(lambda: self.field("JobState") == "COMPLETED", "end")
+        self.wait_for(lambda: self.field("JobState") == "COMPLETED", "end", 240)
         expect(int(self.field("Restarts")) >= restarts, f"{self.field('Restarts')} restarts, expected {restarts}:\n{self.told()}")
         stops = re.findall(r"stopping at step (\d+) of \d+: (\S+)", self.log())
         expect(len(stops) >= restarts and all(why == reason for _, why in stops), f"stops {stops}, expected {reason}:\n{self.log()}")
