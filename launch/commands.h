@@ -28,8 +28,10 @@ void register_sample(CLI::App& app);
 void register_check(CLI::App& app);
 void register_plan(CLI::App& app);
 void register_verify(CLI::App& app);
+void register_sweep(CLI::App& app);
 void register_doctor(CLI::App& app);
 void register_inspect(CLI::App& app);
+void register_fit(CLI::App& app);
 void register_export(CLI::App& app);
 void register_import(CLI::App& app);
 
