@@ -33,6 +33,7 @@ def expect(condition: bool, message: str) -> None:
 class Job:
     def __init__(self, slurm: Slurm, lamina: Lamina, name: str, options: tuple[str, ...] = (), overrides: tuple[str, ...] = (),
                  environment: dict[str, str] | None = None):
+        self.binary = lamina.binary
         self.slurm, self.run, self.output = slurm, lamina.folder / name, lamina.folder / f"{name}.out"
         config = lamina.write_config(name, EXPERIMENT)
         told = slurm.run("sbatch", "--ntasks=2", "--time=20", f"--job-name={name}", f"--output={self.output}", *options,
@@ -60,8 +61,7 @@ class Job:
         found = []
         for entry in Path("/proc").iterdir():
             try:
-                if entry.name.isdigit() and (entry / "comm").read_text() == "lamina\n" and \
-                        str(self.run) in (entry / "cmdline").read_text():
+                if entry.name.isdigit() and os.readlink(entry / "exe") == self.binary and str(self.run) in (entry / "cmdline").read_text():
                     found.append(int(entry.name))
             except OSError:
                 pass   # ended meanwhile
