@@ -124,7 +124,7 @@ def time_limit(slurm: Slurm, lamina: Lamina, reference: Path) -> None:
 
 
 def max_minutes(slurm: Slurm, lamina: Lamina, reference: Path) -> None:
-    job = Job(slurm, lamina, "max-minutes", overrides=("train.max_minutes=0.08",))
+    job = Job(slurm, lamina, "max-minutes", overrides=("train.max_minutes=0.04",))
     job.finish(1, "train.max_minutes", reference)
 
 
