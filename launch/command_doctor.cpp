@@ -66,7 +66,8 @@ void examine(World& world, const DoctorOptions& options) {
   GpuPlacement placement;
   if (on_all_ranks(world.comm, cuda::num_devices() > 0)) {
     placement = place_on_gpu(world.comm, world.local_rank);
-    gpus = connect_gpus(world.comm.split(0, world.rank), placement, GpuTransport::automatic);
+    gpus = connect_gpus(world.comm.split(0, world.rank), placement, GpuTransport::automatic,
+                        ParallelConfig{}.timeout_seconds);
     if (!placement.sharing.empty())
       report.note("GPUs", placement.sharing + ": their memory travels through the host's", "start one rank per GPU");
   }

@@ -91,7 +91,7 @@ void register_eval(CLI::App& app) {
                     result->perplexity, result->bits_per_byte, static_cast<long long>(result->num_tokens),
                     static_cast<long long>(result->num_bytes));
     };
-    run_in_world(config.run, evaluate_here, config.parallel.gpu_transport);
+    run_in_world(config.run, evaluate_here, config.parallel);
     if (stopped) throw Stopped("nothing was evaluated");
   });
 }

@@ -6,6 +6,7 @@
 #include "core/base/stop.h"
 #include "launch/commands.h"
 #include "launch/process.h"
+#include "launch/rank_map.h"
 #include "trainer/train.h"
 
 namespace lamina {
@@ -35,8 +36,12 @@ void register_train(CLI::App& app) {
     resolve_data_parallel(config, launcher_ranks().size);
     TrainEnd end = TrainEnd::done;
     run_in_world(
-        config.run, [&](World& world) { end = train(config, world.comm, world.device.index); },
-        config.parallel.gpu_transport);
+        config.run,
+        [&](World& world) {
+          log_rank_map(world);
+          end = train(config, world.comm, world.device.index);
+        },
+        config.parallel);
     if (end == TrainEnd::stopped) throw Stopped("the run has more to do");
   });
 }

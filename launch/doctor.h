@@ -22,6 +22,7 @@ void report_folder(Report& report, const std::string& topic, const std::filesyst
 // ---- doctor_ranks.cpp: collective over the job ----
 // Every rank's text, on every rank.
 std::vector<std::string> gather_texts(comm::Communicator& comm, const std::string& text);
+std::string cores_text();  // that this process may use: "0-3,8"
 void report_ranks(Report& report, World& world, comm::Communicator* gpus, Device device);
 void measure_ranks(Report& report, World& world, comm::Communicator& comm, Device device);
 

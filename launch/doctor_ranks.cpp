@@ -23,23 +23,6 @@ double wall_clock() {
   return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
 }
 
-// "0-3,8": the cores this process may use.
-std::string cores_text() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  if (sched_getaffinity(0, sizeof set, &set) != 0) return "any";
-  std::string text;
-  for (int core = 0; core < CPU_SETSIZE; ++core) {
-    if (!CPU_ISSET(core, &set)) continue;
-    int last = core;
-    while (last + 1 < CPU_SETSIZE && CPU_ISSET(last + 1, &set)) ++last;
-    text += fmt::format("{}{}", text.empty() ? "" : ",", core);
-    if (last > core) text += fmt::format("-{}", last);
-    core = last;
-  }
-  return text;
-}
-
 // How far this rank's clock is ahead of rank 0's: of several questions the one that was answered soonest, whose error is half of
 // the time it took. On rank 0 the answers are given.
 double clock_skew(comm::Communicator& comm, int rank) {
@@ -128,6 +111,23 @@ void measure_all_reduce(Report& report, World& world, comm::Communicator& comm, 
 }
 
 }  // namespace
+
+// "0-3,8": the cores this process may use.
+std::string cores_text() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (sched_getaffinity(0, sizeof set, &set) != 0) return "any";
+  std::string text;
+  for (int core = 0; core < CPU_SETSIZE; ++core) {
+    if (!CPU_ISSET(core, &set)) continue;
+    int last = core;
+    while (last + 1 < CPU_SETSIZE && CPU_ISSET(last + 1, &set)) ++last;
+    text += fmt::format("{}{}", text.empty() ? "" : ",", core);
+    if (last > core) text += fmt::format("-{}", last);
+    core = last;
+  }
+  return text;
+}
 
 std::vector<std::string> gather_texts(comm::Communicator& comm, const std::string& text) {
   Stream stream;

@@ -58,7 +58,8 @@ GpuPlacement place_on_gpu(comm::Communicator& comm, int local_rank) {
 }
 
 std::unique_ptr<comm::Communicator> connect_gpus(std::unique_ptr<comm::Communicator> host,
-                                                 const GpuPlacement& placement, GpuTransport transport) {
+                                                 const GpuPlacement& placement, GpuTransport transport,
+                                                 [[maybe_unused]] double timeout_seconds) {  // NCCL's
   const bool is_first = host->rank() == 0;
   if (transport == GpuTransport::nccl && !has_nccl())
     throw Error(
@@ -76,7 +77,7 @@ std::unique_ptr<comm::Communicator> connect_gpus(std::unique_ptr<comm::Communica
   }
 #ifdef LAMINA_HAVE_NCCL
   if (host->size() > 1 && transport != GpuTransport::host && placement.sharing.empty())
-    return comm::make_nccl_communicator(std::move(host), placement.device);
+    return comm::make_nccl_communicator(std::move(host), placement.device, {.timeout_seconds = timeout_seconds});
 #endif
   return comm::make_staged_communicator(std::move(host), nullptr);
 }

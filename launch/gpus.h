@@ -22,8 +22,10 @@ struct GpuPlacement {
 // Local ranks take the GPUs that they see in turn. Collective.
 GpuPlacement place_on_gpu(comm::Communicator& comm, int local_rank);
 
+// A GPU that waits longer than `timeout_seconds` for another ends the job.
 // `host` for the hosts' memory, and the transport that fits for the GPUs'. The same on all ranks. Collective.
 std::unique_ptr<comm::Communicator> connect_gpus(std::unique_ptr<comm::Communicator> host,
-                                                 const GpuPlacement& placement, GpuTransport transport);
+                                                 const GpuPlacement& placement, GpuTransport transport,
+                                                 double timeout_seconds);
 
 }  // namespace lamina

@@ -115,7 +115,7 @@ void warn_when_bound_to_few_cores(const std::vector<Cores>& all, int num_threads
 }
 
 // For GPUs `comm` is wrapped into what also carries their memory.
-World make_world(std::unique_ptr<comm::Communicator>& comm, const RunConfig& run, GpuTransport transport) {
+World make_world(std::unique_ptr<comm::Communicator>& comm, const RunConfig& run, const ParallelConfig& parallel) {
   const std::vector<Cores> all = gather_cores(*comm);
   const int rank = comm->rank(), size = comm->size();
   int local_rank = 0, local_size = 0;
@@ -130,7 +130,7 @@ World make_world(std::unique_ptr<comm::Communicator>& comm, const RunConfig& run
   Device device;
   if (run.device == "cuda") {
     const GpuPlacement placement = place_on_gpu(*comm, local_rank);
-    comm = connect_gpus(std::move(comm), placement, transport);
+    comm = connect_gpus(std::move(comm), placement, parallel.gpu_transport, parallel.timeout_seconds);
     device = placement.device;
   }
   return {*comm, rank, size, local_rank, local_size, num_threads, device};
@@ -138,12 +138,15 @@ World make_world(std::unique_ptr<comm::Communicator>& comm, const RunConfig& run
 
 #ifdef LAMINA_HAVE_MPI
 // Nothing may be unwound past this point: a communicator's destructor would wait for ranks that don't come.
-void run_with_mpi(const RunConfig& run, const std::function<void(World&)>& body, GpuTransport transport) {
+void run_with_mpi(const RunConfig& run, const std::function<void(World&)>& body, const ParallelConfig& parallel) {
   comm::MpiEnvironment environment;
   log::configure({environment.rank(), environment.size(), log::Level::info});
-  std::unique_ptr<comm::Communicator> comm = comm::make_mpi_world();
+  comm::CommunicatorOptions options;
+  options.timeout_seconds = parallel.timeout_seconds;
+  options.hosts = environment.hosts();
+  std::unique_ptr<comm::Communicator> comm = comm::make_mpi_world(options);
   try {
-    World world = make_world(comm, run, transport);
+    World world = make_world(comm, run, parallel);
     body(world);
     comm->barrier();  // a rank that is done waits here, so that another's failure still ends the whole job
   } catch (const Error& failure) {
@@ -173,12 +176,12 @@ LauncherRanks launcher_ranks() {
   return {};
 }
 
-void run_in_world(const RunConfig& run, const std::function<void(World&)>& body, GpuTransport transport) {
+void run_in_world(const RunConfig& run, const std::function<void(World&)>& body, const ParallelConfig& parallel) {
   const LauncherRanks ranks = launcher_ranks();
   if (run.device == "cuda") prepare_gpu(ranks.size);
   if (ranks.launched) {
 #ifdef LAMINA_HAVE_MPI
-    run_with_mpi(run, body, transport);
+    run_with_mpi(run, body, parallel);
     return;
 #else
     if (ranks.size > 1) throw Error("found {} ranks, but this build has no MPI; expected one process", ranks.size);
@@ -186,7 +189,7 @@ void run_in_world(const RunConfig& run, const std::function<void(World&)>& body,
   }
   log::configure({});
   std::unique_ptr<comm::Communicator> comm = comm::make_self_communicator();
-  World world = make_world(comm, run, transport);
+  World world = make_world(comm, run, parallel);
   body(world);
 }
 

@@ -32,8 +32,8 @@ LauncherRanks launcher_ranks();
 // unwound that would wait for the other ranks; with a single rank it passes through to the caller.
 // With run.device: cuda each rank of a machine takes a GPU of its own while there are enough; Error, before MPI starts, when this
 // machine has none that is usable.
+// Of `parallel` it takes how the GPUs talk to each other, and how long a rank waits for another before it ends the job.
 // Call it at most once, after the configuration was decoded.
-void run_in_world(const RunConfig& run, const std::function<void(World&)>& body,
-                  GpuTransport transport = GpuTransport::automatic);
+void run_in_world(const RunConfig& run, const std::function<void(World&)>& body, const ParallelConfig& parallel = {});
 
 }  // namespace lamina

@@ -5,15 +5,17 @@
 #   launch/test.sh --cuda         the code for GPUs on an emulated one; with the CUDA toolkit here, also compiled and linked
 #   launch/test.sh --lint         clang-format and clang-tidy
 #   launch/test.sh --sanitizers   unit tests under the address, undefined-behaviour and thread sanitizers
+#   launch/test.sh --cluster      several hosts, Slurm and signals (tests/cluster): not part of "everything". As root, in a system that
+#                                 may make network namespaces; installs openssh-server, iproute2 and slurm-wlm (10 minutes)
 # Options add up. The last line is "N passed, N failed".
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
 
 die() { echo "test: error: $*" >&2; exit 1; }
-usage() { sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+usage() { sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 
-quick=0 cuda=0 lint=0 sanitizers=0
+quick=0 cuda=0 lint=0 sanitizers=0 cluster=0
 [[ $# -gt 0 ]] || { quick=1 cuda=1 lint=1 sanitizers=1; }
 for argument in "$@"; do
   case $argument in
@@ -21,8 +23,9 @@ for argument in "$@"; do
     --cuda) cuda=1 ;;
     --lint) lint=1 ;;
     --sanitizers) sanitizers=1 ;;
+    --cluster) cluster=1 ;;
     -h|--help) usage; exit 0 ;;
-    *) die "unknown option '$argument', expected --quick, --cuda, --lint or --sanitizers" ;;
+    *) die "unknown option '$argument', expected --quick, --cuda, --lint, --sanitizers or --cluster" ;;
   esac
 done
 
@@ -132,8 +135,24 @@ check_sanitizers() {
   fi
 }
 
+# Where they can't run they fail: nobody asks for them by accident.
+check_cluster() {
+  local python script status arguments
+  python=$(sed -n 's/^LAMINA_PYTHON:[A-Z]*=//p' build/CMakeCache.txt)
+  for script in signals hosts slurm; do
+    section "cluster: $script"
+    arguments=(build/lamina)
+    [[ $script != signals ]] || arguments+=(20)   # shots
+    status=0
+    "$python" "tests/cluster/$script.py" "${arguments[@]}" || status=$?
+    count "tests/cluster/$script.py" "$status"
+  done
+}
+
 section "set-up"
-launch/setup.sh --tests
+cluster_packages=()
+[[ $cluster -eq 0 ]] || cluster_packages=(--with openssh-server --with iproute2 --with slurm-wlm --with util-linux --with procps)
+launch/setup.sh --tests ${cluster_packages[@]+"${cluster_packages[@]}"}
 if [[ $quick -eq 1 ]]; then
   section "tests"
   run_ctest build --parallel "$(nproc)"
@@ -145,6 +164,7 @@ if [[ $lint -eq 1 ]]; then
   check_tidy
 fi
 [[ $sanitizers -eq 0 ]] || check_sanitizers
+[[ $cluster -eq 0 ]] || check_cluster
 
 section "summary"
 for failure in ${failures[@]+"${failures[@]}"}; do

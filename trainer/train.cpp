@@ -480,10 +480,12 @@ TrainEnd Trainer::run() {
   while (step_ < config_.train.num_steps) {
     step();
     const bool interrupted = stopping_;  // in a validation
-    if (agree_to_stop() || checkpoint_due()) save_checkpoint();
+    const bool saves = agree_to_stop() || checkpoint_due();
+    if (saves) save_checkpoint();
     tracer_.finish(engine_);
-    // A request that came while saving finds nothing new to save. At the last step there is nothing left to stop.
-    if (interrupted || (step_ < config_.train.num_steps && agree_to_stop())) return end_early();
+    // A request that came while saving finds nothing new to save; one that comes where nothing was saved waits for the next step. At
+    // the last step there is nothing left to stop.
+    if (interrupted || (saves && step_ < config_.train.num_steps && agree_to_stop())) return end_early();
   }
   for (size_t source = 0; source < config_.data.train.size(); ++source)
     log::info("data: {:.2f} epochs of {}", sampler_.epochs(step_)[source], config_.data.train[source].path);

@@ -6,17 +6,28 @@
 
 #include <memory>
 #include <mutex>
+#include <utility>
+#include <vector>
 
 #include "core/base/error.h"
 
 namespace lamina::log {
 namespace {
 
+struct EarlyLine {
+  spdlog::log_clock::time_point time;
+  spdlog::level::level_enum level;
+  std::string text;
+};
+
 struct Sink {
   std::mutex mutex;  // ranks that are threads share the log, and a logger's list of sinks has no lock of its own
   std::shared_ptr<spdlog::logger> logger;
   std::string prefix;
   bool is_first_rank = true;
+  // What was logged before there was a file: the run folder's log.txt is to begin where the console does.
+  std::vector<EarlyLine> early;
+  bool keeps_early = true;
 
   Sink() {
     auto console = std::make_shared<spdlog::sinks::stderr_color_sink_mt>();
@@ -65,6 +76,10 @@ void add_file(const std::filesystem::path& path) {
     Sink& s = sink();
     const std::lock_guard lock(s.mutex);
     file->set_level(s.is_first_rank ? spdlog::level::debug : spdlog::level::warn);
+    for (const auto& [time, level, text] : std::exchange(s.early, {}))
+      if (file->should_log(level))
+        file->log(spdlog::details::log_msg(time, spdlog::source_loc{}, "lamina", level, text));
+    s.keeps_early = false;
     s.logger->sinks().push_back(std::move(file));
   } catch (const spdlog::spdlog_ex& failure) {
     throw Error("{}: can't open the log: {}", path.string(), failure.what());
@@ -74,6 +89,9 @@ void add_file(const std::filesystem::path& path) {
 void write(Level level, const std::string& message) {
   Sink& s = sink();
   const std::lock_guard lock(s.mutex);
+  constexpr size_t max_early = 1000;
+  if (s.keeps_early && s.early.size() < max_early)
+    s.early.push_back({spdlog::log_clock::now(), to_spdlog(level), s.prefix + message});
   s.logger->log(to_spdlog(level), "{}{}", s.prefix, message);
 }
 

@@ -22,7 +22,7 @@ struct Options {
 void configure(const Options& options);
 
 // Also append to this file from now on (the run folder's log.txt): everything from rank 0, warnings and errors from the
-// others, so that the file says which rank failed and why. Throws Error when it can't be opened.
+// others, so that the file says which rank failed and why. The first file also receives what was logged before. Throws Error when it can't be opened.
 void add_file(const std::filesystem::path& path);
 
 void write(Level level, const std::string& message);

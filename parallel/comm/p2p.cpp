@@ -39,6 +39,11 @@ void RankState::throw_if_failed() const {
   if (!failure_.empty()) throw AbortedError("communication failed before: {}", failure_);
 }
 
+std::string rank_and_host(int rank, const std::vector<std::string>& hosts) {
+  const auto index = static_cast<size_t>(rank);
+  return index < hosts.size() ? fmt::format("{} ({})", rank, hosts[index]) : fmt::format("{}", rank);
+}
+
 int64_t scratch_class(int64_t num_bytes) {
   constexpr uint64_t smallest = 4096;
   const uint64_t wanted = std::max(smallest, static_cast<uint64_t>(num_bytes));
@@ -162,11 +167,11 @@ std::string Operation::overdue(double seconds) {
     auto& list = transfer.is_send ? missing_receivers : missing_senders;
     list.push_back(comm_.world_ranks_[static_cast<size_t>(transfer.peer)]);
   }
-  const auto names = [](std::vector<int>& ranks) {
+  const auto names = [this](std::vector<int>& ranks) {
     std::sort(ranks.begin(), ranks.end());
     ranks.erase(std::unique(ranks.begin(), ranks.end()), ranks.end());
     std::string text;
-    for (int rank : ranks) text += fmt::format("{}{}", text.empty() ? "" : ", ", rank);
+    for (int rank : ranks) text += fmt::format("{}{}", text.empty() ? "" : ", ", rank_and_host(rank, options().hosts));
     return text.empty() ? std::string("none") : text;
   };
   const std::string identity =
@@ -174,7 +179,8 @@ std::string Operation::overdue(double seconds) {
   return fmt::format(
       "rank {}: {} ({} bytes, group of {}) is not finished after {:.1f} s; did not arrive from ranks: {}; "
       "was not taken by ranks: {}",
-      comm_.world_rank(), identity, num_bytes_, size(), seconds, names(missing_senders), names(missing_receivers));
+      rank_and_host(comm_.world_rank(), options().hosts), identity, num_bytes_, size(), seconds, names(missing_senders),
+      names(missing_receivers));
 }
 
 // ---- P2PCommunicator ----

@@ -21,7 +21,11 @@ struct CommunicatorOptions {
   int64_t small_all_reduce_bytes = 64 << 10;     // up to here all_reduce sends everything to everyone
   int64_t max_message_bytes = int64_t{1} << 30;  // larger transfers are split: MPI counts are int
   MemoryLedger* ledger = nullptr;                // books the scratch memory; must outlive the communicators
+  std::vector<std::string> hosts;                // of the ranks of the job, for messages; may be empty
 };
+
+// "3 (node-b)", or "3" where the hosts are not known.
+std::string rank_and_host(int rank, const std::vector<std::string>& hosts);
 
 // Another rank (or this one) took the job down: a consequence of a failure, not its cause.
 class AbortedError : public Error {

@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "parallel/comm/p2p.h"
 
@@ -22,6 +23,7 @@ class MpiEnvironment {
   int size() const { return size_; }
   int local_rank() const { return local_rank_; }  // among the ranks of this machine
   int local_size() const { return local_size_; }
+  const std::vector<std::string>& hosts() const { return hosts_; }  // of all ranks: the names they have there
 
   [[noreturn]] static void abort(const std::string& reason);  // of the whole job
 
@@ -31,6 +33,7 @@ class MpiEnvironment {
   int size_ = 1;
   int local_rank_ = 0;
   int local_size_ = 1;
+  std::vector<std::string> hosts_;
 };
 
 // "Open MPI v4.1.2 ..."; also before MPI is up.

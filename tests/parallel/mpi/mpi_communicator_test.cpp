@@ -5,6 +5,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <unistd.h>
+
+#include <array>
 #include <csignal>
 #include <cstdio>
 #include <map>
@@ -92,6 +95,15 @@ TEST(MpiCommunicator, KnowsTheRanksOfThisMachine) {
   EXPECT_EQ(environment->local_rank(), environment->rank());
   EXPECT_EQ(world->size(), environment->size());
   EXPECT_EQ(world->rank(), environment->rank());
+}
+
+TEST(MpiEnvironment, KnowsTheHostOfEachRank) {
+  ASSERT_EQ(environment->hosts().size(), static_cast<size_t>(environment->size()));
+  std::array<char, 256> name{};
+  ASSERT_EQ(gethostname(name.data(), name.size() - 1), 0);
+  for (const std::string& host : environment->hosts()) EXPECT_EQ(host, name.data());  // the tests use one machine
+  EXPECT_EQ(rank_and_host(0, environment->hosts()), std::string("0 (") + name.data() + ")");
+  EXPECT_EQ(rank_and_host(environment->size(), environment->hosts()), std::to_string(environment->size()));
 }
 
 TEST(MpiCommunicator, ASecondEnvironmentIsABug) {
@@ -187,6 +199,7 @@ int play(const std::string& name) {
     const MpiEnvironment mpi;
     CommunicatorOptions options;
     if (name == "absent") options.timeout_seconds = 0.5;
+    options.hosts = mpi.hosts();
     if (name == "contradiction") options.max_message_bytes = 20;
     const std::unique_ptr<Communicator> comm = make_mpi_world(options);
     scenario->second(*comm);
