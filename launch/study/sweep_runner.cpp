@@ -335,6 +335,7 @@ int submit_sweep(const SweepPlan& plan, const SweepOptions& options) {
   fs::create_directories(plan.folder / "slurm", error);
   if (error) throw Error("{}: can't create: {}", (plan.folder / "slurm").string(), error.message());
   write_plan(plan);
+  ::setenv("LAMINA_BINARY", options.program.c_str(), /*overwrite=*/0);  // for launch/slurm.sbatch; sbatch passes it on
   const std::map<std::string, std::string> jobs = slurm_queue();
   int submitted = 0;
   for (const PlannedRun& run : plan.runs) {
