@@ -15,6 +15,7 @@
 
 #include "core/base/error.h"
 #include "core/base/hash.h"
+#include "core/base/stop.h"
 #include "core/io/file.h"
 #include "data/progress.h"
 #include "data/token_file.h"
@@ -46,13 +47,16 @@ class InterruptFlag {
   InterruptFlag& operator=(const InterruptFlag&) = delete;
 
   void check() const {
+    // The scheduler's signals mean "later", the others "no".
+    if (interrupted_ == SIGTERM) throw Stopped("SIGTERM; nothing was written");
+    if (interrupted_ == SIGUSR1) throw Stopped("SIGUSR1; nothing was written");
     if (interrupted_ != 0) throw Error("interrupted; nothing was written");
   }
 
  private:
-  static constexpr std::array<int, 3> signals_{SIGINT, SIGTERM, SIGHUP};
+  static constexpr std::array<int, 4> signals_{SIGINT, SIGHUP, SIGTERM, SIGUSR1};
   static inline volatile std::sig_atomic_t interrupted_ = 0;
-  std::array<struct sigaction, 3> previous_{};
+  std::array<struct sigaction, 4> previous_{};
 };
 
 // The folder being written; removed with the parents it created unless it was put in place.

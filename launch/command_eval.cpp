@@ -5,10 +5,12 @@
 
 #include "configs/schema/decode.h"
 #include "core/base/log.h"
+#include "core/base/stop.h"
 #include "core/io/file.h"
 #include "data/sampler.h"
 #include "launch/commands.h"
 #include "launch/process.h"
+#include "trainer/checkpoint_comm.h"
 #include "trainer/evaluate.h"
 #include "trainer/restore.h"
 
@@ -50,7 +52,7 @@ void choose_layout(const ParallelConfig& asked, int world_size, Config& config) 
 }
 
 // The model is the checkpoint's; the data, the batch and the precision are the configuration's.
-Evaluation evaluate_checkpoint(const Config& asked, const EvalOptions& options, const World& world) {
+std::optional<Evaluation> evaluate_checkpoint(const Config& asked, const EvalOptions& options, const World& world) {
   comm::Communicator& comm = world.comm;
   const auto adjust = [&](Config& config) {
     config.data = asked.data;
@@ -64,7 +66,7 @@ Evaluation evaluate_checkpoint(const Config& asked, const EvalOptions& options, 
     throw Error("data.validation.path: found nothing, expected the folder of the text to evaluate on");
   if (!options.text.empty() && comm.rank() == 0) write_text(sampler, options.text);
   restored.engine->set_end_of_document(sampler.end_of_document());
-  return evaluate(*restored.engine, sampler, restored.config, comm);
+  return evaluate(*restored.engine, sampler, restored.config, comm, [&] { return stop_requested_anywhere(comm); });
 }
 
 }  // namespace
@@ -78,15 +80,19 @@ void register_eval(CLI::App& app) {
   command->add_option("--write-text", options->text, "Also write the evaluated text to this file");
   command->add_option("overrides", options->overrides, "key.path=value, each replaces one key");
   command->callback([options] {
+    stop::catch_signals();
     const Config config = load_config(options->config, options->overrides);
+    bool stopped = false;
     const auto evaluate_here = [&](World& world) {
-      const Evaluation result = evaluate_checkpoint(config, *options, world);
-      if (world.rank == 0)
-        std::printf("loss %.6f\nperplexity %.4f\nbits_per_byte %.6f\ntokens %lld\nbytes %lld\n", result.loss,
-                    result.perplexity, result.bits_per_byte, static_cast<long long>(result.num_tokens),
-                    static_cast<long long>(result.num_bytes));
+      const std::optional<Evaluation> result = evaluate_checkpoint(config, *options, world);
+      stopped = !result;
+      if (result && world.rank == 0)
+        std::printf("loss %.6f\nperplexity %.4f\nbits_per_byte %.6f\ntokens %lld\nbytes %lld\n", result->loss,
+                    result->perplexity, result->bits_per_byte, static_cast<long long>(result->num_tokens),
+                    static_cast<long long>(result->num_bytes));
     };
     run_in_world(config.run, evaluate_here, config.parallel.gpu_transport);
+    if (stopped) throw Stopped("nothing was evaluated");
   });
 }
 

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "configs/schema/decode.h"
+#include "core/base/stop.h"
 #include "launch/commands.h"
 #include "launch/process.h"
 #include "trainer/train.h"
@@ -21,15 +22,22 @@ void register_train(CLI::App& app) {
       "Examples:\n"
       "  lamina train configs/tiny.yaml\n"
       "  mpirun -n 2 lamina train configs/tiny.yaml train.num_steps=100 run.output_dir=runs/try\n"
-      "The run folder receives config.yaml, log.txt, metrics.jsonl, layers.jsonl and checkpoints/.");
+      "The run folder receives config.yaml, log.txt, metrics.jsonl, layers.jsonl, TensorBoard's event files and "
+      "checkpoints/.\n"
+      "SIGTERM, SIGUSR1 and train.max_minutes end it early: a checkpoint is saved, the exit status is 75, and the same "
+      "command\n"
+      "goes on from there.");
   command->add_option("config", options->config, "Experiment file (docs/configuration.md)")->required();
   command->add_option("overrides", options->overrides, "key.path=value, each replaces one key");
   command->callback([options] {
+    stop::catch_signals();
     const Config config = load_config(options->config, options->overrides);
     resolve_data_parallel(config, launcher_ranks().size);
+    TrainEnd end = TrainEnd::done;
     run_in_world(
-        config.run, [&](World& world) { train(config, world.comm, world.device.index); },
+        config.run, [&](World& world) { end = train(config, world.comm, world.device.index); },
         config.parallel.gpu_transport);
+    if (end == TrainEnd::stopped) throw Stopped("the run has more to do");
   });
 }
 

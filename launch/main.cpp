@@ -10,6 +10,7 @@
 #include "configs/schema/nearest.h"
 #include "core/base/error.h"
 #include "core/base/log.h"
+#include "core/base/stop.h"
 #include "launch/commands.h"
 #include "launch/process.h"
 #include "trainer/version.h"
@@ -107,6 +108,11 @@ int run(int argc, char** argv) {
     return app.exit(request);
   } catch (const CLI::ParseError& failure) {
     return fail("error: " + usage_message(app, failure, argc, argv), exit_error);
+  } catch (const Stopped& stopped) {
+    if (launcher_ranks().rank == 0)
+      log::info("stopped: {}; the same command goes on (exit status {})", stopped.what(), exit_resume);
+    log::flush();
+    return exit_resume;
   } catch (const InternalError& failure) {
     return fail(fmt::format("internal error: {}", failure.what()), exit_internal);
   } catch (const std::bad_alloc&) {

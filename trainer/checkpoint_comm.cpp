@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "core/base/error.h"
+#include "core/base/stop.h"
 #include "core/device/stream.h"
 
 namespace lamina {
@@ -69,6 +70,13 @@ void agree(comm::Communicator& comm, const std::exception_ptr& failure) {
     if (*text != '\0') throw Error("rank {}: {}", rank, std::string(text, strnlen(text, message_bytes)));
   }
   LAMINA_CHECK(false, "a rank failed without a message");
+}
+
+bool stop_requested_anywhere(comm::Communicator& comm) {
+  Stream stream;
+  int32_t asked = stop::requested() ? 1 : 0;
+  comm.all_reduce(TensorView(&asked, DType::i32, {1}), comm::ReduceOp::max, stream).wait();
+  return asked != 0;
 }
 
 std::vector<std::string> gather_text(comm::Communicator& comm, const std::string& text) {

@@ -24,6 +24,9 @@ void run_and_agree(comm::Communicator& comm, Body&& body) {
   agree(comm, failure);
 }
 
+// Collective: whether any rank was asked to stop (core/base/stop.h).
+bool stop_requested_anywhere(comm::Communicator& comm);
+
 // Collective. Rank 0 gets every rank's text, in rank order; the others get nothing.
 std::vector<std::string> gather_text(comm::Communicator& comm, const std::string& text);
 

@@ -6,7 +6,8 @@
 
 namespace lamina {
 
-Evaluation evaluate(Engine& engine, const Sampler& sampler, const Config& config, comm::Communicator& comm) {
+std::optional<Evaluation> evaluate(Engine& engine, const Sampler& sampler, const Config& config,
+                                   comm::Communicator& comm, const std::function<bool()>& stop_agreed) {
   const int64_t total = sampler.num_validation_sequences(), seq_len = config.data.seq_len;
   LAMINA_CHECK(total > 0);
   const int64_t dp_rank = engine.place().dp_rank, dp_size = engine.mesh().data;
@@ -27,6 +28,7 @@ Evaluation evaluate(Engine& engine, const Sampler& sampler, const Config& config
     sampler.load_validation(first, first + count, std::span(tokens).first(size), std::span(targets).first(size));
     const double loss = engine.loss(std::span(tokens).first(size), std::span(targets).first(size));
     if (is_own) totals[0] += loss;
+    if (pass + 1 < passes && stop_agreed()) return std::nullopt;
   }
   Stream stream;
   comm.all_reduce(TensorView(totals, DType::f64, {2}), comm::ReduceOp::sum, stream).wait();

@@ -1,6 +1,9 @@
 // Loss on the reserved validation sequences.
 #pragma once
 
+#include <functional>
+#include <optional>
+
 #include "data/sampler.h"
 #include "trainer/engine.h"
 
@@ -14,7 +17,9 @@ struct Evaluation {
   double bits_per_byte = 0;  // over the bytes of text that the targets stand for
 };
 
-// Expects validation sequences. Collective: each rank takes its share of the sequences.
-Evaluation evaluate(Engine& engine, const Sampler& sampler, const Config& config, comm::Communicator& comm);
+// Expects validation sequences. Collective: each rank takes its share of the sequences. `stop_agreed`, which must be collective
+// and give all ranks the same answer, is asked between passes; absent when it said yes.
+std::optional<Evaluation> evaluate(Engine& engine, const Sampler& sampler, const Config& config,
+                                   comm::Communicator& comm, const std::function<bool()>& stop_agreed);
 
 }  // namespace lamina

@@ -15,6 +15,7 @@
 #include "core/io/file.h"
 #include "trainer/checkpoint.h"
 #include "trainer/checkpoint_comm.h"
+#include "trainer/metrics.h"
 
 namespace lamina {
 namespace {
@@ -106,6 +107,18 @@ void truncate_rows(const fs::path& path, int64_t last_step) {
   io::write_file_atomically(path, kept);
 }
 
+struct LastLine {
+  size_t begin = 0;  // in the file
+  std::string text;
+};
+
+LastLine last_line(const std::string& text) {
+  if (!text.ends_with('\n')) return {text.size(), ""};
+  const size_t before = text.size() < 2 ? std::string::npos : text.rfind('\n', text.size() - 2);
+  const size_t begin = before == std::string::npos ? 0 : before + 1;
+  return {begin, text.substr(begin, text.size() - 1 - begin)};
+}
+
 }  // namespace
 
 RunFolder prepare_run_folder(const Config& config, comm::Communicator& comm) {
@@ -168,6 +181,21 @@ std::vector<std::string> check_same_experiment(const std::string& stored_yaml, c
     differences.push_back(fmt::format("{}: {} (was {})", key, now, before));
   }
   return differences;
+}
+
+bool lacks_validation(const RunFolder& folder, int64_t step) {
+  if (!fs::exists(folder.metrics())) return false;
+  const std::string line = last_line(io::read_file(folder.metrics())).text;
+  return step_of(line) == step && !nlohmann::json::parse(line).contains("validation_loss");
+}
+
+void add_validation(const RunFolder& folder, int64_t step, double loss, double bits_per_byte) {
+  LAMINA_CHECK(lacks_validation(folder, step));
+  std::string text = io::read_file(folder.metrics());
+  JsonRow added;
+  added.add("validation_loss", loss).add("validation_bits_per_byte", bits_per_byte);
+  text.resize(text.size() - 2);  // "}\n"
+  io::write_file_atomically(folder.metrics(), text + ", " + added.to_string().substr(1) + "\n");
 }
 
 void truncate_metrics(const RunFolder& folder, int64_t step) {

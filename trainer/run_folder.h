@@ -39,4 +39,8 @@ std::map<std::string, std::string> flatten_config(const std::string& resolved_ya
 // a resumed run has each step once.
 void truncate_metrics(const RunFolder& folder, int64_t step);
 
+// Rank 0, before a MetricsWriter is opened: whether the last row is that of `step` and has no validation loss, and adding it.
+bool lacks_validation(const RunFolder& folder, int64_t step);
+void add_validation(const RunFolder& folder, int64_t step, double loss, double bits_per_byte);
+
 }  // namespace lamina

@@ -7,6 +7,7 @@
 
 #include "configs/schema/decode.h"
 #include "core/base/log.h"
+#include "core/base/stop.h"
 #include "core/ops/elementwise.h"
 #include "data/sampler.h"
 #include "model/cost_model.h"
@@ -61,7 +62,7 @@ class Trainer {
         tokens_(static_cast<size_t>(local_sequences_ * config.data.seq_len)),
         targets_(tokens_.size()),
         flops_per_token_(model::training_flops_per_token(config.model, config.data.seq_len).total()) {}
-  void run();
+  TrainEnd run();
 
  private:
   void describe() const;
@@ -79,11 +80,17 @@ class Trainer {
   std::optional<StepDump> begin_dump();
   void write_layer_stats(const std::vector<model::LayerSums>& sums);
   void console_line(const StepMetrics& metrics, const std::optional<Evaluation>& evaluation) const;
-  std::optional<Evaluation> validate_if_due();
-  void save_checkpoint_if_due();
+  bool validation_due() const;
+  std::optional<Evaluation> validate();
+  void validate_again_if_interrupted();
+  bool checkpoint_due() const;
+  void save_checkpoint();
+  bool agree_to_stop();
+  TrainEnd end_early();
   double sum_over_ranks(std::span<double> values);
   int64_t tokens_per_step() const { return config_.train.global_batch_size * config_.data.seq_len; }
 
+  const Clock::time_point begin_ = Clock::now();
   const Config& config_;
   comm::Communicator& comm_;
   const Sampler& sampler_;
@@ -93,6 +100,7 @@ class Trainer {
   MetricsWriter metrics_, layers_;
   int64_t step_ = 0;        // completed
   int64_t first_step_ = 0;  // completed when this process began
+  bool stopping_ = false;   // the ranks have agreed to stop early
   mesh::Coordinates place_;
   int64_t local_sequences_;  // of this data-parallel rank
   std::vector<int32_t> tokens_, targets_;
@@ -140,8 +148,11 @@ void Trainer::resume() {
   }
   first_step_ = step_;
   run_and_agree(comm_, [&] {
+    if (comm_.rank() == 0) truncate_metrics(folder_, step_);
+  });
+  validate_again_if_interrupted();
+  run_and_agree(comm_, [&] {
     if (comm_.rank() != 0) return;
-    truncate_metrics(folder_, step_);
     metrics_ = MetricsWriter(folder_.metrics());
     layers_ = MetricsWriter(folder_.layers());
   });
@@ -305,7 +316,8 @@ void Trainer::step() {
   metrics.tokens = step_ * tokens_per_step();
   metrics.tokens_per_second = static_cast<double>(tokens_per_step()) / seconds;
   metrics.mfu = flops_per_token_ * metrics.tokens_per_second / 1e9 / (peak_gflops_ * comm_.size());
-  const std::optional<Evaluation> evaluation = validate_if_due();
+  std::optional<Evaluation> evaluation;
+  if (validation_due()) evaluation = validate();
   if (evaluation) metrics.validation_loss = evaluation->loss;
   JsonRow row = to_row(metrics);
   if (engine_.mesh().pipeline > 1) {
@@ -351,17 +363,58 @@ void Trainer::console_line(const StepMetrics& metrics, const std::optional<Evalu
       flops_per_token_ * metrics.tokens_per_second / 1e9, 100.0 * metrics.mfu.value_or(0), duration_text(left));
 }
 
-std::optional<Evaluation> Trainer::validate_if_due() {
-  if (sampler_.num_validation_sequences() == 0) return std::nullopt;
+bool Trainer::validation_due() const {
+  if (sampler_.num_validation_sequences() == 0 || step_ == 0) return false;
   const int64_t interval = config_.data.validation.interval;
-  const bool due = step_ == config_.train.num_steps || (interval > 0 && step_ % interval == 0);
-  if (!due) return std::nullopt;
-  return evaluate(engine_, sampler_, config_, comm_);
+  return step_ == config_.train.num_steps || (interval > 0 && step_ % interval == 0);
 }
 
-void Trainer::save_checkpoint_if_due() {
+// Absent when a stop was agreed on meanwhile.
+std::optional<Evaluation> Trainer::validate() {
+  return evaluate(engine_, sampler_, config_, comm_, [this] { return agree_to_stop(); });
+}
+
+// A stop during a validation leaves the row of its step without one: it is made up for, so that the metrics are those of a run
+// that was not stopped.
+void Trainer::validate_again_if_interrupted() {
+  if (!validation_due()) return;
+  double lacks[1] = {0};
+  run_and_agree(comm_, [&] {
+    if (comm_.rank() == 0) lacks[0] = lacks_validation(folder_, step_) ? 1 : 0;
+  });
+  if (sum_over_ranks(lacks) == 0) return;
+  log::info("the validation of step {} was interrupted: running it again", step_);
+  const std::optional<Evaluation> evaluation = validate();
+  if (!evaluation) return;
+  run_and_agree(comm_, [&] {
+    if (comm_.rank() == 0) add_validation(folder_, step_, evaluation->loss, evaluation->bits_per_byte);
+  });
+}
+
+bool Trainer::checkpoint_due() const {
   const int64_t interval = config_.checkpoint.interval;
-  if (step_ != config_.train.num_steps && (interval == 0 || step_ % interval != 0)) return;
+  return step_ == config_.train.num_steps || (interval > 0 && step_ % interval == 0);
+}
+
+// Collective: whether any rank was asked to stop. The time limit is judged by rank 0's clock.
+bool Trainer::agree_to_stop() {
+  const double minutes = config_.train.max_minutes;
+  if (minutes > 0 && comm_.rank() == 0 && seconds_since(begin_) >= 60 * minutes) stop::request("train.max_minutes");
+  stopping_ = stop_requested_anywhere(comm_) || stopping_;
+  return stopping_;
+}
+
+// Collective, after agree_to_stop().
+TrainEnd Trainer::end_early() {
+  for (const std::string& reason : gather_text(comm_, stop::reason())) {
+    if (reason.empty()) continue;
+    log::info("stopping at step {} of {}: {}", step_, config_.train.num_steps, reason);
+    break;
+  }
+  return TrainEnd::stopped;
+}
+
+void Trainer::save_checkpoint() {
   CheckpointInfo info;
   info.step = step_;
   info.config_yaml = to_yaml(config_);
@@ -372,7 +425,8 @@ void Trainer::save_checkpoint_if_due() {
   info.program_version = program_version;
   const auto started = Clock::now();
   engine_.context().stream.synchronize();
-  save_checkpoint(folder_.checkpoints(), info, engine_.optimizer().primary_state(), comm_, config_.checkpoint.keep);
+  lamina::save_checkpoint(folder_.checkpoints(), info, engine_.optimizer().primary_state(), comm_,
+                          config_.checkpoint.keep);
   log::info("saved {} in {:.2f} s", (folder_.checkpoints() / checkpoint_folder_name(step_)).string(),
             seconds_since(started));
 }
@@ -386,30 +440,37 @@ void Trainer::measure_peak() {
   peak_gflops_ = sum_over_ranks(peak) / comm_.size();
 }
 
-void Trainer::run() {
+TrainEnd Trainer::run() {
   describe();
   if (config_.data.document_mask) engine_.set_end_of_document(sampler_.end_of_document());
   resume();
   if (step_ >= config_.train.num_steps) {
+    if (stopping_) return end_early();  // in the last validation, once more
     log::info("already at step {} of {}: nothing to do", step_, config_.train.num_steps);
-    return;
+    return TrainEnd::done;
   }
+  if (agree_to_stop()) return end_early();
   measure_peak();
+  if (agree_to_stop()) return end_early();
   start_ = Clock::now();
   while (step_ < config_.train.num_steps) {
     step();
-    save_checkpoint_if_due();
+    const bool interrupted = stopping_;  // in a validation
+    if (agree_to_stop() || checkpoint_due()) save_checkpoint();
+    // A request that came while saving finds nothing new to save. At the last step there is nothing left to stop.
+    if (interrupted || (step_ < config_.train.num_steps && agree_to_stop())) return end_early();
   }
   for (size_t source = 0; source < config_.data.train.size(); ++source)
     log::info("data: {:.2f} epochs of {}", sampler_.epochs(step_)[source], config_.data.train[source].path);
   log::info("done: {} steps in {}; logs in {}", step_ - first_step_, duration_text(seconds_since(start_)),
             folder_.root.string());
   log::debug("{}", ledger_.report());
+  return TrainEnd::done;
 }
 
 }  // namespace
 
-void train(Config config, comm::Communicator& comm, int device_index) {
+TrainEnd train(Config config, comm::Communicator& comm, int device_index) {
   std::optional<Sampler> sampler;
   run_and_agree(comm, [&] {
     if (config.model.vocab_size == 0) config.model.vocab_size = data_vocab_size(config.data);
@@ -417,7 +478,7 @@ void train(Config config, comm::Communicator& comm, int device_index) {
   });
   const RunFolder folder = prepare_run_folder(config, comm);
   run_and_agree(comm, [&] { log::add_file(folder.log()); });
-  Trainer(config, comm, device_index, *sampler, folder).run();
+  return Trainer(config, comm, device_index, *sampler, folder).run();
 }
 
 }  // namespace lamina
