@@ -86,9 +86,9 @@ function lawFigure(fit, form, title, note) {
 }
 
 function coefficients(fit) {
-  const rows = fit.variants.flatMap(variant => [['L = A C^-\u03b1', variant.power], ['L = E + A C^-\u03b1', variant.irreducible]].map(([form, law]) =>
+  const rows = fit.variants.flatMap(variant => [['L = A C^-\u03b1', variant.power, variant.power_problem], ['L = E + A C^-\u03b1', variant.irreducible, variant.irreducible_problem]].map(([form, law, problem]) =>
     law ? [shown(variant.variant), form, within(law.a), within(law.alpha), law.e ? within(law.e) : null, short(law.rms, 3), variant.num_points + ' in ' + variant.num_cells]
-        : [shown(variant.variant), form, variant.irreducible_problem || null, null, null, null, null]));
+        : [shown(variant.variant), form, problem || null, null, null, null, null]));
   return table([{title: 'Variant'}, {title: 'Law'}, {title: 'A'}, {title: '\u03b1'}, {title: 'E'}, {title: 'Residual of log L'}, {title: 'Runs'}], rows, 'Coefficients, with 95 % intervals');
 }
 
@@ -104,7 +104,7 @@ function isoflopFigure(entry) {
   host.dataset.plot = 'isoflop';
   const parabola = (curve, n) => {
     const x = Math.log(n / curve.centre);
-    return Math.exp(curve.c[0] + curve.c[1] * x + curve.c[2] * x * x);
+    return curve.c[0] + curve.c[1] * x + curve.c[2] * x * x;
   };
   linePlot(host, () => ({
     title: 'IsoFLOP curves', xLog: true, xLabel: 'active parameters', xName: 'parameters', xFormat: v => count(Number(v.toPrecision(3))), yLabel: 'loss, nats per token', yFormat: short,
