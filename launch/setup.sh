@@ -12,7 +12,7 @@ packages=(g++ cmake ninja-build pkg-config git libopenmpi-dev openmpi-bin libdnn
   libspdlog-dev libfmt-dev libcli11-dev libsentencepiece-dev libzstd-dev zlib1g-dev libxxhash-dev libhwy-dev
   nlohmann-json3-dev)
 test_packages=(ccache libgtest-dev libgmock-dev libbenchmark-dev python3 python3-h5py python3-torch python3-yaml
-  clang-format clang-tidy)
+  clang-format clang-tidy chromium)
 
 say() { echo "setup: $*"; }
 die() { echo "setup: error: $*" >&2; exit 1; }

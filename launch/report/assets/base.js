@@ -121,8 +121,15 @@ function logTicks(low, high, wanted) {
   return ticks;
 }
 
+// Round numbers of the unit in which bytes of this size are told.
+function byteTicks(low, high, wanted) {
+  let unit = 1;
+  while (high / unit >= 1024) unit *= 1024;
+  return linearTicks(low / unit, high / unit, wanted).map(tick => tick * unit);
+}
+
 // A map from [low, high] to [from, to], with its ticks. Empty ranges are widened; a log scale needs positive ends.
-function scale(domain, range, isLog, wanted) {
+function scale(domain, range, isLog, wanted, ticks = isLog ? logTicks : linearTicks) {
   let [low, high] = domain;
   const [from, to] = range;
   if (low === high) {
@@ -132,7 +139,7 @@ function scale(domain, range, isLog, wanted) {
   const warp = isLog ? Math.log : value => value;
   const a = warp(low), b = warp(high);
   const map = value => from + (to - from) * (warp(value) - a) / (b - a);
-  map.ticks = (isLog ? logTicks : linearTicks)(low, high, wanted);
+  map.ticks = ticks(low, high, wanted);
   map.invert = position => {
     const t = a + (b - a) * (position - from) / (to - from);
     return isLog ? Math.exp(t) : t;
@@ -167,9 +174,10 @@ function responsive(host, draw) {
     host.replaceChildren(draw(Math.max(width, 260)));
   };
   redraw();
-  new ResizeObserver(() => {
+  // In the next frame: what an observer changes at once, observers see again.
+  new ResizeObserver(() => requestAnimationFrame(() => {
     if (host.clientWidth && Math.abs(host.clientWidth - width) > 4) redraw();
-  }).observe(host);
+  })).observe(host);
   return redraw;
 }
 

@@ -13,9 +13,10 @@ function median(run, key) {
 }
 
 function finalTable(runs) {
+  const six = value => short(value, 6);
   const lowest = run => run.series.loss ? extent([run.series.loss.value])[0] : null;
-  return table([{title: 'Run'}, {title: 'State'}, {title: 'Tokens', format: count}, {title: 'Loss'}, {title: 'Lowest loss'}, {title: 'Validation loss'},
-                {title: 'Bits per byte'}, {title: 'Gradient norm'}, {title: 'Tokens/s, median', format: count}, {title: 'MFU, median', format: percent}],
+  return table([{title: 'Run'}, {title: 'State'}, {title: 'Tokens', format: count}, {title: 'Loss', format: six}, {title: 'Lowest loss', format: six}, {title: 'Validation loss', format: six},
+                {title: 'Bits per byte', format: six}, {title: 'Gradient norm', format: six}, {title: 'Tokens/s, median', format: count}, {title: 'MFU, median', format: percent}],
                runs.map(run => [run.label, run.summary.state, run.summary.tokens, lastOf(run, 'loss'), lowest(run), lastOf(run, 'validation_loss'),
                                 lastOf(run, 'validation_bits_per_byte'), lastOf(run, 'grad_norm'), median(run, 'tokens_per_second'), median(run, 'mfu')]));
 }

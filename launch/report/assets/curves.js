@@ -55,7 +55,7 @@ function curveFigure(runs, options) {
   view.redraws.push(linePlot(host, () => ({
     title: options.title, series: seriesOf(runs, keys, view.x), xLabel: view.x === 'step' ? 'optimizer steps' : 'tokens',
     xName: view.x === 'step' ? 'step' : 'tokens', xFormat: view.x === 'step' ? whole : count, yLabel: options.yLabel,
-    yFormat: options.yFormat || short, yLog: options.yLog ? options.yLog() : false, zero: options.zero,
+    yFormat: options.yFormat || short, yLog: options.yLog ? options.yLog() : false, zero: options.zero, yTicks: options.yTicks,
     smooth: view.smooth && !options.isExact})));
   host.append(tableBehind('Table of ' + options.title.toLowerCase(), () => curveTable(runs, keys)));
   return host;
@@ -95,7 +95,7 @@ function communicationFigures(runs) {
       host.dataset.plot = 'no-communication';
       return host;
     }
-    return curveFigure([run], {title, note: 'By what they carry; both directions, summed over ranks.', yLabel: 'bytes', yFormat: bytes, zero: true, isExact: true, keys: used});
+    return curveFigure([run], {title, note: 'By what they carry; both directions, summed over ranks.', yLabel: 'bytes', yFormat: bytes, yTicks: byteTicks, zero: true, isExact: true, keys: used});
   });
 }
 
@@ -105,17 +105,12 @@ const purposes = [['activations', 'activations'], ['block_summaries', 'block sum
 function drawBars(peaks, used, width) {
   const ranks = used[0].values.length, row = ranks > 24 ? 12 : 24, left = 54, height = 22 + ranks * row + 40;
   const totals = Array.from({length: ranks}, (_, r) => used.reduce((sum, entry) => sum + entry.values[r], 0));
-  const x = scale([0, Math.max(...totals)], [left, width - 20], false, Math.max(2, width / 120));
+  const x = scale([0, Math.max(...totals)], [left, width - 20], false, Math.max(2, width / 120), byteTicks);
   const root = svg('svg', {viewBox: '0 0 ' + width + ' ' + height, width, height, role: 'img', 'aria-label': 'Peak bytes per rank'});
   const bottom = 12 + ranks * row;
-  const units = ['B', 'KiB', 'MiB', 'GiB', 'TiB'];
-  const level = Math.min(units.length - 1, Math.floor(Math.log(Math.max(...totals, 1)) / Math.log(1024)));
-  // Round numbers of the unit that the labels have.
-  for (const tick of linearTicks(0, Math.max(...totals) / Math.pow(1024, level), Math.max(2, width / 120))) {
-    const at = x(tick * Math.pow(1024, level));
-    root.append(svg('line', {class: 'grid', x1: at, x2: at, y1: 8, y2: bottom}),
-                svg('text', {class: 'tick', x: at, y: bottom + 16, 'text-anchor': 'middle'}, tick === 0 ? '0' : tick + '\u00a0' + units[level]));
-  }
+  for (const tick of x.ticks)
+    root.append(svg('line', {class: 'grid', x1: x(tick), x2: x(tick), y1: 8, y2: bottom}),
+                svg('text', {class: 'tick', x: x(tick), y: bottom + 16, 'text-anchor': 'middle'}, tick === 0 ? '0' : bytes(tick)));
   for (let r = 0; r < ranks; ++r) {
     const y = 10 + r * row;
     let sum = 0;

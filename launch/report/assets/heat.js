@@ -40,7 +40,7 @@ function mapAxes(root, map, box, cell) {
   }
   root.append(svg('text', {class: 'label', x: box.right, y: box.height - 4, 'text-anchor': 'end'}, map.columnLabel),
               svg('text', {class: 'label', x: 0, y: 11}, map.rowLabel + (rows > 1 ? ' \u2193' : '')),
-              svg('text', {class: 'label', x: box.width, y: 11, 'text-anchor': 'end'}, map.unit));
+              svg('text', {class: 'label', x: Math.min(box.width, Math.max(box.right + 60, 200)), y: 11, 'text-anchor': 'end'}, map.unit + (map.isLog ? ', log' : '')));
 }
 
 function addCells(root, map, colours, box, cell) {

@@ -62,7 +62,7 @@ function layersSection(runs) {
   }
   const logged = runs.map(run => run.layers ? run.layers.logged : 0), shown = runs.map(run => run.layers ? run.layers.steps.length : 0);
   const isThinned = logged.some((n, i) => n > shown[i]);
-  const place = section('layers', 'Norms by layer and step', 'Depth grows downwards: each layer\u2019s mixer, then its MLP. Colours are logarithmic where the bar says so by its numbers; runs share them.',
+  const place = section('layers', 'Norms by layer and step', 'Depth grows downwards: each layer\u2019s mixer, then its MLP. The bar beside a map says what its colours mean; several runs share one.',
                         ...(isThinned ? [shown.map((n, i) => whole(n) + ' of ' + whole(logged[i])).join(', ') + ' logged steps are shown, evenly spread.'] : []));
   place.append(el('div', {class: 'figures'}, quantities.map(quantity => mapFigure(runs, quantity))));
   return place;
@@ -98,7 +98,7 @@ function depthFigure(run, many) {
   const depth = run.layers && run.layers.depth;
   if (!depth) return null;
   const host = figure(many ? run.label : 'Where each sublayer reads');
-  host.classList.add('wide');
+  if (depth.sources.length > 14) host.classList.add('wide');
   host.dataset.plot = 'depth-weights';
   const domain = [0, extent(depth.weights.flat().map(row => row || []))[1]];
   slidingMap(host, depth.steps, index => ({
@@ -123,10 +123,10 @@ function expertFigure(run, many) {
   const experts = run.layers && run.layers.experts;
   if (!experts) return null;
   const host = figure(many ? run.label : 'Load per expert');
-  host.classList.add('wide');
   host.dataset.plot = 'expert-load';
   const domain = [0, Math.max(1, extent(experts.load.flat().map(row => row || []))[1])];
   const numExperts = Math.max(...experts.load.flat().map(row => row ? row.length : 0));
+  if (numExperts > 24) host.classList.add('wide');
   slidingMap(host, experts.steps, index => ({
     title: 'Load per expert at step ' + experts.steps[index], name: 'load', unit: 'tokens over the mean', domain, isLog: false, square: true,
     rows: experts.layers.map(layer => 'layer ' + layer), columns: Array.from({length: numExperts}, (_, e) => String(e)), rowLabel: 'layer',

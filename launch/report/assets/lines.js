@@ -107,11 +107,11 @@ function drawLines(plot, width) {
   if (plot.zero && !plot.yLog) yDomain = [Math.min(0, yDomain[0]), yDomain[1] || 1];
   const pad = plot.yLog ? 0 : (yDomain[1] - yDomain[0]) * 0.04;
   yDomain = plot.yLog ? [yDomain[0] / 1.03, yDomain[1] * 1.03] : [plot.zero ? yDomain[0] : yDomain[0] - pad, yDomain[1] + pad];
-  const probe = scale(yDomain, [0, 1], plot.yLog, 5);
+  const probe = scale(yDomain, [0, 1], plot.yLog, 5, plot.yTicks);
   const left = Math.max(34, 12 + Math.max(...probe.ticks.map(tick => plot.yFormat(tick).length)) * 6.6);
   const box = {left, right: width - 14, top: 22, bottom: height - 40};
   const x = scale(extent(plot.series.map(s => s.x)), [box.left, box.right], plot.xLog, Math.max(2, (box.right - box.left) / 90));
-  const y = scale(yDomain, [box.bottom, box.top], plot.yLog, 5);
+  const y = scale(yDomain, [box.bottom, box.top], plot.yLog, 5, plot.yTicks);
   const root = svg('svg', {viewBox: '0 0 ' + width + ' ' + height, width, height, role: 'img', 'aria-label': plot.title});
   axes(root, plot, x, y, box);
   for (const band of plot.bands || []) root.append(bandOf(band, x, y));

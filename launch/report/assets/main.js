@@ -16,7 +16,7 @@ function themeButton() {
 
 function navigation(parts) {
   const links = parts.filter(part => part.tagName === 'SECTION')
-                     .map(part => el('a', {href: '#' + part.id}, part.querySelector('h2').textContent));
+                     .map(part => el('a', {href: '#' + part.id}, capital(part.id)));
   return el('nav', {'aria-label': 'Sections'}, links, themeButton());
 }
 

@@ -27,7 +27,7 @@ function drawTimeline(trace, width) {
   const parts = [['As it ran', trace.real], ['Simulated', trace.simulated]];
   const longest = Math.max(...parts.map(part => part[1].makespan)) || 1;
   const x = scale([0, longest], [left, width - 16], false, Math.max(2, width / 110));
-  const block = 26 + ranks * rowHeight, height = 2 * block + 46;
+  const block = 34 + ranks * rowHeight, height = 2 * block + 40;
   const root = svg('svg', {viewBox: '0 0 ' + width + ' ' + height, width, height, role: 'img', 'aria-label': 'Pipeline timeline of step ' + trace.step});
   parts.forEach(([name, timeline], i) => {
     const top = i * block;
@@ -35,7 +35,7 @@ function drawTimeline(trace, width) {
     root.append(svg('text', {class: 'part', x: 0, y: top + 15}, name + ': ' + seconds(timeline.makespan) + ', bubble ' + percent(timeline.bubble) + empty));
     drawActions(root, timeline, ranks, x, top + 22, rowHeight);
   });
-  const bottom = 2 * block + 2;
+  const bottom = 2 * block - 6;
   for (const tick of x.ticks)
     root.append(svg('line', {class: 'grid', x1: x(tick), x2: x(tick), y1: 20, y2: bottom}),
                 svg('text', {class: 'tick', x: x(tick), y: bottom + 15, 'text-anchor': 'middle'}, tick === 0 ? '0' : seconds(tick)));
@@ -56,7 +56,7 @@ function timelineFigure(trace, runName) {
                                trace.schedule + ', ' + trace.pipeline + ' pipeline ranks' + (trace.data > 1 ? ' \u00d7 ' + trace.data + ' data-parallel' : '') +
                                (trace.shown_ranks < trace.ranks ? '; the first ' + trace.shown_ranks + ' of ' + trace.ranks + ' ranks' : ''));
   figureElement.classList.add('wide');
-  const kinds = [...new Set([...trace.real.actions, ...trace.simulated.actions].map(action => action[3]))].sort();
+  const kinds = Object.keys(actionNames).filter(kind => [trace.real, trace.simulated].some(timeline => timeline.actions.some(action => action[3] === kind)));
   figureElement.append(el('ul', {class: 'legend'}, kinds.map(kind => el('li', {}, el('span', {class: 'key ' + kind}, kind.charAt(0)), el('span', {}, actionNames[kind])))));
   const frame = el('div', {class: 'plot'});
   figureElement.append(frame);
