@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "integration"))
 from training import Lamina, metrics  # noqa: E402
 
 BROWSERS = ["chromium", "chromium-browser", "google-chrome"]
-EVIL = "</script><script>alert(1)"
+EVIL = "<!--<script>alert(1)&lt;"          # as a run's name
+EVIL_FOLDER = Path("<") / "script><script>alert(1)"  # whose path has "</script>"
 VOID = {"meta", "input", "br", "hr", "link", "img"}
 
 
@@ -165,7 +166,8 @@ def check_curves(run: Path, dom: Node) -> None:
         column = 3 if second else 2  # after step and tokens
         table = [(int(row[0]), float(row[column])) for row in cells(figure.one("table")) if row[column] != "\u2013"]
         same(table, expected, f"table of {key}")
-        same([int(row[1]) for row in cells(figure.one("table"))][0], [r["tokens"] for r in rows if number(r, key) is not None or not second][0], "tokens")
+        for row in cells(figure.one("table")):
+            same(int(row[1]), next(r["tokens"] for r in rows if r["step"] == int(row[0])), f"tokens of {key}")
 
 
 def check_maps(run: Path, dom: Node) -> None:
@@ -316,7 +318,7 @@ def check_sweep(sweep: Path, names: list[str], dom: Node, page: Path) -> None:
 
 
 PIPELINE = {
-    "model": {"hidden_size": 24, "num_hidden_layers": 4, "num_experts": 4, "num_experts_per_token": 2, "moe_intermediate_size": 12,
+    "model": {"hidden_size": 24, "num_hidden_layers": 6, "num_experts": 4, "num_experts_per_token": 2, "moe_intermediate_size": 12,
               "aux_loss_alpha": 1e-3},
     "parallel": {"pipeline": 2, "virtual_stages": 2},
     "train": {"num_steps": 24, "global_batch_size": 8},
@@ -404,7 +406,8 @@ def main() -> int:
         for name, theme, width in (("run-light", "light", 1280), ("run-dark", "dark", 1280), ("run-narrow", "light", 480)):
             browser.shoot(page, screenshots / f"{name}.png", theme, width)
 
-        first = lamina.train("first", {**PLAIN, "run": {"name": EVIL}})
+        first = folder / EVIL_FOLDER
+        lamina.train("first", {**PLAIN, "run": {"name": EVIL, "output_dir": str(first)}})
         other = lamina.train("other", {**PLAIN, "run": {"name": "other"}}, overrides=("train.optimizer.lr=0.01",))
         again = lamina.train("again", {**PLAIN, "run": {"name": EVIL}})
         page = report(first, other)
@@ -412,6 +415,8 @@ def main() -> int:
         dom = browser.dom(page)
         check_sound(page, dom)
         same(dom.one("h1").text(), f"{EVIL}, other", "the title of a run with a hostile name")
+        same(len(dom.all("script")), 4, "scripts: the data, the page's, and two of this test")
+        same(cells(dom.one("header").one("table"))[0], ["Folder", str(first), str(other)], "folders of the runs")
         check_pair([first, other], dom)
         assert dom.all("p", cls="note") and not dom.all("section", id="pipeline"), "a pipeline of one rank"
         browser.shoot(page, screenshots / "compare-light.png", "light")

@@ -26,7 +26,7 @@ function fill(element, attributes, children) {
     if (value === null || value === undefined || value === false) continue;
     element.setAttribute(key, value === true ? '' : value);
   }
-  for (const child of children.flat()) {
+  for (const child of children.flat(Infinity)) {
     if (child !== null && child !== undefined) element.append(child);
   }
   return element;
@@ -77,6 +77,7 @@ function seconds(value) {
   return minutes < 60 ? minutes + '\u00a0min' : Math.floor(minutes / 60) + '\u00a0h ' + minutes % 60 + '\u00a0min';
 }
 
+const uncapital = text => text.charAt(0).toLowerCase() + text.slice(1);
 const capital = text => text.charAt(0).toUpperCase() + text.slice(1);
 
 // ---- Scales ----

@@ -57,7 +57,7 @@ function curveFigure(runs, options) {
     xName: view.x === 'step' ? 'step' : 'tokens', xFormat: view.x === 'step' ? whole : count, yLabel: options.yLabel,
     yFormat: options.yFormat || short, yLog: options.yLog ? options.yLog() : false, zero: options.zero, yTicks: options.yTicks,
     smooth: view.smooth && !options.isExact})));
-  host.append(tableBehind('Table of ' + options.title.toLowerCase(), () => curveTable(runs, keys)));
+  host.append(tableBehind('Table of ' + uncapital(options.title), () => curveTable(runs, keys)));
   return host;
 }
 
@@ -72,7 +72,7 @@ function curvesSection(runs) {
      keys: [{key: 'grad_norm', name: 'gradient norm'}]},
     {title: 'Learning rate', yLabel: 'learning rate', zero: true, isExact: true, keys: [{key: 'lr', name: 'learning rate'}]},
     {title: 'Throughput', yLabel: 'tokens per second', yFormat: count, zero: true, keys: [{key: 'tokens_per_second', name: 'tokens per second'}]},
-    {title: 'Model FLOP utilisation', note: 'The model\u2019s arithmetic over the peak of all ranks.', yLabel: 'share of the peak', yFormat: percent, zero: true,
+    {title: 'Use of the peak (MFU)', note: 'The model\u2019s arithmetic over the peak of all ranks.', yLabel: 'share of the peak', yFormat: percent, zero: true,
      keys: [{key: 'mfu', name: 'MFU'}]},
     {title: 'Balance loss', note: 'Auxiliary loss of the experts, weighted.', yLabel: 'nats per token', keys: [{key: 'aux_loss', name: 'balance loss'}]},
   ];

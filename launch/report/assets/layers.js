@@ -41,7 +41,7 @@ function mapFigure(runs, quantity) {
     else panel.append(el('p', {class: 'note'}, 'Not logged by this run.'));
   });
   if (runs.length > 1) host.classList.add('wide');
-  host.append(tableBehind('Table of ' + quantity.title.toLowerCase(), () =>
+  host.append(tableBehind('Table of ' + uncapital(quantity.title), () =>
     el('div', {}, maps.map((map, i) => map ? el('div', {}, runs.length > 1 ? el('h4', {}, runs[i].label) : null, mapTable(map)) : null))));
   return host;
 }
@@ -58,7 +58,7 @@ function drawWaiting() {
 function layersSection(runs) {
   const any = runs.find(run => run.layers);
   if (!any) {
-    return fill(section('layers', 'Norms by layer and step', 'No sublayer was logged: ' ), {}, [el('p', {class: 'note'}, el('code', {}, 'logging.layer_stats_interval'), ' above 0 writes layers.jsonl.')]);
+    return fill(section('layers', 'Norms by layer and step', 'No sublayer was logged.'), {}, [el('p', {class: 'note'}, el('code', {}, 'logging.layer_stats_interval'), ' above 0 writes layers.jsonl.')]);
   }
   const logged = runs.map(run => run.layers ? run.layers.logged : 0), shown = runs.map(run => run.layers ? run.layers.steps.length : 0);
   const isThinned = logged.some((n, i) => n > shown[i]);

@@ -104,7 +104,7 @@ function drawLines(plot, width) {
   const height = plot.height || 250;
   const positive = values => plot.yLog ? values.filter(value => value > 0) : values;
   let yDomain = extent([...plot.series.map(s => positive(s.y)), ...(plot.bands || []).flatMap(b => [b.low, b.high])]);
-  if (plot.zero && !plot.yLog) yDomain = [Math.min(0, yDomain[0]), yDomain[1] || 1];
+  if (plot.zero && !plot.yLog) yDomain = [Math.min(0, yDomain[0]), yDomain[1] * 1.04 || 1];
   const pad = plot.yLog ? 0 : (yDomain[1] - yDomain[0]) * 0.04;
   yDomain = plot.yLog ? [yDomain[0] / 1.03, yDomain[1] * 1.03] : [plot.zero ? yDomain[0] : yDomain[0] - pad, yDomain[1] + pad];
   const probe = scale(yDomain, [0, 1], plot.yLog, 5, plot.yTicks);

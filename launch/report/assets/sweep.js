@@ -37,7 +37,7 @@ function sizeFigure(sweep, size, key, title, yLabel) {
               marks: key === 'validation_loss'};
     })});
   view.redraws.push(linePlot(host, make));
-  host.append(tableBehind('Table of ' + title.toLowerCase(), () => {
+  host.append(tableBehind('Table of ' + uncapital(title), () => {
     const series = runs.map(run => ({name: run.name, x: run.series[key].step, y: run.series[key].value, rows: run.series[key].rows}));
     return el('div', {}, thinningNote(series) ? el('p', {class: 'note'}, thinningNote(series)) : null, curvesTable('Step', series));
   }));
@@ -86,7 +86,7 @@ function lawFigure(fit, form, title, note) {
 }
 
 function coefficients(fit) {
-  const rows = fit.variants.flatMap(variant => [['L = A C^-\u03b1', variant.power, variant.power_problem], ['L = E + A C^-\u03b1', variant.irreducible, variant.irreducible_problem]].map(([form, law, problem]) =>
+  const rows = fit.variants.flatMap(variant => [['L = A C\u207b\u1d45', variant.power, variant.power_problem], ['L = E + A C\u207b\u1d45', variant.irreducible, variant.irreducible_problem]].map(([form, law, problem]) =>
     law ? [shown(variant.variant), form, within(law.a), within(law.alpha), law.e ? within(law.e) : null, short(law.rms, 3), variant.num_points + ' in ' + variant.num_cells]
         : [shown(variant.variant), form, problem || null, null, null, null, null]));
   return table([{title: 'Variant'}, {title: 'Law'}, {title: 'A'}, {title: '\u03b1'}, {title: 'E'}, {title: 'Residual of log L'}, {title: 'Runs'}], rows, 'Coefficients, with 95 % intervals');
@@ -126,8 +126,8 @@ function fitSection(fit) {
     return place;
   }
   if (fit.interval_problem) place.append(el('p', {class: 'note'}, 'No intervals: ' + fit.interval_problem));
-  place.append(lawFigure(fit, 'power', 'L = A C^-\u03b1', 'C in PFLOP/s-days. Points: runs; lines: fitted laws; bands: 95 % intervals over seeds.'),
-               lawFigure(fit, 'irreducible', 'L = E + A C^-\u03b1', 'With a loss that no compute removes.') || '', coefficients(fit), gains(fit) || '');
+  place.append(lawFigure(fit, 'power', 'L = A C\u207b\u1d45', 'C in PFLOP/s-days. Points: runs; lines: fitted laws; bands: 95 % intervals over seeds.'),
+               lawFigure(fit, 'irreducible', 'L = E + A C\u207b\u1d45', 'With a loss that no compute removes.') || '', coefficients(fit), gains(fit) || '');
   if (fit.isoflop.length > 0) place.append(el('div', {class: 'figures'}, fit.isoflop.map(isoflopFigure)));
   return place;
 }
