@@ -24,7 +24,7 @@ function table(columns, rows, caption) {
             el('table', {}, caption ? el('caption', {}, caption) : null, el('thead', {}, head), el('tbody', {}, body)));
 }
 
-// Behind a plot; the table of a long curve is made when it is opened.
+// Behind a plot, closed until it is asked for.
 function tableBehind(label, make) {
   const details = el('details', {class: 'numbers'}, el('summary', {}, label));
   details.append(make());
