@@ -96,8 +96,10 @@ int run(int argc, char** argv) {
   register_check(app);
   register_plan(app);
   register_verify(app);
+  register_sweep(app);
   register_doctor(app);
   register_inspect(app);
+  register_fit(app);
   register_export(app);
   register_import(app);
   register_report(app);

@@ -10,7 +10,7 @@ minimum_cmake=3.22
 
 packages=(g++ cmake ninja-build pkg-config git libopenmpi-dev openmpi-bin libdnnl-dev libhdf5-dev libyaml-cpp-dev
   libspdlog-dev libfmt-dev libcli11-dev libsentencepiece-dev libzstd-dev zlib1g-dev libxxhash-dev libhwy-dev
-  nlohmann-json3-dev)
+  nlohmann-json3-dev libeigen3-dev)
 test_packages=(ccache libgtest-dev libgmock-dev libbenchmark-dev python3 python3-h5py python3-torch python3-yaml
   clang-format clang-tidy 'chromium|chromium-browser')
 

@@ -35,6 +35,7 @@ ROOMS = {
     "trainer": TRAINER,
     "launch": TRAINER | {"launch"},
     "tests": TRAINER | {"tests"},
+    "tests/launch": TRAINER | {"tests", "launch"},
     "bench": TRAINER | {"bench"},
 }
 # Implementations behind parallel/comm's interface: only the program that picks them, and the tests and benchmarks that start
@@ -55,6 +56,7 @@ THIRD_PARTY = [
     (r"yaml-cpp/", ["configs/schema"]),
     (r"spdlog/", ["core/base"]),
     (r"CLI/|CLI11", ["launch"]),
+    (r"(unsupported/)?Eigen/", ["launch/study"]),
     (r"gtest/|gmock/", ["tests"]),
     (r"benchmark/", ["bench"]),
 ]
@@ -147,6 +149,8 @@ CASES = [
     ("trainer/a.cpp", "#include <yaml-cpp/yaml.h>", False),
     ("launch/a.cpp", "#include <spdlog/spdlog.h>", False),
     ("trainer/a.cpp", "#include <CLI/CLI.hpp>", False),
+    ("launch/a.cpp", "#include <Eigen/Dense>", False),
+    ("trainer/a.cpp", "#include <unsupported/Eigen/NonLinearOptimization>", False),
     ("core/base/a.cpp", "#include <gtest/gtest.h>", False),
     ("core/ops/ref/a.cpp", '#include "op.h"', False),
     ("core/ops/a.cpp", '#include "op.h"', False),
@@ -154,6 +158,7 @@ CASES = [
     ("core/ops/a.cpp", "#include <core/ops/op.h>", False),
     ("core/elsewhere/a.h", "", False),
     ("tests/core/a.cpp", "#include <cuda_runtime.h>", False),
+    ("tests/model/a.cpp", '#include "launch/main.h"', False),
     ("tests/cuda_emulator/src/a.cpp", '#include <cuda_runtime.h>\n#include "a.h"', True),
     ("core/ops/cpu/a.cpp", '#include "core/ops/op.h"\n#include <dnnl.hpp>\n#include "hwy/highway.h"\n#include <vector>', True),
     ("core/ops/a.cpp", '// #include "parallel/comm/communicator.h"', True),
@@ -164,6 +169,8 @@ CASES = [
     ("parallel/zero/a.cpp", '#include "parallel/comm/communicator.h"\n#include "core/ops/op.h"', True),
     ("trainer/a.cpp", '#include "data/loader.h"\n#include "core/io/hdf5.h"\n#include "parallel/comm/communicator.h"', True),
     ("launch/a.cpp", '#include <CLI/CLI.hpp>\n#include "parallel/comm/mpi/mpi_communicator.h"', True),
+    ("launch/study/a.cpp", "#include <Eigen/Dense>\n#include <unsupported/Eigen/NonLinearOptimization>", True),
+    ("tests/launch/study/a.cpp", '#include "launch/main.h"\n#include "tests/support/b.h"', True),
     ("tests/model/a.cpp", '#include <gtest/gtest.h>\n#include "tests/support/b.h"', True),
 ]
 TARGETS = ["core/base/log.h", "core/device/device.h", "core/tensor/view.h", "core/ops/op.h", "core/io/hdf5.h",

@@ -271,9 +271,20 @@ class Reader {
 
 namespace {
 
-Config decode(const std::string& yaml, const std::string& name, std::span<const std::string> overrides) {
-  schema::Value root = schema::parse_yaml(yaml, name);
-  for (const std::string& text : overrides) schema::apply_override(root, text);
+// What was found may span lines (a missing quote or colon does that); the message may not.
+template <class Body>
+Config in_one_line(Body&& body) {
+  try {
+    return body();
+  } catch (const Error& failure) {
+    std::string message = failure.what();
+    std::replace_if(
+        message.begin(), message.end(), [](char c) { return static_cast<unsigned char>(c) < 0x20; }, ' ');
+    throw Error(message);
+  }
+}
+
+Config decode(schema::Value& root, const std::string& name) {
   Config config;
   schema::Given given{name, {}};
   schema::Reader(root, name, "", given).read(config);
@@ -284,26 +295,30 @@ Config decode(const std::string& yaml, const std::string& name, std::span<const 
 
 }  // namespace
 
-Config parse_config(const std::string& yaml, const std::string& name, std::span<const std::string> overrides) {
-  try {
-    return decode(yaml, name, overrides);
-  } catch (const Error& failure) {
-    // What was found may span lines (a missing quote or colon does that); the message may not.
-    std::string message = failure.what();
-    std::replace_if(
-        message.begin(), message.end(), [](char c) { return static_cast<unsigned char>(c) < 0x20; }, ' ');
-    throw Error(message);
-  }
+Config decode_config(schema::Value root, const std::string& name) {
+  return in_one_line([&] { return decode(root, name); });
 }
 
-Config load_config(const std::string& path, std::span<const std::string> overrides) {
+Config parse_config(const std::string& yaml, const std::string& name, std::span<const std::string> overrides) {
+  return in_one_line([&] {
+    schema::Value root = schema::parse_yaml(yaml, name);
+    for (const std::string& text : overrides) schema::apply_override(root, text);
+    return decode(root, name);
+  });
+}
+
+std::string read_config_text(const std::string& path) {
   if (std::filesystem::is_directory(path)) throw Error("{}: found a folder, expected a configuration file", path);
   std::ifstream file(path, std::ios::binary);
   if (!file) throw Error("{}: can't open the configuration: {}", path, std::strerror(errno));
   std::ostringstream text;
   text << file.rdbuf();
   if (file.bad()) throw Error("{}: can't read the configuration: {}", path, std::strerror(errno));
-  return parse_config(text.str(), path, overrides);
+  return text.str();
+}
+
+Config load_config(const std::string& path, std::span<const std::string> overrides) {
+  return parse_config(read_config_text(path), path, overrides);
 }
 
 }  // namespace lamina

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "configs/schema/config.h"
+#include "configs/schema/value.h"
 
 namespace lamina {
 
@@ -12,8 +13,13 @@ namespace lamina {
 // be judged without other files. Throws Error: "<file>:<line>: <key.path>: <what was found>, expected <what>".
 Config load_config(const std::string& path, std::span<const std::string> overrides = {});
 
+std::string read_config_text(const std::string& path);  // of the file; Error naming it and the reason
+
 // The same from text; `name` stands for the file in messages.
 Config parse_config(const std::string& yaml, const std::string& name, std::span<const std::string> overrides = {});
+
+// The same from a document whose keys may come from several places; `name` stands for what has no place of its own.
+Config decode_config(schema::Value root, const std::string& name);
 
 // The resolved configuration, every key written out; parse_config(to_yaml(c), ..) gives c back exactly.
 std::string to_yaml(const Config& config);

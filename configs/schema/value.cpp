@@ -132,8 +132,13 @@ void apply_override(Value& root, const std::string& text) {
   const std::vector<std::string> parts = split_path(text.substr(0, equals));
   if (equals == std::string::npos || std::count(parts.begin(), parts.end(), "") > 0)
     throw Error("{}: found no key.path=value, expected one like train.num_steps=100", origin);
-  Value value = parse(text.substr(equals + 1), origin, /*with_lines=*/false);
+  replace_key(root, text.substr(0, equals), parse(text.substr(equals + 1), origin, /*with_lines=*/false), origin);
+}
 
+void replace_key(Value& root, const std::string& key_path, Value value, const std::string& origin) {
+  const std::vector<std::string> parts = split_path(key_path);
+  if (std::count(parts.begin(), parts.end(), "") > 0)
+    throw Error("{}: found '{}', expected a key.path like train.num_steps", origin, key_path);
   Value* at = &root;
   std::string path;
   for (size_t i = 0; i < parts.size(); ++i) {

@@ -32,6 +32,9 @@ struct Entry {
 // Throws Error on a syntax error, a duplicate key, or more than one document. `name` stands for the file in messages.
 Value parse_yaml(const std::string& text, const std::string& name);
 
+// Replaces the key that `key_path` ("key.path") names by `value`; null removes it. `origin` is what messages name.
+void replace_key(Value& root, const std::string& key_path, Value value, const std::string& origin);
+
 // "key.path=value" replaces one key ("list.0.key" reaches into a list); the value null removes it.
 void apply_override(Value& root, const std::string& text);
 

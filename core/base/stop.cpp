@@ -12,12 +12,12 @@ std::atomic<const char*> first_reason{nullptr};
 static_assert(std::atomic<const char*>::is_always_lock_free);
 
 void on_signal(int signal) {
-  request(signal == SIGUSR1 ? "SIGUSR1" : "SIGTERM");
+  request(signal == SIGUSR1 ? "SIGUSR1" : signal == SIGINT ? "SIGINT" : "SIGTERM");
 }
 
 }  // namespace
 
-void catch_signals() {
+void catch_signals(bool interrupt_too) {
   struct sigaction action;
   std::memset(&action, 0, sizeof action);
   action.sa_handler = on_signal;
@@ -25,6 +25,7 @@ void catch_signals() {
   sigemptyset(&action.sa_mask);
   sigaction(SIGTERM, &action, nullptr);
   sigaction(SIGUSR1, &action, nullptr);
+  if (interrupt_too) sigaction(SIGINT, &action, nullptr);
 }
 
 bool requested() noexcept {

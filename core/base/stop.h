@@ -23,8 +23,8 @@ class Stopped : public std::exception {
 
 namespace stop {
 
-// From now on SIGTERM and SIGUSR1 set the request instead of ending the process, however often they come.
-void catch_signals();
+// From now on SIGTERM and SIGUSR1 (and SIGINT, when asked) set the request instead of ending the process, however often they come.
+void catch_signals(bool interrupt_too = false);
 
 bool requested() noexcept;
 

@@ -6,12 +6,13 @@
 //
 // Both by least squares on log L: the first in closed form, the second by Levenberg-Marquardt from several starting points.
 //
-// Intervals (95 %) are over seeds: which loss other seeds would have given at the same sizes. Seeds are resampled within each
-// cell (one variant at one size), the same draw for all variants of a size whose seeds match: a seed is an order of the data, and
-// variants share its luck. A plain percentile interval over three seeds is too narrow, for two reasons that are mended here: a
-// resampled mean of S seeds varies (S - 1) / S as much as a real one (deviations from the cell's mean are widened by the root of
-// S / (S - 1)), and the spread itself is known from few degrees of freedom (percentiles are stretched by Student's quantile over
-// the normal one). One seed in a cell: no interval, and its reason.
+// Intervals (95 %) are over seeds: what other seeds would have given at the same sizes. Seeds are resampled within each cell (one
+// variant at one size), the same draw for all variants of a size whose seeds match: a seed is an order of the data, and variants
+// share its luck. Plain percentiles over three seeds are too narrow (a slope over four sizes lies within in 83 % of studies),
+// for two reasons that are mended here: a resampled mean of S seeds varies (S - 1) / S as much as a real one, so deviations from the
+// cell's mean are widened by the root of S / (S - 1); and the spread itself is known from few degrees of freedom, so percentiles
+// are stretched by Student's quantile over the normal one, with Welch and Satterthwaite's count of degrees of freedom: cells may
+// differ in their noise. What hangs on a cell with one seed has no interval.
 #pragma once
 
 #include <cstdint>
@@ -59,7 +60,7 @@ struct Interval {
 };
 struct Estimate {
   double value = 0;
-  std::optional<Interval> interval;  // absent: StudyFit::interval_problem, or the law's
+  std::optional<Interval> interval;  // absent: StudyFit::interval_problem. `high` may be infinite
 };
 
 struct CurvePoint {
@@ -78,10 +79,9 @@ struct VariantFit {
   std::string variant;
   size_t num_points = 0, num_cells = 0, min_seeds = 0, max_seeds = 0;  // seeds: per cell
   double min_compute = 0, max_compute = 0;                             // FLOP, measured
-  bool over_isoflop_minima = false;  // the laws' points: not the runs but their curves' minima
-  LawFit power;
-  std::optional<LawFit> irreducible;
-  std::string irreducible_problem;  // why it is absent
+  bool over_isoflop_minima = false;  // the laws go through the minima of the isoFLOP curves, not through all cells
+  std::optional<LawFit> power, irreducible;
+  std::string power_problem, irreducible_problem;  // why they are absent
 };
 
 // C_b(L_v(C)) / C: how many times the compute C the baseline needs for the loss that the variant has with C.
@@ -89,14 +89,14 @@ struct GainFit {
   std::string variant, baseline;
   std::string form;       // "power", "irreducible"
   double compute = 0;     // C, FLOP
-  bool infinite = false;  // the variant's loss is not above the baseline's E; value and interval then mean nothing
-  Estimate gain;          // an infinite upper end: some resamples say so
-  std::string note;       // what is read outside the measured range of compute; "" when nothing is
+  bool infinite = false;  // no compute gives the baseline this loss (not above its E); the estimate then means nothing
+  Estimate gain;
+  std::string note;  // what is read outside the measured range of compute; "" when nothing is
 };
 
-struct IsoFlopCurve {                              // log L = c0 + c1 x + c2 x^2, x = log(N / centre)
+struct IsoFlopCurve {                              // L = c0 + c1 x + c2 x^2, x = log(N / centre)
   double compute = 0;                              // FLOP, geometric mean of its cells
-  std::vector<double> parameters, tokens, losses;  // of its cells (means over seeds), by parameters
+  std::vector<double> parameters, tokens, losses;  // of its cells (geometric means over seeds), by parameters
   double centre = 1, c0 = 0, c1 = 0, c2 = 0;
   std::string problem;  // "" or why there is no optimum: no minimum, or one outside the sizes
   Estimate parameters_opt, tokens_opt, loss_opt;
@@ -108,10 +108,11 @@ struct IsoFlopFit {
 };
 
 struct FitOptions {
-  std::string baseline;      // "": `standard` if there is one, else the first variant
-  double at = 0;             // FLOP, where the gain is taken; 0: the largest compute of all points
-  int num_resamples = 1000;  // 0: no intervals
-  uint64_t seed = 1;         // of the resampling
+  std::string loss_name = "loss";  // for the text: validation_loss, loss
+  std::string baseline;            // "": `standard` if there is one, else the first variant
+  double at = 0;                   // FLOP, where the gain is taken; 0: the largest compute of all points
+  int num_resamples = 1000;        // 0: no intervals
+  uint64_t seed = 1;               // of the resampling
 };
 struct StudyFit {
   std::vector<FitPoint> points;      // as given
@@ -123,14 +124,15 @@ struct StudyFit {
   std::string interval_problem;      // why there are no intervals; "" when there are
 };
 
-// Error: no points; a loss or compute that is not positive and finite; a variant with fewer than three distinct values of
-// compute; an unknown baseline. The order of the points changes nothing but the order of the variants.
+// Error: no points; a loss or compute that is not positive and finite; a variant with fewer than three values of compute
+// that differ by 1 % (with isoFLOP curves: power_problem says so); the same seed twice in a cell; an unknown baseline. The order
+// of the points changes nothing but the order of the variants.
 StudyFit fit_study(std::vector<FitPoint> points, const FitOptions& options = {});
 
 std::string to_text(const StudyFit& fit);
 nlohmann::json to_json(const StudyFit& fit);  // what fit.json holds (docs/formats.md)
 
-// "5.6 PFLOP/s-days", "5.6PFD", "4.8e20 FLOP", "4.8e20": in FLOP. Error with what was found.
+// "5.6 PFLOP/s-days", "5.6 PF-days", "4.8e20 FLOP", "4.8e20": in FLOP. Error with what was found.
 double parse_compute(const std::string& text);
 
 }  // namespace lamina::study

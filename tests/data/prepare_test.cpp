@@ -13,6 +13,7 @@
 #include <nlohmann/json.hpp>
 #include <thread>
 
+#include "core/base/stop.h"
 #include "core/io/file.h"
 #include "core/io/hdf5.h"
 #include "data/progress.h"
@@ -266,29 +267,39 @@ TEST_F(PrepareTest, AFullDiskLeavesNothing) {
   EXPECT_THAT(message, AllOf(HasSubstr("tokens.h5"), HasSubstr("File too large")));
 }
 
-TEST_F(PrepareTest, AnInterruptCleansUp) {
-  ASSERT_EQ(::mkfifo(path("pipe").c_str(), 0600), 0);
-  auto* const previous_handler = std::signal(SIGPIPE, SIG_IGN);  // the reader goes away
+// How the preparation ends that a signal finds at work: 7, an Error that says "interrupted"; 75, Stopped.
+int ending_by(int signal, const PrepareOptions& options, const std::string& pipe_path, const std::string& text) {
   const pid_t child = ::fork();
   if (child == 0) {
     try {
-      prepare(options("out", {path("pipe")}));
+      prepare(options);
     } catch (const Error& error) {
       ::_exit(std::string(error.what()).find("interrupted") != std::string::npos ? 7 : 8);
+    } catch (const Stopped&) {
+      ::_exit(exit_resume);
     }
     ::_exit(9);
   }
   {
-    std::ofstream pipe(path("pipe"));
-    pipe << words(3'000'000, 1) << std::flush;  // more than a pipe holds: the child is at work
-    EXPECT_EQ(::kill(child, SIGINT), 0);
-    pipe << words(3'000'000, 1) << std::flush;
+    std::ofstream pipe(pipe_path);
+    pipe << text << std::flush;  // more than a pipe holds: the child is at work
+    EXPECT_EQ(::kill(child, signal), 0);
+    pipe << text << std::flush;
   }
   int status = -1;
-  ASSERT_EQ(::waitpid(child, &status, 0), child);
-  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 7) << status;
+  EXPECT_EQ(::waitpid(child, &status, 0), child);
+  return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+TEST_F(PrepareTest, ASignalCleansUp) {
+  ASSERT_EQ(::mkfifo(path("pipe").c_str(), 0600), 0);
+  auto* const previous_handler = std::signal(SIGPIPE, SIG_IGN);  // the reader goes away
+  for (const auto& [signal, ending] :
+       {std::pair{SIGINT, 7}, {SIGHUP, 7}, {SIGTERM, exit_resume}, {SIGUSR1, exit_resume}}) {
+    EXPECT_EQ(ending_by(signal, options("out", {path("pipe")}), path("pipe"), words(3'000'000, 1)), ending) << signal;
+    EXPECT_EQ(num_entries(), 1u);  // the pipe
+  }
   std::signal(SIGPIPE, previous_handler);
-  EXPECT_EQ(num_entries(), 1u);  // the pipe
 }
 
 TEST_F(PrepareTest, ProgressTellsWhatIsLeft) {

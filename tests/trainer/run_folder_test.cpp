@@ -108,6 +108,27 @@ TEST(RunFolder, WithoutResultsAnotherExperimentMayBegin) {
   EXPECT_THROW(prepare(config), Error);
 }
 
+TEST(RunFolder, AddsTheValidationThatAStopPrevented) {
+  const TemporaryFolder folder;
+  const RunFolder run{folder.path()};
+  EXPECT_FALSE(lacks_validation(run, 2));  // no file
+  io::write_file_atomically(run.metrics(),
+                            std::string_view("{\"step\": 1, \"loss\": 3}\n{\"step\": 2, \"loss\": 2.5}\n"));
+  EXPECT_FALSE(lacks_validation(run, 1));  // not the last row
+  EXPECT_FALSE(lacks_validation(run, 3));
+  ASSERT_TRUE(lacks_validation(run, 2));
+  add_validation(run, 2, 0.1, 1.5);
+  EXPECT_EQ(io::read_file(run.metrics()),
+            "{\"step\": 1, \"loss\": 3}\n"
+            "{\"step\": 2, \"loss\": 2.5, \"validation_loss\": 0.1, \"validation_bits_per_byte\": 1.5}\n");
+  EXPECT_FALSE(lacks_validation(run, 2));
+  EXPECT_THROW(add_validation(run, 2, 0.1, 1.5), InternalError);
+  io::write_file_atomically(run.metrics(), std::string_view("{\"step\": 1}\n"));  // the only row
+  ASSERT_TRUE(lacks_validation(run, 1));
+  add_validation(run, 1, 2, 3);
+  EXPECT_EQ(io::read_file(run.metrics()), "{\"step\": 1, \"validation_loss\": 2, \"validation_bits_per_byte\": 3}\n");
+}
+
 TEST(RunFolder, TruncatesTheRowsAfterTheResumedStep) {
   const TemporaryFolder folder;
   const RunFolder run{folder.path()};

@@ -1,0 +1,359 @@
+#include "launch/study/sweep_runner.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <csignal>
+#include <ctime>
+#include <deque>
+#include <fstream>
+#include <sstream>
+#include <thread>
+#include <utility>
+
+#include "configs/schema/decode.h"
+#include "core/base/error.h"
+#include "core/base/stop.h"
+#include "core/io/file.h"
+#include "data/sampler.h"
+#include "launch/study/child_process.h"
+
+namespace lamina::study {
+namespace {
+
+namespace fs = std::filesystem;
+using Clock = std::chrono::steady_clock;
+using nlohmann::json;
+
+constexpr int starts_without_progress = 3;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+// Held by the sweep and by the runs it has started: while one of them lives, no other sweep may start runs in the folder.
+class FolderLock {
+ public:
+  explicit FolderLock(const fs::path& folder) : path_((folder / "lock").string()) {
+    fd_ = ::open(path_.c_str(), O_RDWR | O_CREAT, 0644);
+    if (fd_ < 0) throw Error("{}: can't open: {}", path_, io::describe_errno(errno));
+    if (try_lock()) return;
+    // Runs of a sweep that was killed are ending, maybe.
+    for (int tenth = 0; tenth < 300 && !stop::requested(); ++tenth) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(100));
+      if (try_lock()) return;
+    }
+    ::close(fd_);
+    throw Error("{}: another `lamina sweep`, or a run that one has started, works on this folder", path_);
+  }
+  ~FolderLock() { ::close(fd_); }
+  FolderLock(const FolderLock&) = delete;
+  FolderLock& operator=(const FolderLock&) = delete;
+
+  static bool is_held(const fs::path& folder) {
+    const int fd = ::open((folder / "lock").c_str(), O_RDWR | O_CLOEXEC);
+    if (fd < 0) return false;
+    const bool held = ::flock(fd, LOCK_SH | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+    ::close(fd);
+    return held;
+  }
+
+ private:
+  bool try_lock() const { return ::flock(fd_, LOCK_EX | LOCK_NB) == 0; }
+  std::string path_;
+  int fd_ = -1;
+};
+
+fs::path state_file(const fs::path& folder) {
+  return folder / "state.json";
+}
+
+// What is not in the runs' folders: which of them are being run, and why others failed.
+void write_state(const SweepPlan& plan, const std::vector<RunStatus>& status) {
+  json runs = json::object();
+  for (size_t i = 0; i < status.size(); ++i) {
+    if (status[i].state == RunState::running) runs[plan.runs[i].id.name] = {{"state", "running"}};
+    if (status[i].state == RunState::failed)
+      runs[plan.runs[i].id.name] = {{"state", "failed"}, {"reason", status[i].reason}};
+  }
+  io::write_file_atomically(state_file(plan.folder), json{{"runs", runs}}.dump(1) + "\n");
+}
+
+void write_plan(const SweepPlan& plan) {
+  std::error_code error;
+  for (const char* folder : {"configs", "logs"}) {
+    fs::create_directories(plan.folder / folder, error);
+    if (error) throw Error("{}: can't create: {}", (plan.folder / folder).string(), error.message());
+  }
+  for (const PlannedRun& run : plan.runs) io::write_file_atomically(config_file(plan, run), to_yaml(run.config));
+  write_sweep(plan.data());
+}
+
+std::string clock_text() {
+  const std::time_t now = std::time(nullptr);
+  std::tm local{};
+  localtime_r(&now, &local);
+  return fmt::format("{:02}:{:02}:{:02}", local.tm_hour, local.tm_min, local.tm_sec);
+}
+
+class Runner {
+ public:
+  Runner(const SweepPlan& plan, const SweepOptions& options)
+      : plan_(plan), options_(options), starts_(plan.runs.size()) {
+    for (const PlannedRun& run : plan.runs) {
+      name_width_ = std::max(name_width_, run.id.name.size());
+      status_.push_back(read_status(run));
+    }
+    for (size_t i = 0; i < status_.size(); ++i)
+      if (status_[i].state != RunState::done) queue_.push_back(i);
+  }
+
+  SweepEnd run() {
+    say(status_sums(status_));
+    while (!queue_.empty() || !active_.empty()) {
+      if (stop::requested() && !stopping_) tell_to_stop();
+      while (!stopping_ && !queue_.empty() && static_cast<int>(active_.size()) < options_.jobs) start_next();
+      reap();
+      draw();
+      std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    }
+    draw(/*force=*/true);
+    write_state(plan_, status_);
+    SweepEnd end;
+    for (const RunStatus& one : status_) end.failed += one.state == RunState::failed;
+    end.is_stopped = stopping_;
+    if (!options_.show_table) say(status_sums(status_));
+    return end;
+  }
+
+ private:
+  struct Active {
+    size_t run;
+    ChildProcess process;
+    int64_t step;  // at its start
+    Clock::time_point start;
+  };
+
+  const PlannedRun& planned(size_t run) const { return plan_.runs[run]; }
+
+  std::vector<std::string> command(const PlannedRun& run) const {
+    std::vector<std::string> words;
+    if (plan_.ranks > 1) {
+      std::istringstream launcher(options_.launcher);
+      for (std::string word; launcher >> word;) words.push_back(word);
+      words.insert(words.end(), {"-n", std::to_string(plan_.ranks)});
+    }
+    words.insert(words.end(), {options_.program, "train", config_file(plan_, run).string()});
+    // Runs side by side share the cores.
+    if (run.config.run.num_threads == 0) {
+      const int cores = static_cast<int>(std::thread::hardware_concurrency());
+      words.push_back(fmt::format("run.num_threads={}", std::max(1, cores / (options_.jobs * plan_.ranks))));
+    }
+    return words;
+  }
+
+  void start_next() {
+    const size_t run = queue_.front();
+    queue_.pop_front();
+    RunStatus& status = status_[run];
+    status.state = RunState::running;
+    status.reason.clear();
+    const fs::path log = log_file(plan_, planned(run));
+    {
+      std::ofstream mark(log, std::ios::app);
+      mark << "--- started by lamina sweep\n";
+      if (!mark.flush()) throw Error("{}: can't write", log.string());
+    }
+    active_.push_back({run, ChildProcess(command(planned(run)), log), status.step, Clock::now()});
+    say(fmt::format("{}: {}", planned(run).id.name,
+                    status.step > 0 ? fmt::format("goes on after step {}", status.step) : "started"));
+    write_state(plan_, status_);
+  }
+
+  void tell_to_stop() {
+    stopping_ = true;
+    queue_.clear();
+    say(fmt::format("{}: the runs save and end; the same command goes on", stop::reason()));
+    for (Active& active : active_) active.process.signal(SIGUSR1);
+  }
+
+  void reap() {
+    for (size_t i = 0; i < active_.size();) {
+      const std::optional<int> ended = active_[i].process.poll();
+      if (!ended) {
+        ++i;
+        continue;
+      }
+      const Active active = {active_[i].run, ChildProcess(), active_[i].step, active_[i].start};
+      active_.erase(active_.begin() + static_cast<std::ptrdiff_t>(i));
+      judge(active, *ended);
+      write_state(plan_, status_);
+    }
+  }
+
+  void judge(const Active& active, int wait_status) {
+    RunStatus& status = status_[active.run];
+    const std::string& name = planned(active.run).id.name;
+    const bool asks_to_resume = WIFEXITED(wait_status) && WEXITSTATUS(wait_status) == exit_resume;
+    const bool is_good = WIFEXITED(wait_status) && WEXITSTATUS(wait_status) == 0;
+    status = read_status(planned(active.run));
+    if (status.state == RunState::done) {
+      say(fmt::format("{}: done in {:.0f} s, loss {:.4f}{}", name, seconds_since(active.start), status.loss,
+                      status.validation_loss > 0 ? fmt::format(", validation {:.4f}", status.validation_loss) : ""));
+      return;
+    }
+    if (stopping_ && !is_good && (asks_to_resume || WIFSIGNALED(wait_status))) return;
+    if (asks_to_resume) {
+      starts_[active.run] = status.step > active.step ? 0 : starts_[active.run] + 1;
+      if (starts_[active.run] < starts_without_progress) {
+        if (!stopping_) queue_.push_back(active.run);
+        return;
+      }
+    }
+    status.state = RunState::failed;
+    status.reason =
+        asks_to_resume ? fmt::format("asked to be resumed {} times without a step of progress", starts_without_progress)
+        : is_good      ? "ended without the checkpoint of its last step"
+                       : failure_reason(log_file(plan_, planned(active.run)), wait_status);
+    say(fmt::format("{}: failed: {} ({})", name, status.reason, log_file(plan_, planned(active.run)).string()));
+  }
+
+  // A line for each change, or a table that shows it by itself.
+  void say(const std::string& text) {
+    if (options_.show_table) return;
+    fmt::print("{} {}\n", clock_text(), text);
+    std::fflush(stdout);
+  }
+
+  void draw(bool force = false) {
+    if (!options_.show_table || (!force && seconds_since(drawn_at_) < 1)) return;
+    drawn_at_ = Clock::now();
+    std::string table;
+    int lines = 1;
+    for (size_t i = 0; i < status_.size(); ++i) {
+      if (status_[i].state != RunState::running && status_[i].state != RunState::failed) continue;
+      if (status_[i].state == RunState::running) {
+        status_[i] = read_status(planned(i));
+        status_[i].state = RunState::running;
+      }
+      table += status_line(planned(i), status_[i], name_width_) + "\x1b[K\n";
+      ++lines;
+    }
+    table += status_sums(status_) + "\x1b[K\n\x1b[J";
+    if (drawn_lines_ > 0) fmt::print("\x1b[{}A", drawn_lines_);
+    fmt::print("{}", table);
+    std::fflush(stdout);
+    drawn_lines_ = lines;
+  }
+
+  const SweepPlan& plan_;
+  const SweepOptions& options_;
+  std::vector<RunStatus> status_;
+  std::vector<int> starts_;  // in a row, without progress
+  std::deque<size_t> queue_;
+  std::vector<Active> active_;
+  bool stopping_ = false;
+  size_t name_width_ = 0;
+  int drawn_lines_ = 0;
+  Clock::time_point drawn_at_{};
+};
+
+std::string job_name(const SweepPlan& plan, const PlannedRun& run) {
+  return fmt::format("{}/{}", plan.name, run.id.name);
+}
+
+// Job name -> state, of this user's jobs; empty where there is no Slurm.
+std::map<std::string, std::string> slurm_queue() {
+  std::map<std::string, std::string> jobs;
+  const CommandOutput queue = run_command({"squeue", "--me", "--noheader", "--format=%j %T"});
+  if (queue.exit_status != 0) return jobs;
+  std::istringstream in(queue.text);
+  for (std::string name, state; in >> name >> state;) jobs[name] = state;
+  return jobs;
+}
+
+}  // namespace
+
+void check_sweep(const SweepPlan& plan) {
+  for (const PlannedRun& run : plan.runs) {
+    try {
+      Config config = run.config;
+      resolve_data_parallel(config, plan.ranks);
+      if (config.model.vocab_size == 0) config.model.vocab_size = data_vocab_size(config.data);
+      const Sampler sampler(config.data, config.run.seed, config.train.global_batch_size, config.model.vocab_size);
+      check_same_run(run);
+    } catch (const Error& failure) {
+      throw Error("{}: {}", run.id.name, failure.what());
+    }
+  }
+}
+
+std::vector<RunStatus> sweep_status(const SweepPlan& plan) {
+  json state;
+  if (fs::exists(state_file(plan.folder)))
+    state = json::parse(io::read_file(state_file(plan.folder)), nullptr, /*allow_exceptions=*/false);
+  const json runs = state.is_object() ? state.value("runs", json::object()) : json::object();
+  const bool is_running = FolderLock::is_held(plan.folder);
+  const std::map<std::string, std::string> jobs =
+      fs::exists(plan.folder / "slurm") ? slurm_queue() : std::map<std::string, std::string>();
+  std::vector<RunStatus> all;
+  for (const PlannedRun& run : plan.runs) {
+    RunStatus status = read_status(run);
+    const auto job = jobs.find(job_name(plan, run));
+    const json one = runs.value(run.id.name, json::object());
+    if (status.state == RunState::done) {
+    } else if (job != jobs.end()) {
+      status.state = job->second == "RUNNING" || job->second == "COMPLETING" ? RunState::running : RunState::waiting;
+      status.reason = "Slurm: " + job->second;
+    } else if (one.value("state", "") == "failed") {
+      status.state = RunState::failed;
+      status.reason = one.value("reason", "");
+    } else if (one.value("state", "") == "running" && is_running) {
+      status.state = RunState::running;
+    }
+    all.push_back(std::move(status));
+  }
+  return all;
+}
+
+SweepEnd run_sweep(const SweepPlan& plan, const SweepOptions& options) {
+  LAMINA_CHECK(options.jobs >= 1 && !options.program.empty());
+  std::error_code error;
+  fs::create_directories(plan.folder, error);
+  if (error) throw Error("{}: can't create: {}", plan.folder.string(), error.message());
+  const FolderLock lock(plan.folder);
+  write_plan(plan);
+  return Runner(plan, options).run();
+}
+
+int submit_sweep(const SweepPlan& plan, const SweepOptions& options) {
+  std::error_code error;
+  fs::create_directories(plan.folder / "slurm", error);
+  if (error) throw Error("{}: can't create: {}", (plan.folder / "slurm").string(), error.message());
+  write_plan(plan);
+  const std::map<std::string, std::string> jobs = slurm_queue();
+  int submitted = 0;
+  for (const PlannedRun& run : plan.runs) {
+    if (jobs.count(job_name(plan, run)) > 0 || read_status(run).state == RunState::done) continue;
+    std::vector<std::string> words = {"sbatch",
+                                      "--parsable",
+                                      "--job-name=" + job_name(plan, run),
+                                      "--output=" + log_file(plan, run).string(),
+                                      "--open-mode=append",
+                                      fmt::format("--ntasks={}", plan.ranks)};
+    words.insert(words.end(), options.slurm_options.begin(), options.slurm_options.end());
+    words.insert(words.end(), {options.slurm_script, config_file(plan, run).string()});
+    const CommandOutput done = run_command(words);
+    if (done.exit_status != 0)
+      throw Error("{}: sbatch failed with exit status {}: {}", run.id.name, done.exit_status, done.text);
+    io::write_file_atomically(plan.folder / "slurm" / run.id.name, done.text);
+    ++submitted;
+  }
+  return submitted;
+}
+
+}  // namespace lamina::study

@@ -1,0 +1,140 @@
+#include "launch/study/sweep_state.h"
+
+#include <sys/wait.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstring>
+#include <fstream>
+
+#include "configs/schema/decode.h"
+#include "core/base/error.h"
+#include "core/io/file.h"
+#include "trainer/run_folder.h"
+
+namespace lamina::study {
+namespace {
+
+namespace fs = std::filesystem;
+
+// What says how and where a run computes, not what.
+constexpr std::array<const char*, 11> free_keys = {
+    "run.name",        "run.output_dir",    "run.device",  "run.num_threads", "parallel.", "train.micro_batch_size",
+    "train.recompute", "train.max_minutes", "checkpoint.", "logging.",        "debug."};
+
+bool is_free(const std::string& difference) {  // "key: now (was before)"
+  const std::string key = difference.substr(0, difference.find(':'));
+  return std::any_of(free_keys.begin(), free_keys.end(), [&](const char* known) {
+    return known[std::strlen(known) - 1] == '.' ? key.starts_with(known) : key == known;
+  });
+}
+
+const char* name_of_state(RunState state) {
+  static constexpr const char* names[] = {"waiting", "running", "done", "failed"};
+  return names[static_cast<size_t>(state)];
+}
+
+// The last line of a file that begins with '{'; the others may be half written.
+nlohmann::json last_row(const fs::path& path) {
+  constexpr std::streamoff tail_bytes = 16 << 10;
+  std::ifstream file(path, std::ios::binary | std::ios::ate);
+  if (!file) return {};
+  const std::streamoff size = file.tellg();
+  file.seekg(std::max<std::streamoff>(0, size - tail_bytes));
+  nlohmann::json row;
+  for (std::string line; std::getline(file, line);) {
+    nlohmann::json parsed = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
+    if (parsed.is_object() && parsed.contains("step")) row = std::move(parsed);
+  }
+  return row;
+}
+
+double number(const nlohmann::json& row, const char* key) {
+  const auto found = row.find(key);
+  return found != row.end() && found->is_number() ? found->get<double>() : 0;
+}
+
+}  // namespace
+
+fs::path config_file(const SweepPlan& plan, const PlannedRun& run) {
+  return plan.folder / "configs" / (run.id.name + ".yaml");
+}
+
+fs::path log_file(const SweepPlan& plan, const PlannedRun& run) {
+  return plan.folder / "logs" / (run.id.name + ".log");
+}
+
+RunStatus read_status(const PlannedRun& run) {
+  const RunFolder files{run.config.run.output_dir};
+  RunStatus status;
+  const RunProgress progress = read_progress(files.root);
+  const nlohmann::json row = last_row(files.metrics());
+  status.step = progress.step;
+  if (row.is_object()) {
+    status.step = std::max(status.step, row["step"].get<int64_t>());
+    status.loss = number(row, "loss");
+    status.validation_loss = number(row, "validation_loss");
+    status.tokens_per_second = number(row, "tokens_per_second");
+  }
+  const bool is_validated = run.config.data.validation.path.empty() || status.validation_loss > 0;
+  if (progress.is_done() && progress.step >= run.config.train.num_steps && is_validated) status.state = RunState::done;
+  return status;
+}
+
+void check_same_run(const PlannedRun& run) {
+  const RunFolder files{run.config.run.output_dir};
+  if (!fs::exists(files.config())) return;
+  Config planned = run.config;
+  const std::string name = files.config().string(), stored = io::read_file(files.config());
+  // The tokenizer's vocabulary, which the run has looked up.
+  if (planned.model.vocab_size == 0) planned.model.vocab_size = parse_config(stored, name).model.vocab_size;
+  for (const std::string& difference : check_same_experiment(stored, name, planned))
+    if (!is_free(difference))
+      throw Error("{}: {}; expected no difference: choose another output_dir, or remove the folder of this run", name,
+                  difference);
+}
+
+std::string failure_reason(const fs::path& log, int wait_status) {
+  std::ifstream file(log);
+  std::string reason;
+  for (std::string line; std::getline(file, line);) {
+    if (line.starts_with("--- started")) reason.clear();
+    const size_t error = line.find("error: ");
+    if (error != std::string::npos) reason = line.substr(error + std::strlen("error: "));
+  }
+  if (!reason.empty()) return reason;
+  if (WIFSIGNALED(wait_status)) return fmt::format("killed by signal {}", WTERMSIG(wait_status));
+  return fmt::format("exit status {}", WEXITSTATUS(wait_status));
+}
+
+std::string status_line(const PlannedRun& run, const RunStatus& status, size_t name_width) {
+  std::string line = fmt::format("{:<{}}  {:<7}  {:>6}/{:<6}", run.id.name, name_width, name_of_state(status.state),
+                                 status.step, run.config.train.num_steps);
+  line += status.loss > 0 ? fmt::format("  loss {:.4f}", status.loss) : "";
+  if (status.validation_loss > 0) line += fmt::format("  validation {:.4f}", status.validation_loss);
+  if (status.state == RunState::running && status.tokens_per_second > 0) {
+    const double left = static_cast<double>((run.config.train.num_steps - status.step) *
+                                            run.config.train.global_batch_size * run.config.data.seq_len);
+    line += fmt::format("  {:.0f} tokens/s  {:.0f} s left", status.tokens_per_second, left / status.tokens_per_second);
+  }
+  if (!status.reason.empty()) line += "  " + status.reason;
+  return line;
+}
+
+std::string status_sums(const std::vector<RunStatus>& status) {
+  std::array<int, 4> counts{};
+  for (const RunStatus& one : status) ++counts[static_cast<size_t>(one.state)];
+  return fmt::format("{} run{}: {} done, {} running, {} waiting, {} failed", status.size(),
+                     status.size() == 1 ? "" : "s", counts[2], counts[1], counts[0], counts[3]);
+}
+
+std::string status_table(const SweepPlan& plan, const std::vector<RunStatus>& status) {
+  size_t width = 0;
+  for (const PlannedRun& run : plan.runs) width = std::max(width, run.id.name.size());
+  std::string table;
+  for (size_t i = 0; i < plan.runs.size(); ++i) table += status_line(plan.runs[i], status[i], width) + "\n";
+  return table + status_sums(status) + "\n";
+}
+
+}  // namespace lamina::study

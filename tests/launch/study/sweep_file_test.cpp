@@ -1,0 +1,155 @@
+#include "launch/study/sweep_file.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "core/base/error.h"
+#include "core/io/file.h"
+#include "tests/trainer/checkpoint_support.h"
+
+namespace lamina::study {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing_checkpoint::message_of;
+using testing_checkpoint::TemporaryFolder;
+
+const std::string experiment =
+    "model: {vocab_size: 256, hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2, kv_lora_rank: 8,\n"
+    "  qk_nope_head_dim: 8, v_head_dim: 8, intermediate_size: 48}\n"
+    "data: {seq_len: 16, train: [{path: data/a}]}\n"
+    "train: {num_steps: 10, global_batch_size: 4, micro_batch_size: 2, optimizer: {lr: 1.0e-3}}\n";
+
+class SweepFile : public testing::Test {
+ protected:
+  void SetUp() override {
+    io::write_file_atomically(folder_.path() / "base.yaml", experiment);
+    std::string large = experiment;
+    large.replace(large.find("hidden_size: 32"), 15, "hidden_size: 64");
+    io::write_file_atomically(folder_.path() / "large.yaml", large);
+  }
+  SweepPlan parse(const std::string& yaml) const { return parse_sweep(yaml, (folder_.path() / "s.yaml").string()); }
+  // The message without the folder's name.
+  std::string refusal(const std::string& yaml) const {
+    std::string message = message_of([&] { parse(yaml); });
+    const std::string prefix = folder_.path().string() + "/";
+    for (size_t at; (at = message.find(prefix)) != std::string::npos;) message.erase(at, prefix.size());
+    return message;
+  }
+  static std::vector<std::string> names(const SweepPlan& plan) {
+    std::vector<std::string> names;
+    for (const PlannedRun& run : plan.runs) names.push_back(run.id.name);
+    return names;
+  }
+  TemporaryFolder folder_;
+};
+
+TEST_F(SweepFile, ExpandsSizesThenVariantsThenSeeds) {
+  const SweepPlan plan = parse(
+      "name: study\nbase: base.yaml\n"
+      "set: {train.grad_clip: 0.5}\n"
+      "ladder:\n  small: {train.num_steps: 20}\n  large: large.yaml\n"
+      "axes:\n  residual:\n    standard: {model.residual: standard}\n    block: {model.attn_res_block_size: 1}\n"
+      "  train.optimizer.lr: [1.0e-3, 2.0e-3]\n"
+      "seeds: [3, 7]\nranks: 2\n");
+  EXPECT_EQ(plan.name, "study");
+  EXPECT_EQ(plan.folder, "runs/study");
+  EXPECT_EQ(plan.ranks, 2);
+  ASSERT_EQ(plan.runs.size(), 16u);
+  EXPECT_EQ(plan.runs.front().id.name, "small-standard-lr_1.0e-3-s3");
+  EXPECT_EQ(plan.runs[1].id.name, "small-standard-lr_1.0e-3-s7");
+  EXPECT_EQ(plan.runs[2].id.name, "small-standard-lr_2.0e-3-s3");
+  EXPECT_EQ(plan.runs.back().id.name, "large-block-lr_2.0e-3-s7");
+  const PlannedRun& last = plan.runs.back();
+  EXPECT_EQ(last.id.size, "large");
+  EXPECT_EQ(last.id.variant, "block-lr_2.0e-3");
+  EXPECT_EQ(last.id.seed, 7u);
+  EXPECT_EQ(last.config.run.seed, 7u);
+  EXPECT_EQ(last.config.run.name, last.id.name);
+  EXPECT_EQ(last.config.run.output_dir, "runs/study/large-block-lr_2.0e-3-s7");
+  EXPECT_EQ(last.config.model.hidden_size, 64);
+  EXPECT_EQ(last.config.model.attn_res_block_size, 1);
+  EXPECT_EQ(last.config.train.num_steps, 10);
+  EXPECT_EQ(last.config.train.optimizer.lr, 2e-3);
+  for (const PlannedRun& run : plan.runs) EXPECT_EQ(run.config.train.grad_clip, 0.5);
+  EXPECT_EQ(plan.runs.front().config.model.residual, Residual::standard);
+  EXPECT_EQ(plan.runs.front().config.train.num_steps, 20);
+}
+
+TEST_F(SweepFile, IsOneRunWithoutLadderAxesAndSeeds) {
+  EXPECT_THAT(names(parse("name: study\nbase: base.yaml\noutput_dir: there\n")), ElementsAre("s1"));
+  EXPECT_EQ(parse("name: study\nbase: base.yaml\noutput_dir: there\n").folder, "there");
+}
+
+TEST_F(SweepFile, LaterKeysWin) {
+  const SweepPlan plan = parse(
+      "name: s\nbase: base.yaml\nset: {train.num_steps: 11}\nladder: {a: {train.num_steps: 12}, b: {}}\n"
+      "axes: {train.num_steps: [13]}\n");
+  EXPECT_EQ(plan.runs[0].config.train.num_steps, 13);
+  const SweepPlan without =
+      parse("name: s\nbase: base.yaml\nset: {train.num_steps: 11}\nladder: {a: {train.num_steps: 12}, b: {}}\n");
+  EXPECT_EQ(without.runs[0].config.train.num_steps, 12);
+  EXPECT_EQ(without.runs[1].config.train.num_steps, 11);
+}
+
+TEST_F(SweepFile, NamesMistakesByFileAndLine) {
+  EXPECT_EQ(refusal("base: base.yaml\n"), "s.yaml: name: missing, expected a text");
+  EXPECT_EQ(refusal("name: a\n"), "s.yaml: base: missing, expected a text");
+  EXPECT_EQ(refusal("name: a\nbase: base.yaml\nseed: [1]\n"), "s.yaml:3: seed: unknown key, did you mean seeds?");
+  EXPECT_EQ(refusal("name: a\nbase: none.yaml\n"), "s.yaml:2: base: none.yaml: no such file, expected an experiment");
+  EXPECT_EQ(refusal("name: a/b\nbase: base.yaml\n"),
+            "s.yaml:1: name: found 'a/b', expected a name of letters, digits and _ + . - that can be a folder's");
+  EXPECT_EQ(refusal("name: a\nbase: base.yaml\naxes:\n  train.optimiser.lr: [1.0e-3]\n"),
+            "s.yaml:4: train.optimiser: unknown key, did you mean optimizer?");
+  EXPECT_EQ(
+      refusal("name: a\nbase: base.yaml\naxes:\n  residual:\n    one: {model.residual: standart}\n"),
+      "s.yaml:5: model.residual: found 'standart', expected one of standard, full_attnres, block_attnres; did you mean "
+      "standard?");
+  EXPECT_EQ(refusal("name: a\nbase: base.yaml\nset:\n  train.num_steps: 0\n"),
+            "s.yaml:4: train.num_steps: found 0, expected at least 1");
+  EXPECT_EQ(refusal("name: a\nbase: base.yaml\nset:\n  run.seed: 4\n"),
+            "s.yaml:4: run.seed: is the sweep's own, expected another key (seeds are listed under seeds)");
+  EXPECT_EQ(refusal("name: a\nbase: base.yaml\nseeds: [1, 1]\n"),
+            "s.yaml:3: seeds: found 1 twice, expected each seed once");
+  EXPECT_EQ(refusal("name: a\nbase: base.yaml\nseeds: [x]\n"),
+            "s.yaml:3: seeds: found 'x', expected an integer, at least 0");
+  EXPECT_EQ(refusal("name: a\nbase: base.yaml\nranks: 0\n"),
+            "s.yaml:3: ranks: found '0', expected an integer, at least 1");
+  EXPECT_EQ(refusal("name: a\nbase: base.yaml\naxes:\n  train.grad_clip: []\n"),
+            "s.yaml:4: axes.train.grad_clip: found an empty list, expected named choices or a list of values");
+  EXPECT_EQ(refusal("name: a\nbase: base.yaml\naxes:\n  model.mixers: [[kda]]\n"),
+            "s.yaml:4: axes.model.mixers: found a list, expected a value; choices of several keys need names");
+  EXPECT_EQ(
+      refusal("name: a\nbase: base.yaml\nladder: {}\n"),
+      "s.yaml:3: ladder: found an empty section, expected named sizes, each an experiment file or a section of keys");
+  EXPECT_EQ(refusal("name: a\nbase: base.yaml\nladder: {large: large.yaml}\n"),
+            "s.yaml:2: base: has no effect, every size of the ladder is an experiment file; remove it");
+  EXPECT_EQ(refusal("name: a\nbase: base.yaml\naxes:\n  x: {b-c: {}, b: {}}\n  y: {d: {}, c-d: {}}\n"),
+            "s.yaml:5: found two runs named b-c-d-s1, expected other names of sizes or choices");
+}
+
+TEST_F(SweepFile, SweepJsonRoundTrips) {
+  const SweepPlan plan = parse("name: study\nbase: base.yaml\noutput_dir: " + (folder_.path() / "out").string() +
+                               "\naxes: {x: {a: {}, b: {}}}\nseeds: [1, 18446744073]\n");
+  std::filesystem::create_directories(plan.folder);
+  EXPECT_FALSE(is_sweep(plan.folder));
+  EXPECT_THAT(message_of([&] { read_sweep(plan.folder); }), HasSubstr("not a sweep's folder: found no sweep.json"));
+  write_sweep(plan.data());
+  ASSERT_TRUE(is_sweep(plan.folder));
+  const SweepData read = read_sweep(plan.folder);
+  EXPECT_EQ(read.name, "study");
+  ASSERT_EQ(read.runs.size(), 4u);
+  EXPECT_EQ(read.runs[3].name, "b-s18446744073");
+  EXPECT_EQ(read.runs[3].variant, "b");
+  EXPECT_EQ(read.runs[3].size, "");
+  EXPECT_EQ(read.runs[3].seed, 18446744073u);
+  io::write_file_atomically(plan.folder / "sweep.json",
+                            std::string_view("{\"name\": \"x\", \"runs\": [{\"name\": \"y\"}]}"));
+  EXPECT_THAT(message_of([&] { read_sweep(plan.folder); }), HasSubstr("found no text 'size'"));
+  io::write_file_atomically(plan.folder / "sweep.json", std::string_view("{"));
+  EXPECT_THAT(message_of([&] { read_sweep(plan.folder); }), HasSubstr("found no list of runs"));
+}
+
+}  // namespace
+}  // namespace lamina::study

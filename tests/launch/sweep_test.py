@@ -1,0 +1,212 @@
+#!/usr/bin/env python3
+"""lamina sweep as a user runs it: to the end, stopped and started, killed, with failures, and on folders that aren't its own.
+
+    sweep_test.py LAMINA
+"""
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "integration"))
+from training import Lamina, metrics  # noqa: E402
+
+EXPERIMENT = """
+run: {name: base, seed: 1, num_threads: 1}
+model: {hidden_size: 32, num_hidden_layers: 4, residual: block_attnres, attn_res_block_size: 1, num_attention_heads: 2,
+  kv_lora_rank: 8, qk_nope_head_dim: 8, v_head_dim: 8, intermediate_size: 48}
+data: {seq_len: 32, train: [{path: tokens}], validation: {path: tokens, num_sequences: 8, interval: 0}}
+train: {num_steps: 12, global_batch_size: 4, micro_batch_size: 2, precision: fp32, optimizer: {name: adamw, lr: 1.0e-2},
+  lr_schedule: {name: constant}}
+checkpoint: {interval: 1, keep: 1}
+logging: {interval: 1, peak_gflops: 100}
+"""
+
+SWEEP = """
+name: study
+base: base.yaml
+ladder:
+  short: {}
+  long: {train.num_steps: 16}
+axes:
+  residual:
+    standard: {model.residual: standard, model.attn_res_block_size: null}
+    block: {}
+seeds: [1, 2]
+"""
+
+RUNS = [f"{size}-{residual}-s{seed}" for size in ("short", "long") for residual in ("standard", "block") for seed in (1, 2)]
+
+
+def check(condition, message):
+    if not condition:
+        raise SystemExit(f"sweep_test: {message}")
+
+
+class Study:
+    def __init__(self, lamina: Lamina, name: str, sweep: str = SWEEP, experiment: str = EXPERIMENT):
+        self.lamina, self.folder = lamina, lamina.folder / name
+        self.folder.mkdir()
+        (self.folder / "base.yaml").write_text(experiment)
+        self.file = self.folder / "sweep.yaml"
+        self.file.write_text(sweep + f"output_dir: {self.folder}/out\n")
+        self.out = self.folder / "out"
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess:
+        return self.lamina.run(["sweep", str(self.file), *arguments])
+
+    def start(self, *arguments: str) -> subprocess.Popen:
+        return subprocess.Popen([self.lamina.binary, "sweep", str(self.file), *arguments], env=self.lamina.environment,
+                                cwd=self.lamina.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def losses(self) -> dict:
+        return {name: [(row["step"], row["loss"], row.get("validation_loss")) for row in metrics(self.out / name)]
+                for name in RUNS}
+
+
+def wait_until(condition, message, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        check(time.monotonic() < end, message)
+        time.sleep(0.02)
+
+
+def runs_to_the_end_and_then_has_nothing_to_do(lamina) -> dict:
+    study = Study(lamina, "whole")
+    dry = study.run("--dry-run")
+    check(dry.returncode == 0 and dry.stdout.count("\n") == len(RUNS) + 1 and not study.out.exists(),
+          f"--dry-run: {dry.stdout}{dry.stderr}")
+    done = study.run("--jobs", "2")
+    check(done.returncode == 0 and "8 runs: 8 done, 0 running, 0 waiting, 0 failed" in done.stdout, done.stdout + done.stderr)
+    losses = study.losses()
+    for name, rows in losses.items():
+        steps = 16 if name.startswith("long") else 12
+        check([row[0] for row in rows] == list(range(1, steps + 1)) and rows[-1][2] is not None, f"{name}: {rows}")
+    check(len({rows[-1][1] for rows in losses.values()}) == len(RUNS), "runs are not different")
+    sweep = json.loads((study.out / "sweep.json").read_text())
+    check(sweep["name"] == "study" and [run["name"] for run in sweep["runs"]] == RUNS and
+          sweep["runs"][2] == {"name": "short-block-s1", "size": "short", "variant": "block", "seed": 1}, f"{sweep}")
+    before = {path: path.stat().st_mtime_ns for path in study.out.glob("*/metrics.jsonl")}
+    again = study.run()
+    check(again.returncode == 0 and "started" not in again.stdout, again.stdout)
+    check(before == {path: path.stat().st_mtime_ns for path in study.out.glob("*/metrics.jsonl")}, "a done run was touched")
+    status = study.run("--status")
+    check(status.returncode == 0 and status.stdout.count(" done ") == len(RUNS), status.stdout)
+    # A study may grow; what it had stays.
+    study.file.write_text(study.file.read_text().replace("seeds: [1, 2]", "seeds: [1, 2, 3]"))
+    grown = study.run("--jobs", "2")
+    check(grown.returncode == 0 and grown.stdout.count(": started") == 4 and "12 done" in grown.stdout, grown.stdout)
+    return losses
+
+
+def survives_stops_and_kills(lamina, expected) -> None:
+    """Stopped by each of its signals, then killed outright: the runs end as those of an undisturbed sweep."""
+    study = Study(lamina, "stopped")
+    for number, how in enumerate((signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGKILL)):
+        process = study.start("--jobs", "2")
+        rows = lambda: sum(len(path.read_text().splitlines()) for path in study.out.glob("*/metrics.jsonl"))  # noqa: E731
+        wait_until(lambda: rows() > 8 * (number + 1) or process.poll() is not None, "no progress")
+        process.send_signal(how)
+        output, _ = process.communicate(timeout=60)
+        wanted = -signal.SIGKILL if how == signal.SIGKILL else 75
+        check(process.returncode == wanted, f"{how}: exit status {process.returncode}\n{output}")
+    done = study.run("--jobs", "2")
+    check(done.returncode == 0 and "8 done" in done.stdout, done.stdout + done.stderr)
+    check("goes on after step" in done.stdout, f"nothing was resumed:\n{done.stdout}")
+    check(study.losses() == expected, "a sweep that was stopped ends otherwise")
+
+
+def one_at_a_time_owns_the_folder(lamina) -> None:
+    study = Study(lamina, "owned", experiment=EXPERIMENT.replace("num_steps: 12", "num_steps: 100000"))
+    process = study.start()
+    wait_until(lambda: any(study.out.glob("*/metrics.jsonl")), "nothing started")
+    status = study.run("--status")
+    check("short-standard-s1  running" in status.stdout.replace("   ", "  "), status.stdout)
+    other = study.start()
+    time.sleep(1)
+    check(other.poll() is None, "a second sweep did not wait for the folder")
+    other.terminate()
+    check("another `lamina sweep`" in other.communicate(timeout=60)[0], "the second sweep gave no reason")
+    process.terminate()
+    process.communicate(timeout=60)
+    check(process.returncode == 75, f"exit status {process.returncode}")
+
+
+def failures_are_told_and_do_not_stop_the_others(lamina) -> None:
+    sweep = SWEEP.replace("block: {}", "block: {train.optimizer.lr: 1.0e+30, train.grad_clip: 0}")
+    study = Study(lamina, "failing", sweep)
+    done = study.run("--jobs", "2")
+    check(done.returncode == 1, f"exit status {done.returncode}")
+    check("4 done, 0 running, 0 waiting, 4 failed" in done.stdout, done.stdout)
+    check("short-block-s1: failed: step 2: loss" in done.stdout or "expected finite numbers" in done.stdout, done.stdout)
+    check(done.stderr.strip().endswith("4 of 8 runs failed; the others are done, and the same command tries the failed ones again"),
+          done.stderr)
+    status = study.run("--status")
+    check(status.stdout.count("failed") == 5 and "expected finite numbers" in status.stdout, status.stdout)
+
+
+def never_mixes_configurations(lamina) -> None:
+    study = Study(lamina, "mixed")
+    check(study.run("--jobs", "2").returncode == 0, "the first sweep failed")
+    before = (study.out / "sweep.json").read_text(), (study.out / "configs/short-block-s1.yaml").read_text()
+    base = study.folder / "base.yaml"
+    for change, key in ((("lr: 1.0e-2", "lr: 2.0e-2"), "train.optimizer.lr: 0.02 (was 0.01)"),
+                        (("num_steps: 12", "num_steps: 13"), "train.num_steps: 13 (was 12)"),
+                        (("hidden_size: 32", "hidden_size: 48"), "model.hidden_size: 48 found, expected 32")):
+        base.write_text(EXPERIMENT.replace(*change))
+        refused = study.run()
+        check(refused.returncode == 1 and key in refused.stderr and "short-standard-s1" in refused.stderr,
+              f"{key}: {refused.returncode} {refused.stderr}")
+    check(before == ((study.out / "sweep.json").read_text(), (study.out / "configs/short-block-s1.yaml").read_text()),
+          "a refused sweep wrote something")
+    base.write_text(EXPERIMENT.replace("interval: 1, peak", "interval: 2, peak").replace("num_threads: 1", "num_threads: 2"))
+    check(study.run().returncode == 0, "a change of logging and threads was refused")
+
+
+def bad_sweeps_write_nothing(lamina) -> None:
+    study = Study(lamina, "bad", SWEEP.replace("residual:\n", "model.hidden_sise: [32, 48]\n  residual:\n"))
+    for arguments, sweep, message in (
+            ((), study.file.read_text(), "sweep.yaml:8: model.hidden_sise: unknown key, did you mean hidden_size?"),
+            ((), SWEEP.replace("base.yaml", "other.yaml") + f"output_dir: {study.out}\n", "other.yaml: no such file"),
+            ((), SWEEP + f"set: {{data.train.0.path: nowhere}}\noutput_dir: {study.out}\n", "nowhere: no such folder"),
+            ((), SWEEP + f"ranks: 3\noutput_dir: {study.out}\n", "train.global_batch_size"),
+            (("--jobs", "0"), SWEEP, "--jobs"),
+            (("--slurm", "none.sbatch"), SWEEP, "none.sbatch")):
+        study.file.write_text(sweep)
+        refused = study.run(*arguments)
+        check(refused.returncode == 1 and message in refused.stderr and len(refused.stderr.splitlines()) == 1,
+              f"{message}: {refused.returncode} {refused.stderr}")
+        check(not study.out.exists(), f"{message}: something was written")
+
+
+def several_ranks(lamina, expected) -> None:
+    sweep = SWEEP.replace("seeds: [1, 2]", "seeds: [1]").replace("  long: {train.num_steps: 16}\n", "")
+    study = Study(lamina, "ranks", sweep + "ranks: 2\nset: {parallel.pipeline: 2}\n")
+    done = study.run("--jobs", "2")
+    check(done.returncode == 0 and "2 done" in done.stdout, done.stdout + done.stderr)
+    for name in ("short-standard-s1", "short-block-s1"):
+        rows = [(row["step"], row["loss"]) for row in metrics(study.out / name)]
+        for (step, loss), (other_step, other, _) in zip(rows, expected[name], strict=True):
+            check(step == other_step and abs(loss - other) <= 1e-5 * abs(other), f"{name}: step {step}: {loss} and {other}")
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        lamina = Lamina(sys.argv[1], Path(folder))
+        lamina.prepare()
+        expected = runs_to_the_end_and_then_has_nothing_to_do(lamina)
+        survives_stops_and_kills(lamina, expected)
+        one_at_a_time_owns_the_folder(lamina)
+        failures_are_told_and_do_not_stop_the_others(lamina)
+        never_mixes_configurations(lamina)
+        bad_sweeps_write_nothing(lamina)
+        several_ranks(lamina, expected)
+    print("sweep_test: passed")
+
+
+if __name__ == "__main__":
+    main()
