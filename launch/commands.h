@@ -34,5 +34,6 @@ void register_inspect(CLI::App& app);
 void register_fit(CLI::App& app);
 void register_export(CLI::App& app);
 void register_import(CLI::App& app);
+void register_report(CLI::App& app);
 
 }  // namespace lamina

@@ -102,6 +102,7 @@ int run(int argc, char** argv) {
   register_fit(app);
   register_export(app);
   register_import(app);
+  register_report(app);
   try {
     app.parse(argc, argv);
     return 0;

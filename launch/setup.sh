@@ -12,7 +12,7 @@ packages=(g++ cmake ninja-build pkg-config git libopenmpi-dev openmpi-bin libdnn
   libspdlog-dev libfmt-dev libcli11-dev libsentencepiece-dev libzstd-dev zlib1g-dev libxxhash-dev libhwy-dev
   nlohmann-json3-dev libeigen3-dev libprotobuf-dev protobuf-compiler)
 test_packages=(ccache libgtest-dev libgmock-dev libbenchmark-dev python3 python3-h5py python3-torch python3-yaml
-  clang-format clang-tidy)
+  clang-format clang-tidy 'chromium|chromium-browser')
 
 say() { echo "setup: $*"; }
 die() { echo "setup: error: $*" >&2; exit 1; }
@@ -38,7 +38,23 @@ as_root() {
   fi
 }
 
-installed() { [[ $(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null) == installed ]]; }
+# Of "this|that", for releases that name a package differently, one is enough.
+installed() {
+  local name
+  for name in ${1//|/ }; do
+    [[ $(dpkg-query -W -f '${db:Status-Status}' "$name" 2>/dev/null) == installed ]] && return
+  done
+  return 1
+}
+
+# Of "this|that" the first that this release has.
+available() {
+  local name
+  for name in ${1//|/ }; do
+    apt-cache show "$name" >/dev/null 2>&1 && echo "$name" && return
+  done
+  return 1
+}
 
 install_missing() {
   [[ -x $(command -v apt-get) && -x $(command -v dpkg-query) ]] ||
@@ -52,14 +68,16 @@ install_missing() {
     return
   fi
   [[ $(id -u) -eq 0 ]] || command -v sudo >/dev/null ||
-    die "missing packages, and neither root nor sudo to install them. As root: apt-get install ${missing[*]}"
-  say "installing ${#missing[@]} missing packages: ${missing[*]}"
+    die "missing packages, and neither root nor sudo to install them. As root: apt-get install ${missing[*]%%|*}"
+  say "installing ${#missing[@]} missing packages: ${missing[*]%%|*}"
   as_root apt-get update -qq || die "apt-get update failed: is the network up, and are the sources in /etc/apt right?"
+  local names=() name
   for package in "${missing[@]}"; do
-    apt-cache show "$package" >/dev/null 2>&1 ||
+    name=$(available "$package") ||
       die "this release has no package $package. Needed: Debian 12 or Ubuntu 22.04 (with 'universe' on) or newer"
+    names+=("$name")
   done
-  as_root apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null ||
+  as_root apt-get install -y -qq --no-install-recommends "${names[@]}" >/dev/null ||
     die "apt-get install failed: its reason stands above"
 }
 

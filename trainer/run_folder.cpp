@@ -61,39 +61,6 @@ bool is_run_time(const std::string& key) {
   });
 }
 
-// "key.path" -> value, from the form that to_yaml() writes: two spaces a level, one key a line, lists of sections.
-std::map<std::string, std::string> flatten(const std::string& yaml) {
-  struct Level {
-    size_t indent;
-    std::string path;
-    int items;
-  };
-  std::map<std::string, std::string> values;
-  std::vector<Level> levels{{0, "", 0}};
-  std::istringstream in(yaml);
-  for (std::string line; std::getline(in, line);) {
-    size_t indent = std::min(line.find_first_not_of(' '), line.size());
-    const bool is_item = line.compare(indent, 2, "- ") == 0;
-    if (is_item) indent += 2;
-    const size_t colon = line.find(':', indent);
-    if (colon == std::string::npos) continue;
-    // An item stands two spaces deeper than its list's key, its keys two more.
-    while (levels.size() > 1 && levels.back().indent >= indent) levels.pop_back();
-    Level& parent = levels.back();
-    if (is_item) ++parent.items;
-    const std::string item = parent.items > 0 ? fmt::format("[{}]", parent.items - 1) : "";
-    const std::string path =
-        fmt::format("{}{}{}{}", parent.path, item, parent.path.empty() ? "" : ".", line.substr(indent, colon - indent));
-    const size_t value = line.find_first_not_of(' ', colon + 1);
-    if (value == std::string::npos) {
-      levels.push_back({indent, path, 0});
-    } else {
-      values[path] = line.substr(value);
-    }
-  }
-  return values;
-}
-
 bool has_rows(const fs::path& path) {
   return fs::exists(path) && fs::file_size(path) > 0;
 }
@@ -164,10 +131,42 @@ RunFolder prepare_run_folder(const Config& config, comm::Communicator& comm) {
   return folder;
 }
 
+std::map<std::string, std::string> flatten_config(const std::string& yaml) {
+  struct Level {
+    size_t indent;
+    std::string path;
+    int items;
+  };
+  std::map<std::string, std::string> values;
+  std::vector<Level> levels{{0, "", 0}};
+  std::istringstream in(yaml);
+  for (std::string line; std::getline(in, line);) {
+    size_t indent = std::min(line.find_first_not_of(' '), line.size());
+    const bool is_item = line.compare(indent, 2, "- ") == 0;
+    if (is_item) indent += 2;
+    const size_t colon = line.find(':', indent);
+    if (colon == std::string::npos) continue;
+    // An item stands two spaces deeper than its list's key, its keys two more.
+    while (levels.size() > 1 && levels.back().indent >= indent) levels.pop_back();
+    Level& parent = levels.back();
+    if (is_item) ++parent.items;
+    const std::string item = parent.items > 0 ? fmt::format("[{}]", parent.items - 1) : "";
+    const std::string path =
+        fmt::format("{}{}{}{}", parent.path, item, parent.path.empty() ? "" : ".", line.substr(indent, colon - indent));
+    const size_t value = line.find_first_not_of(' ', colon + 1);
+    if (value == std::string::npos) {
+      levels.push_back({indent, path, 0});
+    } else {
+      values[path] = line.substr(value);
+    }
+  }
+  return values;
+}
+
 std::vector<std::string> check_same_experiment(const std::string& stored_yaml, const std::string& name,
                                                const Config& config) {
-  std::map<std::string, std::string> stored = flatten(to_yaml(parse_config(stored_yaml, name)));
-  std::map<std::string, std::string> current = flatten(to_yaml(config));
+  std::map<std::string, std::string> stored = flatten_config(to_yaml(parse_config(stored_yaml, name)));
+  std::map<std::string, std::string> current = flatten_config(to_yaml(config));
   constexpr const char* absent = "(absent)";
   for (const auto& [key, value] : current) stored.try_emplace(key, absent);
   for (const auto& [key, value] : stored) current.try_emplace(key, absent);

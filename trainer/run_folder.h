@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -31,6 +32,9 @@ RunFolder prepare_run_folder(const Config& config, comm::Communicator& comm);
 // returns the lines of the other differences. `name` stands for the stored configuration in messages.
 std::vector<std::string> check_same_experiment(const std::string& stored_yaml, const std::string& name,
                                                const Config& config);
+
+// "key.path" -> value, from the form that to_yaml() writes: two spaces a level, one key a line, lists of sections.
+std::map<std::string, std::string> flatten_config(const std::string& resolved_yaml);
 
 // Rank 0, before a MetricsWriter is opened: drops the rows after `step` (0: all) and a half-written last line, so that
 // a resumed run has each step once.

@@ -1,0 +1,172 @@
+// Everything that is logged at every step.
+
+// What the controls say; a change draws all curves again.
+const view = {x: 'step', smooth: false, logLoss: false, redraws: []};
+
+function curveControls(hasTokens) {
+  const radio = (value, name) => {
+    const input = el('input', {type: 'radio', name: 'x-axis', value, checked: value === view.x});
+    input.addEventListener('change', () => {
+      view.x = value;
+      view.redraws.forEach(redraw => redraw());
+    });
+    return el('label', {}, input, ' ' + name);
+  };
+  const box = (key, name) => {
+    const input = el('input', {type: 'checkbox', id: 'control-' + key, checked: view[key]});
+    input.addEventListener('change', () => {
+      view[key] = input.checked;
+      view.redraws.forEach(redraw => redraw());
+    });
+    return el('label', {}, input, ' ' + name);
+  };
+  return el('form', {class: 'controls', 'aria-label': 'How the curves are drawn'},
+            el('fieldset', {}, el('legend', {}, 'Against'), radio('step', 'steps'), hasTokens ? radio('tokens', 'tokens') : null),
+            box('smooth', 'smoothed'), box('logLoss', 'logarithmic loss'));
+}
+
+// keys: [{key, name, marks}] of the runs' series, all in one plot. Of several runs each has its colour and dashes.
+function seriesOf(runs, keys, x) {
+  const list = [];
+  runs.forEach((run, r) => keys.forEach((entry, k) => {
+    const data = run.series[entry.key];
+    if (!data) return;
+    const index = runs.length > 1 ? r : k;
+    list.push({name: runs.length > 1 ? run.label + (keys.length > 1 ? ', ' + entry.name : '') : entry.name, x: data[x], y: data.value,
+               rows: data.rows, colour: colour(index), dash: dash(runs.length > 1 ? r + (k ? 2 * k : 0) : k), marks: entry.marks,
+               tokens: data.tokens, steps: data.step});
+  }));
+  return list;
+}
+
+function curveTable(runs, keys) {
+  const series = seriesOf(runs, keys, 'step');
+  const tokens = new Map(series.flatMap(s => s.steps.map((step, i) => [step, s.tokens[i]])));
+  return el('div', {}, thinningNote(series) ? el('p', {class: 'note'}, thinningNote(series)) : null,
+            curvesTable('Step', series, runs.length === 1 ? [{title: 'Tokens', of: tokens}] : []));
+}
+
+// options: {title, note, yLabel, yFormat, yLog(), zero, keys}; null where no run has any of them.
+function curveFigure(runs, options) {
+  const keys = options.keys.filter(entry => runs.some(run => run.series[entry.key]));
+  if (keys.length === 0) return null;
+  const host = figure(options.title, options.note);
+  host.dataset.plot = keys[0].key;
+  view.redraws.push(linePlot(host, () => ({
+    title: options.title, series: seriesOf(runs, keys, view.x), xLabel: view.x === 'step' ? 'optimizer steps' : 'tokens',
+    xName: view.x === 'step' ? 'step' : 'tokens', xFormat: view.x === 'step' ? whole : count, yLabel: options.yLabel,
+    yFormat: options.yFormat || short, yLog: options.yLog ? options.yLog() : false, zero: options.zero, yTicks: options.yTicks,
+    smooth: view.smooth && !options.isExact})));
+  host.append(tableBehind('Table of ' + uncapital(options.title), () => curveTable(runs, keys)));
+  return host;
+}
+
+function curvesSection(runs) {
+  const place = section('curves', 'Training');
+  place.append(curveControls(true));
+  const figures = [
+    {title: 'Loss', yLabel: 'nats per token', yLog: () => view.logLoss,
+     keys: [{key: 'loss', name: 'training'}, {key: 'validation_loss', name: 'validation', marks: true}]},
+    {title: 'Validation, bits per byte', yLabel: 'bits per byte of text', keys: [{key: 'validation_bits_per_byte', name: 'validation', marks: true}]},
+    {title: 'Gradient norm', note: 'Of all parameters, before clipping.', yLabel: 'L2 norm', yLog: () => true,
+     keys: [{key: 'grad_norm', name: 'gradient norm'}]},
+    {title: 'Learning rate', yLabel: 'learning rate', zero: true, isExact: true, keys: [{key: 'lr', name: 'learning rate'}]},
+    {title: 'Throughput', yLabel: 'tokens per second', yFormat: count, zero: true, keys: [{key: 'tokens_per_second', name: 'tokens per second'}]},
+    {title: 'Use of the peak (MFU)', note: 'The model\u2019s arithmetic over the peak of all ranks.', yLabel: 'share of the peak', yFormat: percent, zero: true,
+     keys: [{key: 'mfu', name: 'MFU'}]},
+    {title: 'Balance loss', note: 'Auxiliary loss of the experts, weighted.', yLabel: 'nats per token', keys: [{key: 'aux_loss', name: 'balance loss'}]},
+  ];
+  place.append(el('div', {class: 'figures'}, figures.map(options => curveFigure(runs, options))));
+  return place;
+}
+
+// ---- Communication and memory ----
+
+const traffic = [['pipeline_hidden', 'pipeline, hidden stream'], ['pipeline_blocks', 'pipeline, block summaries'],
+                 ['data', 'data-parallel'], ['expert', 'experts']];
+
+function communicationFigures(runs) {
+  return runs.map(run => {
+    const keys = traffic.map(([key, name]) => ({key: 'comm_bytes.' + key, name}));
+    const used = keys.filter(entry => run.series[entry.key] && run.series[entry.key].value.some(value => value > 0));
+    const title = 'Bytes sent per step' + (runs.length > 1 ? ', ' + run.label : '');
+    if (used.length === 0) {
+      const host = figure(title, 'None: nothing was sent between ranks.');
+      host.dataset.plot = 'no-communication';
+      return host;
+    }
+    return curveFigure([run], {title, note: 'By what they carry; both directions, summed over ranks.', yLabel: 'bytes', yFormat: bytes, yTicks: byteTicks, zero: true, isExact: true, keys: used});
+  });
+}
+
+const purposes = [['activations', 'activations'], ['block_summaries', 'block summaries'], ['block_summary_gradients', 'gradients of block summaries'],
+                  ['hidden_streams', 'hidden streams']];
+
+function drawBars(peaks, used, width) {
+  const ranks = used[0].values.length, row = ranks > 24 ? 12 : 24, left = 54, height = 22 + ranks * row + 40;
+  const totals = Array.from({length: ranks}, (_, r) => used.reduce((sum, entry) => sum + entry.values[r], 0));
+  const x = scale([0, Math.max(...totals)], [left, width - 20], false, Math.max(2, width / 120), byteTicks);
+  const root = svg('svg', {viewBox: '0 0 ' + width + ' ' + height, width, height, role: 'img', 'aria-label': 'Peak bytes per rank'});
+  const bottom = 12 + ranks * row;
+  for (const tick of x.ticks)
+    root.append(svg('line', {class: 'grid', x1: x(tick), x2: x(tick), y1: 8, y2: bottom}),
+                svg('text', {class: 'tick', x: x(tick), y: bottom + 16, 'text-anchor': 'middle'}, tick === 0 ? '0' : bytes(tick)));
+  for (let r = 0; r < ranks; ++r) {
+    const y = 10 + r * row;
+    let sum = 0;
+    if (r % every(row, 13) === 0) root.append(svg('text', {class: 'tick', x: left - 7, y: y + row / 2 + 3, 'text-anchor': 'end'}, 'rank ' + r));
+    used.forEach(entry => {
+      const value = entry.values[r];
+      const bar = svg('rect', {class: 'mark', x: x(sum), y: y + 1, width: Math.max(0, x(sum + value) - x(sum)), height: row - 4, style: 'fill:' + entry.colour});
+      bar.addEventListener('pointermove', event => showTip(event, ['rank ' + r, entry.name + ': ' + bytes(value)]));
+      bar.addEventListener('pointerleave', hideTip);
+      root.append(bar);
+      sum += value;
+    });
+  }
+  root.append(svg('text', {class: 'label', x: width - 20, y: bottom + 34, 'text-anchor': 'end'}, 'peak since the run\u2019s start'));
+  return root;
+}
+
+function memoryFigure(run, many) {
+  const peaks = run.summary.peak_bytes;
+  if (!peaks) return null;
+  const used = purposes.map(([key, name], i) => ({name, colour: colour(i), values: peaks[key] || [], line: false}))
+                   .filter(entry => entry.values.some(value => value > 0));
+  if (used.length === 0) return null;
+  const host = figure('Peak memory per rank' + (many ? ', ' + run.label : ''), 'Of what depends on the layout.');
+  host.dataset.plot = 'peak_bytes';
+  const key = legend(used), frame = el('div', {class: 'plot'});
+  host.append(key || '', frame);
+  responsive(frame, width => drawBars(peaks, used, width));
+  host.append(tableBehind('Table of peak memory', () => table([{title: 'Rank'}, ...used.map(entry => ({title: entry.name, format: bytes}))],
+                                                              used[0].values.map((_, r) => [String(r), ...used.map(entry => entry.values[r])]))));
+  return host;
+}
+
+function communicationSection(runs) {
+  const place = section('communication', 'Communication and memory');
+  place.append(el('div', {class: 'figures'}, communicationFigures(runs), runs.map(run => memoryFigure(run, runs.length > 1))));
+  return place;
+}
+
+// ---- Pipeline ----
+
+function pipelineSection(runs) {
+  if (!runs.some(run => run.summary.pipeline > 1 || run.trace.length > 0)) return null;
+  const place = section('pipeline', 'Pipeline');
+  const many = runs.length > 1;
+  for (const run of runs) {
+    for (const trace of run.trace) place.append(timelineFigure(trace, many ? run.label : ''));
+    if (run.trace.length === 0)
+      place.append(el('p', {class: 'note no-trace'}, (many ? run.label + ': no' : 'No') + ' timeline: the run wrote no trace. ',
+                      el('code', {}, 'logging.trace_steps: [10]'), ' in its configuration writes one of step 10, and the next report shows it.'));
+  }
+  place.append(el('div', {class: 'figures'},
+                  curveFigure(runs, {title: 'Bubble', note: 'Share of the ranks\u2019 time without computation, and that of the schedule itself: simulated with the step\u2019s own times and free messages.',
+                                     yLabel: 'share of rank time', yFormat: percent, zero: true,
+                                     keys: [{key: 'pipeline.bubble', name: 'measured'}, {key: 'pipeline.bubble_bound', name: 'schedule'}]}),
+                  curveFigure(runs, {title: 'Pipeline efficiency', note: 'Simulated time of the step over the measured one.', yLabel: 'ratio', yFormat: percent, zero: true,
+                                     keys: [{key: 'pipeline.efficiency', name: 'efficiency'}]})));
+  return place;
+}

@@ -1,0 +1,29 @@
+// What a page shows of one run, as JSON: the scripts in assets/ draw it.
+#pragma once
+
+#include <nlohmann/json.hpp>
+
+#include "launch/study/run_data.h"
+
+namespace lamina::report {
+
+// How much of a long run goes into the page.
+struct Limits {
+  size_t points = 2000;        // of a curve
+  size_t map_cells = 8000;     // of one heat map over steps
+  size_t map_values = 60000;   // of all depth-weight maps, and of all maps of the experts' load
+  size_t timeline_ranks = 64;  // rows of a pipeline timeline
+};
+Limits limits_for(size_t num_runs);  // a page of many runs shows less of each
+
+// Error naming the file and the step: a row of metrics.jsonl without one of the numbers that every row has, steps that do not
+// rise, a row of layers.jsonl that names no sublayer, or depth weights that are not those of the model.
+nlohmann::json run_document(const study::RunData& run, const Limits& limits);
+
+// Throws the errors of run_document that concern metrics.jsonl.
+void check_metrics(const study::RunData& run);
+
+// "done", "at step 7 of 100".
+std::string state_text(const study::RunData& run);
+
+}  // namespace lamina::report
