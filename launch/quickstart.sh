@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From a fresh clone to a trained model in about five minutes on two cores: installs what is missing, builds, trains a small Kimi
 # Linear with Block Attention Residuals on English prose in a pipeline of 2 ranks x 2 virtual stages, kills it, resumes on one
-# rank, compares with gzip -9 on the same text, and lets the model speak.
+# rank, compares with gzip -9 on the same text, lets the model speak, and draws its report.
 #   launch/quickstart.sh             on Debian's dictionary of English (dict-gcide: definitions and quotations, 24 MB of prose)
 #   launch/quickstart.sh FILE...     on your text (.txt, .jsonl, .gz, .zst; a few MB at least)
 # Runs again as often as you like: tokens and a finished or interrupted run are kept. To start over: rm -rf runs/quickstart
@@ -106,9 +106,12 @@ fi
 compare_with_gzip
 say "a paragraph from the model"
 lamina sample --checkpoint "$run" --prompt "A good book is " --max-tokens 120 --temperature 0.7
+say "a page of the run"
+lamina report "$run"
 say "done"
 cat <<END
 run folder    $run
+  report.html     losses, norms of every layer, depth weights, router loads: open it in a browser
   log.txt         what you saw
   metrics.jsonl   every step: loss, gradient norm, learning rate, tokens/s, bytes sent
   layers.jsonl    every sublayer: hidden-state and gradient norms, depth weights of Attention Residuals
