@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Trains under a real Slurm, a private one on this machine, through launch/slurm.sbatch: preempted by an urgent job, warned before its
 time limit, ended by train.max_minutes, each time it saves, is requeued, goes on and ends with the bits of an undisturbed run;
-cancelled, it saves and stays away.
+cancelled, it saves and stays away; and a sweep's runs as jobs.
 
     slurm.py LAMINA          as root; needs slurm-wlm and Open MPI
 """
@@ -152,6 +152,30 @@ def mistake(slurm: Slurm, lamina: Lamina) -> None:
     print("a mistake in the configuration fails the job, once", flush=True)
 
 
+def sweep(slurm: Slurm, lamina: Lamina) -> None:
+    """A job for each run, none twice, and nothing left to submit once they are done."""
+    base = lamina.write_config("base", {**EXPERIMENT, "debug": {}})
+    file = lamina.folder / "sweep.yaml"
+    file.write_text(f"name: study\nbase: {base}\noutput_dir: {lamina.folder}/study\nranks: 2\n"
+                    "axes: {x: {slow: {train.max_minutes: 0.04}, fast: {}}}\nseeds: [1, 2]\n")
+
+    def run(*arguments: str) -> str:
+        return slurm.run(lamina.binary, "sweep", str(file), *arguments, cwd=ROOT, env=lamina.environment)
+
+    submit = ("--slurm", str(ROOT / "launch" / "slurm.sbatch"), "--slurm-options", "--time=20 --partition=normal")
+    expect("submitted 4 runs" in run(*submit), "sweep --slurm")
+    again = run(*submit)
+    expect("submitted 0 runs" in again and "Slurm: " in again, f"queued runs were submitted again:\n{again}")
+    print(again, flush=True)
+    deadline = time.monotonic() + 300
+    while "4 done" not in run("--status"):
+        expect(time.monotonic() < deadline, run("--status"))
+        time.sleep(1)
+    expect("submitted 0 runs" in run(*submit), "done runs were submitted again")
+    expect("stopping at step" in (lamina.folder / "study" / "slow-s1" / "log.txt").read_text(), "no run was requeued")
+    print(run("--status"), flush=True)
+
+
 def main() -> None:
     if len(sys.argv) != 2:
         raise SystemExit(__doc__)
@@ -170,6 +194,7 @@ def main() -> None:
             max_minutes(slurm, lamina, reference)
             cancel(slurm, lamina)
             mistake(slurm, lamina)
+            sweep(slurm, lamina)
             print("    " + (folder / "slurm" / "completed").read_text().replace("\n", "\n    "))
     print("slurm.py: passed")
 
