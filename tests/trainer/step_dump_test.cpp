@@ -55,6 +55,7 @@ TEST(StepDump, GathersWhatTheRanksOwn) {
       dump.add_scalar("loss", comm.rank() == 0 ? 2.25 : -1);
       dump.add_scalar("aux_loss", 1.0 / 3, DType::f64);
       EXPECT_FALSE(fs::exists(path));
+      comm.barrier();  // another rank may be done with finish() by then
       dump.finish();
     });
     EXPECT_THAT(names_in(folder.path() / "deep"), ElementsAre("dump.h5"));

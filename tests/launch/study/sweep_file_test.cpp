@@ -82,6 +82,18 @@ TEST_F(SweepFile, IsOneRunWithoutLadderAxesAndSeeds) {
   EXPECT_EQ(parse("name: study\nbase: base.yaml\noutput_dir: there\n").folder, "there");
 }
 
+TEST_F(SweepFile, ReadsTheProjectsSweeps) {
+  int count = 0;
+  for (const auto& entry :
+       std::filesystem::directory_iterator(std::filesystem::path(LAMINA_SOURCE_DIR) / "configs/sweeps")) {
+    const SweepPlan plan = load_sweep(entry.path());
+    EXPECT_EQ(plan.name, entry.path().stem().string());
+    EXPECT_GE(plan.runs.size(), 27u) << entry.path();
+    ++count;
+  }
+  EXPECT_GE(count, 2);
+}
+
 TEST_F(SweepFile, LaterKeysWin) {
   const SweepPlan plan = parse(
       "name: s\nbase: base.yaml\nset: {train.num_steps: 11}\nladder: {a: {train.num_steps: 12}, b: {}}\n"
