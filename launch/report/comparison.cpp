@@ -115,7 +115,7 @@ std::vector<std::string> describe_differences(const RunData& a, const RunData& b
     lines.push_back(sentence("Loss and gradient norm, beyond rounding", first_metric_difference(a, b, rounding)));
   const auto places = common(by_place(a.layers), by_place(b.layers));
   if (places.empty()) {
-    lines.push_back("Sublayers: no step of layers.jsonl in common.");
+    lines.emplace_back("Sublayers: no step of layers.jsonl in common.");
     return lines;
   }
   const auto exact_layer = first_layer_difference(a, b, 0);
