@@ -169,7 +169,8 @@ class Reader {
       for (const Choice& variant : variants)
         for (const Choice& choice : read_axis(axis)) {
           Choice both = variant;
-          both.name += (both.name.empty() ? "" : "-") + choice.name;
+          if (!both.name.empty()) both.name += '-';
+          both.name += choice.name;
           both.origin = choice.origin;
           both.keys.insert(both.keys.end(), choice.keys.begin(), choice.keys.end());
           product.push_back(std::move(both));
