@@ -149,8 +149,10 @@ class Reader {
         if (value.kind != Value::Kind::scalar && value.kind != Value::Kind::null)
           throw Error("{}: found {}, expected a value; choices of several keys need names", place, value.found());
         const std::string text = value.kind == Value::Kind::null ? "null" : value.scalar;
-        choices.push_back(
-            {checked_name(last + "_" + text, place), value.origin, "", {Entry{axis.key, value.origin, value}}});
+        choices.push_back({checked_name(fmt::format("{}_{}", last, text), place),
+                           value.origin,
+                           "",
+                           {Entry{axis.key, value.origin, value}}});
       }
     }
     if (choices.empty())
