@@ -156,9 +156,12 @@ json fit_document(const study::StudyFit& fit) {
                       {"compute", point.compute},
                       {"loss", point.loss}});
   for (const study::VariantFit& variant : fit.variants) {
-    json entry = {{"variant", variant.variant},     {"num_points", variant.num_points},
-                  {"num_cells", variant.num_cells}, {"over_isoflop_minima", variant.over_isoflop_minima},
-                  {"power_problem", variant.power_problem},    {"irreducible_problem", variant.irreducible_problem}};
+    json entry = {{"variant", variant.variant},
+                  {"num_points", variant.num_points},
+                  {"num_cells", variant.num_cells},
+                  {"over_isoflop_minima", variant.over_isoflop_minima},
+                  {"power_problem", variant.power_problem},
+                  {"irreducible_problem", variant.irreducible_problem}};
     if (variant.power) entry["power"] = law(*variant.power);
     if (variant.irreducible) entry["irreducible"] = law(*variant.irreducible);
     variants.push_back(std::move(entry));
