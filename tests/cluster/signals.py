@@ -149,7 +149,7 @@ def main() -> None:
         expect(done.returncode == 0, f"the last start: {done.returncode}: {done.stderr}")
         rows, expected = metrics(shooter.run), metrics(undisturbed)
         expect([row["step"] for row in rows] == list(range(1, steps + 1)), f"steps in metrics.jsonl: {[row['step'] for row in rows]}")
-        for key in ("loss", "grad_norm", "lr", "tokens", "validation_loss", "bits_per_byte"):
+        for key in ("loss", "grad_norm", "lr", "tokens", "validation_loss", "validation_bits_per_byte"):
             expect([row.get(key) for row in rows] == [row.get(key) for row in expected], f"'{key}' in metrics.jsonl differs")
         assert_same_bits(undisturbed / f"dump-step-{steps}.h5", shooter.run / f"dump-step-{steps}.h5")
         newest = checkpoints(shooter.run)[-1]
