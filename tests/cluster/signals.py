@@ -129,7 +129,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         lamina = Lamina(sys.argv[1], Path(folder))
         lamina.prepare()
-        steps = 60 + 12 * shots
+        steps = 400 + 40 * shots   # enough that a fast machine does not end before the last signal
         undisturbed = lamina.train("undisturbed", experiment(lamina, steps), 2)
         shooter = Shooter(lamina, steps)
         script = [str(MPIRUN), "--binary", lamina.binary, "--ranks-per-node", "2", "--bind", "none"]
