@@ -63,8 +63,10 @@ void check_io(const fs::path& path, std::string_view object, std::string_view wh
 Hdf5Id file_access_properties(const fs::path& path) {
   Hdf5Id properties(H5Pcreate(H5P_FILE_ACCESS), H5Pclose, path, "", "can't set up file access");
   // The 1.8 object headers lift the 64 KiB limit on an attribute; virtual datasets come with 1.10.
+  const hid_t driver = posix_driver();
+  if (driver < 0) fail_hdf5(path, "", "can't register the file driver with the HDF5 library");
   if (H5Pset_libver_bounds(properties, H5F_LIBVER_V18, H5F_LIBVER_LATEST) < 0 ||
-      H5Pset_driver(properties, posix_driver(), nullptr) < 0)
+      H5Pset_driver(properties, driver, nullptr) < 0)
     fail_hdf5(path, "", "can't set up file access");
   return properties;
 }

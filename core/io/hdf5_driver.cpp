@@ -175,6 +175,10 @@ herr_t unlock_file(H5FD_t* base) {
 
 H5FD_class_t make_driver_class() {
   H5FD_class_t driver{};
+#ifdef H5FD_CLASS_VERSION  // HDF5 1.14 and newer
+  driver.version = H5FD_CLASS_VERSION;
+  driver.value = 600;  // names the driver in a process; from 512 on they are free for private use
+#endif
   driver.name = "lamina_posix";
   driver.maxaddr = (haddr_t{1} << 62) - 1;
   driver.fc_degree = H5F_CLOSE_WEAK;

@@ -11,7 +11,7 @@
 
 namespace lamina::io {
 
-hid_t posix_driver();  // registered at the first call
+hid_t posix_driver();  // registered at the first call; negative when the library refuses it
 
 // What went wrong in the file system since the last call ("disk full"), or nothing. Call with the library's lock held.
 std::string take_io_failure();
