@@ -75,11 +75,11 @@ void multiply_rows(OpContext& ctx, const RowProducts& args) {
       const int64_t padded = low ? round_up_to(rows, row_step) : rows;
       for_parts(n, tile_columns, [&](int64_t column, int64_t columns) {
         const bool direct = padded == rows;
-        const auto& product = SingleThreadProduct::get(
+        const SingleThreadProduct* product = SingleThreadProduct::get(
             {padded, columns, k, args.a.dtype, args.c.dtype, false, args.transposed, direct ? args.a.stride(0) : k,
              args.weights[e].stride(0), direct ? args.c.stride(0) : columns});
-        tiles.push_back({&product, e, row, rows, padded, column, columns});
-        scratch_bytes = std::max(scratch_bytes, round_up_to(product.scratch_bytes(), 64) +
+        tiles.push_back({product, e, row, rows, padded, column, columns});
+        scratch_bytes = std::max(scratch_bytes, round_up_to(product->scratch_bytes(), 64) +
                                                     round_up_to(padded * columns * size_of(args.c.dtype), 64) +
                                                     padded * k * size_of(args.a.dtype));
       });
@@ -147,12 +147,12 @@ class WeightProducts {
     for_sums(num_rows, [&](size_t index, int64_t, int64_t length) {
       const bool direct = length % row_step == 0;
       const int64_t padded = round_up_to(length, row_step);
-      const auto& product =
+      const SingleThreadProduct* product =
           SingleThreadProduct::get({rows, columns, padded, DType::bf16, DType::f32, true, false,
                                     direct ? args_.dy.stride(0) : rows, direct ? args_.x.stride(0) : columns, columns});
-      sums.products[index] = &product;
+      sums.products[index] = product;
       scratch_bytes_ =
-          std::max(scratch_bytes_, round_up_to(product.scratch_bytes(), 64) + round_up_to(4 * rows * columns, 64) +
+          std::max(scratch_bytes_, round_up_to(product->scratch_bytes(), 64) + round_up_to(4 * rows * columns, 64) +
                                        round_up_to(2 * padded * rows, 64) + 2 * padded * columns);
     });
     return sums;

@@ -110,10 +110,11 @@ void run_stage(OpContext& ctx, int64_t count, const Stage& stage) {
   for (int64_t matrix = 0; matrix < count; ++matrix) {
     for_parts(out.rows, tile_rows, [&](int64_t row, int64_t rows) {
       for_parts(out.columns, tile_columns, [&](int64_t column, int64_t columns) {
-        const auto& product = SingleThreadProduct::get({rows, columns, stage.a.columns, dtype, DType::f32, false,
-                                                        stage.b_transposed, stage.a.columns, stage.b.columns, columns});
-        tiles.push_back({&product, matrix, row, rows, column, columns});
-        scratch_bytes = std::max(scratch_bytes, round_up_to(product.scratch_bytes(), 64) + 4 * rows * columns);
+        const SingleThreadProduct* product =
+            SingleThreadProduct::get({rows, columns, stage.a.columns, dtype, DType::f32, false, stage.b_transposed,
+                                      stage.a.columns, stage.b.columns, columns});
+        tiles.push_back({product, matrix, row, rows, column, columns});
+        scratch_bytes = std::max(scratch_bytes, round_up_to(product->scratch_bytes(), 64) + 4 * rows * columns);
       });
     });
   }

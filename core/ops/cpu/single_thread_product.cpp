@@ -113,11 +113,11 @@ SingleThreadProduct::SingleThreadProduct(const ProductShape& shape) : shape_(sha
 SingleThreadProduct::~SingleThreadProduct() = default;
 SingleThreadProduct::SingleThreadProduct(SingleThreadProduct&&) noexcept = default;
 
-const SingleThreadProduct& SingleThreadProduct::get(const ProductShape& shape) {
+const SingleThreadProduct* SingleThreadProduct::get(const ProductShape& shape) {
   const Key key = key_of(shape);
   const auto found = known().find(key);
-  if (found != known().end()) return found->second;
-  return known().emplace(key, shape).first->second;
+  if (found != known().end()) return &found->second;
+  return &known().emplace(key, shape).first->second;
 }
 
 void SingleThreadProduct::trim() {

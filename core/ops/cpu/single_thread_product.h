@@ -21,8 +21,8 @@ struct ProductShape {
 
 class SingleThreadProduct {
  public:
-  // The calling thread's; valid until its next call of `trim`.
-  static const SingleThreadProduct& get(const ProductShape& shape);
+  // The calling thread's, never null; valid until its next call of `trim`.
+  static const SingleThreadProduct* get(const ProductShape& shape);
   // Forgets everything once there is more than a training run's shapes.
   static void trim();
 

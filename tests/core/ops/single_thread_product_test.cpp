@@ -58,11 +58,11 @@ TEST(SingleThreadProduct, AccumulatesInFloat32Only) {
 
 TEST(SingleThreadProduct, IsKeptByShapeAndMoves) {
   const ProductShape shape{16, 16, 16, DType::bf16, DType::f32, false, false, 16, 16, 16};
-  const SingleThreadProduct& kept = SingleThreadProduct::get(shape);
-  EXPECT_EQ(&kept, &SingleThreadProduct::get(shape));
+  const SingleThreadProduct* kept = SingleThreadProduct::get(shape);
+  EXPECT_EQ(kept, SingleThreadProduct::get(shape));
   ProductShape other = shape;
   other.b_transposed = true;
-  EXPECT_NE(&kept, &SingleThreadProduct::get(other));
+  EXPECT_NE(kept, SingleThreadProduct::get(other));
   const Tensor a = test::normal(DType::bf16, {16, 16}, 1), want = test::poisoned(DType::f32, {16, 16}),
                got = test::poisoned(DType::f32, {16, 16});
   SingleThreadProduct first(shape);
