@@ -97,6 +97,8 @@ build() {
   elif grep -qs '^LAMINA_BUILD_TESTS:BOOL=ON' build/CMakeCache.txt && installed libgtest-dev && installed libbenchmark-dev; then
     options=()
   fi
+  # In CI a warning is an error; for users, whose compiler may be newer than any that was seen, it is not.
+  [[ -z ${LAMINA_WERROR:-} ]] || options+=("-DLAMINA_WERROR=$LAMINA_WERROR")
   # Lets the compiler cache, where there is one, serve another clone of the same sources.
   export CCACHE_BASEDIR=$root CCACHE_NOHASHDIR=1
   say "configuring build/ (preset cpu-release)"

@@ -69,7 +69,7 @@ run_ctest() {  # build folder, further arguments of ctest
 build_preset() {  # preset, targets (all when none is named)
   local preset=$1
   shift
-  cmake --preset "$preset" -DLAMINA_BUILD_TESTS=ON >/dev/null &&
+  cmake --preset "$preset" -DLAMINA_BUILD_TESTS=ON ${LAMINA_WERROR:+"-DLAMINA_WERROR=$LAMINA_WERROR"} >/dev/null &&
     cmake --build --preset "$preset" -j "$(nproc)" ${1:+--target "$@"}
 }
 
