@@ -3,12 +3,14 @@
 #   launch/setup.sh            the program: build/lamina
 #   launch/setup.sh --tests    also the test packages, the tests and the benchmarks
 #   launch/setup.sh --with P   also package P (as often as needed)
+#   launch/setup.sh --mpi M    openmpi (default) or mpich: the MPI that is installed and built with
+#   launch/setup.sh --target T build only target T of CMake's (as often as needed)
 # Safe to run again: when nothing changed it installs nothing and builds nothing.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 minimum_cmake=3.22
 
-packages=(g++ cmake ninja-build pkg-config git libopenmpi-dev openmpi-bin libdnnl-dev libhdf5-dev libyaml-cpp-dev
+packages=(g++ cmake ninja-build pkg-config git libdnnl-dev libhdf5-dev libyaml-cpp-dev
   libspdlog-dev libfmt-dev libcli11-dev libsentencepiece-dev libzstd-dev zlib1g-dev libxxhash-dev libhwy-dev
   nlohmann-json3-dev libeigen3-dev libprotobuf-dev protobuf-compiler)
 test_packages=(ccache libgtest-dev libgmock-dev libbenchmark-dev python3 python3-h5py python3-torch python3-yaml
@@ -17,18 +19,24 @@ test_packages=(ccache libgtest-dev libgmock-dev libbenchmark-dev python3 python3
 say() { echo "setup: $*"; }
 die() { echo "setup: error: $*" >&2; exit 1; }
 
-usage() { sed -n '2,6s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+usage() { sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 
-with_tests=0
+with_tests=0 mpi=openmpi only=()
 while [[ $# -gt 0 ]]; do
   case $1 in
     --tests) with_tests=1; packages+=("${test_packages[@]}") ;;
     --with) [[ $# -gt 1 ]] || die "--with needs the name of a package"; packages+=("$2"); shift ;;
+    --mpi) [[ ${2:-} == openmpi || ${2:-} == mpich ]] || die "--mpi: found '${2:-}', expected openmpi or mpich"; mpi=$2; shift ;;
+    --target) [[ $# -gt 1 ]] || die "--target needs the name of a target"; only+=("$2"); shift ;;
     -h|--help) usage; exit 0 ;;
-    *) die "unknown option '$1', expected --tests, --with or --help" ;;
+    *) die "unknown option '$1' (--help)" ;;
   esac
   shift
 done
+case $mpi in
+  openmpi) packages+=(libopenmpi-dev openmpi-bin) ;;
+  mpich) packages+=(libmpich-dev mpich) ;;
+esac
 
 as_root() {
   if [[ $(id -u) -eq 0 ]]; then
@@ -97,6 +105,9 @@ build() {
   elif grep -qs '^LAMINA_BUILD_TESTS:BOOL=ON' build/CMakeCache.txt && installed libgtest-dev && installed libbenchmark-dev; then
     options=()
   fi
+  [[ ${#only[@]} -eq 0 ]] || targets=(--target "${only[@]}")
+  # Where both are here, CMake would take the system's default.
+  [[ $mpi != mpich ]] || options+=(-DLAMINA_MPI=ON -DMPI_C_COMPILER=mpicc.mpich -DMPIEXEC_EXECUTABLE=/usr/bin/mpiexec.mpich)
   # In CI a warning is an error; for users, whose compiler may be newer than any that was seen, it is not.
   [[ -z ${LAMINA_WERROR:-} ]] || options+=("-DLAMINA_WERROR=$LAMINA_WERROR")
   # Lets the compiler cache, where there is one, serve another clone of the same sources.

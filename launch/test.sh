@@ -1,31 +1,42 @@
 #!/usr/bin/env bash
 # Runs the tests; installs and builds what they need (launch/setup.sh --tests).
-#   launch/test.sh                everything below
-#   launch/test.sh --quick        unit and integration tests of the optimised build
+#   launch/test.sh                unit and integration tests of the optimised build
 #   launch/test.sh --cuda         the code for GPUs on an emulated one; with the CUDA toolkit here, also compiled and linked
-#   launch/test.sh --lint         clang-format and clang-tidy
+#   launch/test.sh --lint         clang-format and clang-tidy, of the version that the tree follows (14)
 #   launch/test.sh --sanitizers   unit tests under the address, undefined-behaviour and thread sanitizers
-#   launch/test.sh --cluster      several hosts, Slurm and signals (tests/cluster): not part of "everything". As root, in a system that
-#                                 may make network namespaces; installs openssh-server, iproute2 and slurm-wlm (10 minutes)
+#   launch/test.sh --all          all of the above
+#   launch/test.sh --fresh SUITE[:mpich]...        as root: a bare root of each release (bookworm, trixie, ...), HEAD cloned into it, and
+#                                 README's two commands typed there, by root and by an ordinary user with sudo; leaves nothing behind
+#   launch/test.sh --fresh-start SUITE[:mpich]...  the same up to a first test: install, configure, build, train a few steps, by root
+#   launch/test.sh --cluster      several hosts, Slurm and signals (tests/cluster). As root, in a system that may make network namespaces;
+#                                 installs openssh-server, iproute2 and slurm-wlm (10 minutes)
 # Options add up. The last line is "N passed, N failed".
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
 
 die() { echo "test: error: $*" >&2; exit 1; }
-usage() { sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+usage() { sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"; }
 
-quick=0 cuda=0 lint=0 sanitizers=0 cluster=0
-[[ $# -gt 0 ]] || { quick=1 cuda=1 lint=1 sanitizers=1; }
-for argument in "$@"; do
-  case $argument in
-    --quick) quick=1 ;;
+tests=0 cuda=0 lint=0 sanitizers=0 cluster=0 fresh=() fresh_start=()
+[[ $# -gt 0 ]] || tests=1
+while [[ $# -gt 0 ]]; do
+  option=$1
+  shift
+  case $option in
     --cuda) cuda=1 ;;
     --lint) lint=1 ;;
     --sanitizers) sanitizers=1 ;;
+    --all) tests=1 cuda=1 lint=1 sanitizers=1 ;;
     --cluster) cluster=1 ;;
+    --fresh|--fresh-start)
+      [[ $# -gt 0 && $1 != -* ]] || die "$option needs a release: $option bookworm"
+      while [[ $# -gt 0 && $1 != -* ]]; do
+        if [[ $option == --fresh ]]; then fresh+=("$1"); else fresh_start+=("$1"); fi
+        shift
+      done ;;
     -h|--help) usage; exit 0 ;;
-    *) die "unknown option '$argument', expected --quick, --cuda, --lint, --sanitizers or --cluster" ;;
+    *) die "unknown option '$option' (--help)" ;;
   esac
 done
 
@@ -94,6 +105,13 @@ check_cuda() {
   run_ctest build-cuda -R 'launch_device|launch_doctor'
 }
 
+# Each version formats and finds faults in ways of its own.
+is_version_14() {  # clang-format or clang-tidy
+  local version
+  version=$("$1" --version | sed -n 's/.*version \([0-9]*\).*/\1/p' | head -n 1)
+  [[ $version -eq 14 ]] || { echo "$1 $version is here, the tree follows 14: nothing judged"; return 1; }
+}
+
 check_format() {
   local status=0
   git ls-files -z -- '*.cpp' '*.h' '*.cu' '*.cuh' | xargs -0 clang-format --dry-run --Werror || status=$?
@@ -149,22 +167,48 @@ check_cluster() {
   done
 }
 
-section "set-up"
-cluster_packages=()
-[[ $cluster -eq 0 ]] || cluster_packages=(--with openssh-server --with iproute2 --with slurm-wlm --with util-linux --with procps)
-launch/setup.sh --tests ${cluster_packages[@]+"${cluster_packages[@]}"}
-if [[ $quick -eq 1 ]]; then
+# Each in a root of its own; what they print says what was typed there.
+check_fresh() {
+  local suite user status
+  [[ $((${#fresh[@]} + ${#fresh_start[@]})) -eq 0 ]] || command -v debootstrap >/dev/null ||
+    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends debootstrap >/dev/null; } ||
+    die "debootstrap is not here and could not be installed: --fresh works as root on Debian and Ubuntu"
+  for suite in ${fresh[@]+"${fresh[@]}"}; do
+    for user in root newcomer; do
+      section "a bare $suite, as $user"
+      status=0
+      tests/launch/fresh_root.sh --user "$user" "$suite" || status=$?
+      count "a bare $suite, as $user" "$status"
+    done
+  done
+  for suite in ${fresh_start[@]+"${fresh_start[@]}"}; do
+    section "a bare $suite, up to a first test"
+    status=0
+    tests/launch/fresh_root.sh --start "$suite" || status=$?
+    count "a bare $suite, up to a first test" "$status"
+  done
+}
+
+# Bare roots set themselves up.
+if [[ $((tests + cuda + lint + sanitizers + cluster)) -gt 0 ]]; then
+  section "set-up"
+  cluster_packages=()
+  [[ $cluster -eq 0 ]] || cluster_packages=(--with openssh-server --with iproute2 --with slurm-wlm --with util-linux --with procps)
+  launch/setup.sh --tests ${cluster_packages[@]+"${cluster_packages[@]}"}
+fi
+if [[ $tests -eq 1 ]]; then
   section "tests"
   run_ctest build --parallel "$(nproc)"
 fi
 [[ $cuda -eq 0 ]] || check_cuda
 if [[ $lint -eq 1 ]]; then
   section "lint"
-  check_format
-  check_tidy
+  if is_version_14 clang-format; then check_format; fi
+  if is_version_14 clang-tidy; then check_tidy; fi
 fi
 [[ $sanitizers -eq 0 ]] || check_sanitizers
 [[ $cluster -eq 0 ]] || check_cluster
+check_fresh
 
 section "summary"
 for failure in ${failures[@]+"${failures[@]}"}; do
