@@ -32,15 +32,20 @@ release=${suite%%:*} mpi=openmpi
 [[ $mpi == openmpi || $mpi == mpich ]] || die "found '$suite', expected $release or $release:mpich"
 [[ $mpi == openmpi || $start -eq 1 ]] || die "with MPICH only --start is here: the tests start their ranks with Open MPI's options"
 
+child=""
+clean_up() {
+  if [[ -n $child ]]; then { kill -KILL "$child" && wait "$child"; } 2>/dev/null || true; fi
+  rm -rf --one-file-system "$folder"
+}
+
 # Outside: namespaces whose end ends all that runs and is mounted inside, then the folder goes.
 outside() {
   [[ $(id -u) -eq 0 ]] || die "this is no root: making a root for another system needs it"
   command -v debootstrap >/dev/null || die "debootstrap is not here: apt-get install debootstrap"
   unshare --mount --pid --fork true 2>/dev/null || die "this system does not let root make mount and process namespaces"
-  local folder status=0
+  local status=0
   folder=$(mktemp -d --tmpdir lamina-fresh.XXXXXX)
-  # shellcheck disable=SC2064  # the folder of now
-  trap "[[ -z \${child:-} ]] || { kill -KILL \$child; wait \$child; } 2>/dev/null; rm -rf --one-file-system '$folder'" EXIT
+  trap clean_up EXIT
   trap 'exit 130' INT
   trap 'exit 143' TERM
   local options=()
@@ -97,7 +102,7 @@ typed() {  # what it is called, a command line as a newcomer types it in the clo
   local name=$1 line=$2 status=0 started=$SECONDS cpu
   printf '\n=== %s, %s: %s\n' "$suite" "$user" "$line"
   cpu=$(children_seconds)
-  env -i TERM="${TERM:-dumb}" ${http_proxy:+http_proxy="$http_proxy"} ${https_proxy:+https_proxy="$https_proxy"} \
+  env -i PATH="$PATH" TERM="${TERM:-dumb}" ${http_proxy:+http_proxy="$http_proxy"} ${https_proxy:+https_proxy="$https_proxy"} \
     ${LAMINA_WERROR:+LAMINA_WERROR="$LAMINA_WERROR"} \
     chroot "$folder/root" su --whitelist-environment=TERM,http_proxy,https_proxy,LAMINA_WERROR - "$user" -c "cd /lamina && $line" \
     </dev/null || status=$?
