@@ -268,13 +268,13 @@ __global__ void __launch_bounds__(threads, 1) scan_kernel(const KdaParams p) {
     }
     state.round_to(shared.state, ScanShared<E, fast>::leading, k_padded);
     load_beta(p, pair, span, shared.beta);
+    if constexpr (fast) lamina::cuda::cp_async_wait<0>();
+    __syncthreads();  // the chunk is here, and the stage of the one before has been read
     if constexpr (fast) {
       if (index + 1 < count)
         stage_chunk(p, pair, span_of(p.chunks, pair.batch, index + 1), p.v, first_column, shared.stage(index + 1));
       lamina::cuda::cp_async_commit();
-      lamina::cuda::cp_async_wait<1>();
     }
-    __syncthreads();
     if (for_backward && has_state_before(span, p))
       keep_state<E, fast>(p, shared.state, p.states, pair, slot_before(span), first_column);
     scan_chunk<E, fast, for_backward>(p, pair, span, first_column, shared, shared.stage(index), state);
@@ -367,19 +367,20 @@ __global__ void __launch_bounds__(threads, 1) scan_back_kernel(const KdaParams p
     }
     state.round_to(shared.state, ScanShared<E, fast>::leading, k_padded);
     load_beta(p, pair, span, shared.beta);
+    if constexpr (fast)
+      lamina::cuda::cp_async_wait<0>();
+    else
+      copy_d_o(p, pair, span, first_column, ScanShared<E, fast>::leading, shared.d_o);
+    __syncthreads();  // the chunk is here, and the stage of the one before has been read
     if constexpr (fast) {
       if (index > 0)
         stage_chunk(p, pair, span_of(p.chunks, pair.batch, index - 1), p.d_o, first_column, shared.stage(index - 1));
       lamina::cuda::cp_async_commit();
-      lamina::cuda::cp_async_wait<1>();
-    } else {
-      copy_d_o(p, pair, span, first_column, ScanShared<E, fast>::leading, shared.d_o);
     }
-    __syncthreads();
     if (has_gradient_after(span, p))
       keep_state<E, fast>(p, shared.state, p.d_states, pair, slot_after(span, p), first_column);
     scan_chunk_back<E, fast>(p, pair, span, first_column, shared, shared.stage(index), state);
-    __syncthreads();  // dO is read until here
+    if constexpr (!fast) __syncthreads();  // dO has been read
   }
   if (p.d_initial_state != nullptr) state.store(p, p.d_initial_state + state_offset(p, pair), first_column);
 }
