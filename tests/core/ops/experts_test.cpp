@@ -349,6 +349,39 @@ TEST(GroupedProducts, ManyExperts) {
 }
 
 // More rows than one unit of the sort's work, and experts whose rows come from all of them.
+// All experts of a layer in one launch, with sums of 8 slices and more: each of the four places for slices is used twice.
+TEST(GroupedProducts, SixtyFourExperts) {
+  TestContext test;
+  constexpr int64_t experts = 64, width = 256;
+  std::vector<int64_t> offsets = {0};
+  for (int64_t e = 0; e < experts; ++e) offsets.push_back(offsets.back() + (e == 5 ? 260 : e % 4));
+  const Tensor x = test::normal(DType::bf16, {offsets.back(), width}, 1),
+               dy = test::normal(DType::bf16, {offsets.back(), width}, 2),
+               y = test::poisoned(DType::f32, {offsets.back(), width}),
+               dx = test::poisoned(DType::f32, {offsets.back(), width});
+  std::vector<Tensor> owned;
+  std::vector<TensorView> weights, dweights;
+  for (uint64_t i = 0; i < 3; ++i) owned.push_back(test::normal(DType::bf16, {width, width}, 10 + i));
+  for (int64_t e = 0; e < experts; ++e) {
+    weights.push_back(owned[static_cast<size_t>(e % 3)]);
+    dweights.push_back(owned.emplace_back(test::zeros(DType::f32, {width, width})));
+  }
+  test::Mirror m;
+  const auto weights64 = m(weights), dweights64 = m(dweights);
+  grouped_linear(test.reference, {m(x), weights64, offsets, m(y)});
+  grouped_linear_input_gradient(test.reference, {m(dy), weights64, offsets, m(dx)});
+  grouped_linear_weight_gradient(test.reference, {m(dy), m(x), offsets, dweights64});
+  grouped_linear(test.fastest, {x, weights, offsets, y});
+  grouped_linear_input_gradient(test.fastest, {dy, weights, offsets, dx});
+  grouped_linear_weight_gradient(test.fastest, {dy, x, offsets, dweights});
+  EXPECT_MIRRORED(m, y, width, std::sqrt(static_cast<double>(width)));
+  EXPECT_MIRRORED(m, dx, width, std::sqrt(static_cast<double>(width)));
+  for (size_t e = 0; e < dweights.size(); ++e) {
+    const int64_t rows = offsets[e + 1] - offsets[e];
+    EXPECT_MIRRORED(m, dweights[e], rows, std::sqrt(static_cast<double>(rows)));
+  }
+}
+
 TEST(GroupRows, SortsManyRows) {
   TestContext test;
   const int64_t rows = 1500, k = 2;

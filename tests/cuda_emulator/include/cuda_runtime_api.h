@@ -24,7 +24,7 @@
 // which ends a real kernel, then ends the emulated one too, naming the thread.
 //
 // Environment: LAMINA_EMULATOR_DEVICES (1), LAMINA_EMULATOR_MEMORY_MIB (per device, 65536), LAMINA_EMULATOR_PROTECT (1),
-// LAMINA_EMULATOR_SEED (0).
+// LAMINA_EMULATOR_SEED (0), LAMINA_EMULATOR_MULTIPROCESSORS (what kernels are told, 132).
 #pragma once
 
 #include <cstddef>

@@ -67,7 +67,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* prop, int device) {
   prop->maxGridSize[1] = prop->maxGridSize[2] = 65535;
   prop->major = 9;
   prop->minor = 0;
-  prop->multiProcessorCount = 132;
+  prop->multiProcessorCount = static_cast<int>(setting("LAMINA_EMULATOR_MULTIPROCESSORS", 132));
   prop->pciBusID = 0x1b + device;
   prop->l2CacheSize = 50 << 20;
   prop->maxThreadsPerMultiProcessor = 2048;
