@@ -322,6 +322,33 @@ TEST(Devices, AreLikeAnH200) {
   cudaGetLastError();
 }
 
+__global__ void does_nothing() {}
+
+int shared_limit_of(void (*kernel)()) {
+  cudaFuncAttributes attributes{};
+  EXPECT_EQ(cudaFuncGetAttributes(&attributes, kernel), cudaSuccess);
+  return attributes.maxDynamicSharedSizeBytes;
+}
+
+TEST(SharedMemory, IsLimitedPerKernel) {
+  EXPECT_EQ(shared_limit_of(does_nothing), 48 << 10);
+  launch(does_nothing, dim3(1), dim3(1), 48 << 10, nullptr);
+  EXPECT_EQ(shared_limit_of(does_nothing), 48 << 10);
+  for (const size_t bytes : {60 << 10, 200 << 10, 60 << 10}) {  // by ranks that are threads
+    std::thread([bytes] { launch(does_nothing, dim3(1), dim3(1), bytes, nullptr); }).join();
+    EXPECT_EQ(shared_limit_of(does_nothing), 227 << 10);
+  }
+  const auto limit_to = [](int bytes) {
+    EXPECT_EQ(cudaFuncSetAttribute(does_nothing, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), cudaSuccess);
+  };
+  launch(does_nothing, dim3(1), dim3(1), 60 << 10, nullptr);  // a thread raises the limit once
+  limit_to(60 << 10);
+  launch(does_nothing, dim3(1), dim3(1), 60 << 10, nullptr);
+  EXPECT_THROW(launch(does_nothing, dim3(1), dim3(1), 61 << 10, nullptr), lamina::Error);
+  limit_to(227 << 10);
+  EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+}
+
 // core/device/cuda_device.h on top of all that.
 TEST(CudaDevice, KnowsItsDevice) {
   EXPECT_TRUE(lamina::cuda::is_built());

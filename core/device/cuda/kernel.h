@@ -14,6 +14,7 @@
 
 #include "core/base/dtype.h"
 #include "core/device/cuda/check.h"
+#include "core/device/cuda/shared_memory.h"
 
 #ifdef LAMINA_CUDA_EMULATED
 #include <lamina_emulated_kernel.h>

@@ -7,16 +7,12 @@
 
 namespace lamina::cuda {
 
-constexpr size_t default_shared_limit = 48 << 10;  // bytes that a block gets without asking
-
 // Asynchronous; throws when the launch itself is refused.
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
             const Arguments&... arguments) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
-  if (shared_bytes > default_shared_limit)
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
-          "shared memory of a kernel");
+  if (shared_bytes > default_shared_limit) raise_shared_limit(reinterpret_cast<const void*>(kernel));
   kernel<<<grid, block, shared_bytes, stream>>>(static_cast<Parameters>(arguments)...);
   check(cudaGetLastError(), "launch of a kernel");
 }

@@ -9,6 +9,7 @@
 #include <tuple>
 
 #include "core/device/cuda/check.h"
+#include "core/device/cuda/shared_memory.h"
 
 #define LAMINA_DYNAMIC_SHARED(type, name) \
   type* const name = reinterpret_cast<type*>(::lamina_emulator::dynamic_shared())
@@ -41,7 +42,6 @@ void wait_for_copies(int allowed_groups);
 
 namespace lamina::cuda {
 
-constexpr size_t default_shared_limit = 48 << 10;
 constexpr size_t parameter_limit = 32764;  // bytes of a kernel's parameters
 
 template <class... Parameters, class... Arguments>
@@ -50,6 +50,7 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_
   static_assert((sizeof(Parameters) + ... + 0) <= parameter_limit);
   static_assert((std::is_trivially_copyable_v<Parameters> && ...));
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  if (shared_bytes > default_shared_limit) raise_shared_limit(reinterpret_cast<const void*>(kernel));
   check(::lamina_emulator::launch(reinterpret_cast<const void*>(kernel), grid, block, shared_bytes, stream,
                                   [kernel, parameters = std::tuple<Parameters...>(static_cast<Parameters>(
                                                arguments)...)] { std::apply(kernel, parameters); }),

@@ -447,9 +447,9 @@ cudaError_t launch(const void* kernel, dim3 grid, dim3 block, size_t shared_byte
   if (grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535 || threads == 0 || threads > max_threads_per_block ||
       block.z > 64)
     return cudaErrorInvalidConfiguration;
-  if (shared_bytes > max_shared_per_block) return cudaErrorInvalidValue;
   const int device = device_of_stream(stream);
   if (device != current_device()) return cudaErrorInvalidResourceHandle;
+  if (shared_bytes > shared_limit(device, kernel)) return cudaErrorInvalidValue;
   static const auto seed = static_cast<uint64_t>(setting("LAMINA_EMULATOR_SEED", 0));
   const uint64_t seed_of_launch = (seed << 32) + next_launch_of(stream);
   return enqueue(stream, Work::device,

@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
+#include <map>
+#include <mutex>
+#include <utility>
 
 #include "errors.h"
 #include "memory.h"
@@ -13,6 +16,15 @@ namespace lamina_emulator {
 namespace {
 
 thread_local int device_of_thread = 0;
+
+struct SharedLimits {
+  std::mutex mutex;
+  std::map<std::pair<int, const void*>, size_t> of_kernels;
+};
+SharedLimits& shared_limits() {
+  static SharedLimits& all = *new SharedLimits;
+  return all;
+}
 
 }  // namespace
 
@@ -28,6 +40,12 @@ int current_device() {
 cudaError_t usable() {
   if (num_devices() == 0) return cudaErrorNoDevice;
   return device_error(current_device());
+}
+
+size_t shared_limit(int device, const void* kernel) {
+  const std::lock_guard lock(shared_limits().mutex);
+  const auto found = shared_limits().of_kernels.find({device, kernel});
+  return found != shared_limits().of_kernels.end() ? found->second : default_shared_per_block;
 }
 
 }  // namespace lamina_emulator
@@ -57,7 +75,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* prop, int device) {
   *prop = {};
   std::strcpy(prop->name, "emulated device");
   prop->totalGlobalMem = memory().capacity();
-  prop->sharedMemPerBlock = 48 << 10;
+  prop->sharedMemPerBlock = default_shared_per_block;
   prop->regsPerBlock = 65536;
   prop->warpSize = 32;
   prop->maxThreadsPerBlock = max_threads_per_block;
@@ -157,9 +175,20 @@ cudaError_t cudaDriverGetVersion(int* driverVersion) {
 cudaError_t cudaFuncSetAttribute(const void* func, cudaFuncAttribute attr, int value) {
   if (func == nullptr) return remember(cudaErrorInvalidDeviceFunction);
   if (value < 0) return remember(cudaErrorInvalidValue);
-  if (attr == cudaFuncAttributeMaxDynamicSharedMemorySize && static_cast<size_t>(value) > max_shared_per_block)
-    return remember(cudaErrorInvalidValue);
-  return remember(usable());
+  if (const cudaError_t error = usable(); error != cudaSuccess) return remember(error);
+  if (attr != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
+  if (static_cast<size_t>(value) > max_shared_per_block) return remember(cudaErrorInvalidValue);
+  const std::lock_guard lock(shared_limits().mutex);
+  shared_limits().of_kernels[{current_device(), func}] = static_cast<size_t>(value);
+  return cudaSuccess;
+}
+
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attr, const void* func) {
+  if (attr == nullptr) return remember(cudaErrorInvalidValue);
+  if (func == nullptr) return remember(cudaErrorInvalidDeviceFunction);
+  if (const cudaError_t error = usable(); error != cudaSuccess) return remember(error);
+  *attr = {0, static_cast<int>(shared_limit(current_device(), func))};
+  return cudaSuccess;
 }
 
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* numBlocks, const void* func, int blockSize,
