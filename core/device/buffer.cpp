@@ -10,10 +10,10 @@
 namespace lamina {
 
 Buffer::Buffer(int64_t num_bytes, Device device, MemoryLedger* ledger, std::string purpose)
-    : Buffer(num_bytes, device, ledger, std::move(purpose), false) {}
+    : Buffer(num_bytes, device, ledger, std::move(purpose), -1) {}
 
-Buffer::Buffer(int64_t num_bytes, Device device, MemoryLedger* ledger, std::string purpose, bool is_pinned)
-    : num_bytes_(num_bytes), device_(device), is_pinned_(is_pinned), ledger_(ledger), purpose_(std::move(purpose)) {
+Buffer::Buffer(int64_t num_bytes, Device device, MemoryLedger* ledger, std::string purpose, int pinned_by)
+    : num_bytes_(num_bytes), device_(device), pinned_by_(pinned_by), ledger_(ledger), purpose_(std::move(purpose)) {
   LAMINA_CHECK(num_bytes >= 0, "{} bytes for {}", num_bytes, purpose_);
   if (num_bytes == 0) return;
   allocate();
@@ -21,7 +21,7 @@ Buffer::Buffer(int64_t num_bytes, Device device, MemoryLedger* ledger, std::stri
 }
 
 Buffer Buffer::staging(int64_t num_bytes, Device device, MemoryLedger* ledger, std::string purpose) {
-  return {num_bytes, Device{}, ledger, std::move(purpose), device.kind == DeviceKind::cuda};
+  return {num_bytes, Device{}, ledger, std::move(purpose), device.kind == DeviceKind::cuda ? device.index : -1};
 }
 
 void Buffer::allocate() {
@@ -32,8 +32,8 @@ void Buffer::allocate() {
   }
   constexpr int64_t alignment = 64;
   const int64_t rounded = (num_bytes_ + alignment - 1) / alignment * alignment;
-  data_ = is_pinned_ ? cuda::allocate_pinned(rounded, purpose_)
-                     : std::aligned_alloc(alignment, static_cast<size_t>(rounded));
+  data_ = pinned_by_ >= 0 ? cuda::allocate_pinned(pinned_by_, rounded, purpose_)
+                          : std::aligned_alloc(alignment, static_cast<size_t>(rounded));
   if (data_ == nullptr)
     throw Error("out of memory: {:.1f} MiB for {}", static_cast<double>(num_bytes_) / (1024.0 * 1024.0), purpose_);
   std::memset(data_, 0, static_cast<size_t>(rounded));
@@ -47,7 +47,7 @@ Buffer::Buffer(Buffer&& other) noexcept
     : data_(std::exchange(other.data_, nullptr)),
       num_bytes_(std::exchange(other.num_bytes_, 0)),
       device_(other.device_),
-      is_pinned_(other.is_pinned_),
+      pinned_by_(other.pinned_by_),
       ledger_(std::exchange(other.ledger_, nullptr)),
       purpose_(std::move(other.purpose_)) {}
 
@@ -57,7 +57,7 @@ Buffer& Buffer::operator=(Buffer&& other) noexcept {
     data_ = std::exchange(other.data_, nullptr);
     num_bytes_ = std::exchange(other.num_bytes_, 0);
     device_ = other.device_;
-    is_pinned_ = other.is_pinned_;
+    pinned_by_ = other.pinned_by_;
     ledger_ = std::exchange(other.ledger_, nullptr);
     purpose_ = std::move(other.purpose_);
   }
@@ -69,8 +69,8 @@ void Buffer::release() {
   if (ledger_ != nullptr) ledger_->remove(purpose_, num_bytes_);
   if (device_.kind == DeviceKind::cuda) {
     cuda::deallocate(device_.index, data_);
-  } else if (is_pinned_) {
-    cuda::deallocate_pinned(data_);
+  } else if (pinned_by_ >= 0) {
+    cuda::deallocate_pinned(pinned_by_, data_);
   } else {
     std::free(data_);
   }

@@ -28,14 +28,14 @@ class Buffer {
   Device device() const { return device_; }
 
  private:
-  Buffer(int64_t num_bytes, Device device, MemoryLedger* ledger, std::string purpose, bool is_pinned);
+  Buffer(int64_t num_bytes, Device device, MemoryLedger* ledger, std::string purpose, int pinned_by);
   void allocate();
   void release();
 
   void* data_ = nullptr;
   int64_t num_bytes_ = 0;
   Device device_;
-  bool is_pinned_ = false;
+  int pinned_by_ = -1;  // the GPU for which the host's memory is page-locked
   MemoryLedger* ledger_ = nullptr;
   std::string purpose_;
 };

@@ -30,8 +30,9 @@ int driver_version();
 // Errors name the purpose. Memory is not cleared.
 void* allocate(int device, int64_t num_bytes, const std::string& purpose);
 void deallocate(int device, void* data) noexcept;  // waits for what may still use it
-void* allocate_pinned(int64_t num_bytes, const std::string& purpose);
-void deallocate_pinned(void* data) noexcept;
+// Of the host, page-locked in the device's context, so that no rank opens a GPU that is not its own.
+void* allocate_pinned(int device, int64_t num_bytes, const std::string& purpose);
+void deallocate_pinned(int device, void* data) noexcept;
 
 // Both ends are device memory or host memory; in stream order. Host memory that is not pinned makes the call wait.
 void copy(void* to, const void* from, int64_t num_bytes, Stream& stream);

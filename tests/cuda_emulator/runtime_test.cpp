@@ -2,11 +2,13 @@
 #include <atomic>
 #include <chrono>
 #include <cmath>
+#include <memory>
 #include <numeric>
 #include <thread>
 #include <utility>
 
 #include "core/base/error.h"
+#include "core/device/buffer.h"
 #include "core/device/cuda_device.h"
 #include "core/device/stream.h"
 #include "emulator_test.h"
@@ -381,7 +383,7 @@ TEST(CudaDevice, TellsWhatDidNotFit) {
 TEST(CudaDevice, StreamsAndEvents) {
   lamina::Stream stream({lamina::DeviceKind::cuda, 0}), other({lamina::DeviceKind::cuda, 0});
   auto* const x = static_cast<float*>(lamina::cuda::allocate(0, 16, "a test"));
-  auto* const host = static_cast<float*>(lamina::cuda::allocate_pinned(16, "a test"));
+  auto* const host = static_cast<float*>(lamina::cuda::allocate_pinned(0, 16, "a test"));
   lamina::cuda::fill_zero(x, 16, stream);
   Gate gate;
   const auto raw = static_cast<cudaStream_t>(stream.state()->handle());
@@ -400,7 +402,7 @@ TEST(CudaDevice, StreamsAndEvents) {
   EXPECT_EQ(host[3], 1.0f);
   lamina::Event moved = std::move(done);
   EXPECT_TRUE(moved.reached());
-  lamina::cuda::deallocate_pinned(host);
+  lamina::cuda::deallocate_pinned(0, host);
   lamina::cuda::deallocate(0, x);
 }
 
@@ -463,6 +465,34 @@ TEST(DevicesDeathTest, KeepTheirMemoryApart) {
         std::exit(with_two_devices());
       },
       "up to here\n.*add_one.*: illegal access at .*device memory of GPU 0");
+}
+
+// Every rank's threads begin with device 0 as the current one.
+bool staging_memory_is_the_second_devices() {
+  const auto current = [] {
+    int device = -1;
+    return cudaGetDevice(&device) == cudaSuccess ? device : -1;
+  };
+  const lamina::Device second{lamina::DeviceKind::cuda, 1};
+  auto buffer = std::make_unique<lamina::Buffer>(lamina::Buffer::staging(64, second, nullptr, "test"));
+  cudaPointerAttributes attributes{};
+  bool right = cudaPointerGetAttributes(&attributes, buffer->data()) == cudaSuccess &&
+               attributes.type == cudaMemoryTypeHost && attributes.device == 1;
+  std::thread([&] {
+    buffer.reset();
+    right = right && current() == 1;
+  }).join();
+  return right;
+}
+
+TEST(DevicesDeathTest, PinnedMemoryIsOfTheRanksOwn) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_EXIT(
+      {
+        setenv("LAMINA_EMULATOR_DEVICES", "2", 1);
+        std::exit(staging_memory_is_the_second_devices() ? 0 : 1);
+      },
+      testing::ExitedWithCode(0), "");
 }
 
 TEST(DevicesDeathTest, NoneIsSaidSo) {

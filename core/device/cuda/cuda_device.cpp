@@ -226,16 +226,18 @@ void deallocate(int device, void* data) noexcept {
   cudaGetLastError();
 }
 
-void* allocate_pinned(int64_t num_bytes, const std::string& purpose) {
+void* allocate_pinned(int device, int64_t num_bytes, const std::string& purpose) {
   if (num_bytes == 0) return nullptr;
+  select(device);
   void* data = nullptr;
   const cudaError_t status = cudaHostAlloc(&data, static_cast<size_t>(num_bytes), cudaHostAllocPortable);
   if (status == cudaSuccess) return data;
   fail_to_allocate(status, "(pinned, on the host)", num_bytes, purpose, "");
 }
 
-void deallocate_pinned(void* data) noexcept {
+void deallocate_pinned(int device, void* data) noexcept {
   if (data == nullptr) return;
+  cudaSetDevice(device);
   cudaFreeHost(data);
   cudaGetLastError();
 }

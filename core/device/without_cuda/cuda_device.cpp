@@ -40,10 +40,10 @@ void* allocate(int, int64_t, const std::string&) {
   refuse();
 }
 void deallocate(int, void*) noexcept {}
-void* allocate_pinned(int64_t, const std::string&) {
+void* allocate_pinned(int, int64_t, const std::string&) {
   refuse();
 }
-void deallocate_pinned(void*) noexcept {}
+void deallocate_pinned(int, void*) noexcept {}
 void copy(void*, const void*, int64_t, Stream&) {
   refuse();
 }

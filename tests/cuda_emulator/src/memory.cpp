@@ -190,12 +190,12 @@ std::string Memory::describe(const void* address) {
   return where + ": allocation of " + std::to_string(allocation.num_bytes) + " bytes, offset " + std::to_string(offset);
 }
 
-void* Memory::allocate_pinned(size_t num_bytes) {
+void* Memory::allocate_pinned(int device, size_t num_bytes) {
   void* data = nullptr;
   if (posix_memalign(&data, page, std::max<size_t>(num_bytes, 1)) != 0) return nullptr;
   std::memset(data, poison, num_bytes);
   const std::lock_guard lock(pinned_mutex_);
-  pinned_[static_cast<std::byte*>(data)] = num_bytes;
+  pinned_[static_cast<std::byte*>(data)] = {num_bytes, device};
   return data;
 }
 
@@ -208,13 +208,13 @@ bool Memory::deallocate_pinned(void* data) {
   return true;
 }
 
-bool Memory::is_pinned(const void* address) {
+int Memory::pinned_by(const void* address) {
   auto* const at = static_cast<std::byte*>(const_cast<void*>(address));
   const std::lock_guard lock(pinned_mutex_);
   const auto after = pinned_.upper_bound(at);
-  if (after == pinned_.begin()) return false;
-  const auto& [data, num_bytes] = *std::prev(after);
-  return static_cast<size_t>(at - data) < std::max<size_t>(num_bytes, 1);
+  if (after == pinned_.begin()) return -1;
+  const auto& [data, pinned] = *std::prev(after);
+  return static_cast<size_t>(at - data) < std::max<size_t>(pinned.num_bytes, 1) ? pinned.device : -1;
 }
 
 }  // namespace lamina_emulator
@@ -245,7 +245,7 @@ cudaError_t cudaFree(void* devPtr) {
 cudaError_t cudaHostAlloc(void** pHost, size_t size, unsigned int) {
   if (pHost == nullptr) return remember(cudaErrorInvalidValue);
   if (const cudaError_t error = usable(); error != cudaSuccess) return remember(error);
-  *pHost = memory().allocate_pinned(size);
+  *pHost = memory().allocate_pinned(current_device(), size);
   return *pHost != nullptr ? cudaSuccess : remember(cudaErrorMemoryAllocation);
 }
 
@@ -272,8 +272,8 @@ cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const vo
   const int device = memory().device_of(ptr);
   if (device >= 0) {
     *attributes = {cudaMemoryTypeDevice, device, address, nullptr};
-  } else if (memory().is_pinned(ptr)) {
-    *attributes = {cudaMemoryTypeHost, current_device(), address, address};
+  } else if (const int pinned_by = memory().pinned_by(ptr); pinned_by >= 0) {
+    *attributes = {cudaMemoryTypeHost, pinned_by, address, address};
   } else {
     *attributes = {cudaMemoryTypeUnregistered, -2, nullptr, address};
   }

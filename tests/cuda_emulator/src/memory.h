@@ -29,10 +29,11 @@ class Memory {
   bool holds(const void* data, size_t num_bytes);
   std::string describe(const void* address);  // "device memory of GPU 0: an allocation of 64 bytes, offset 8"
 
-  // Host memory that was allocated pinned.
-  void* allocate_pinned(size_t num_bytes);
+  // Host memory that was allocated pinned, while `device` was the current one.
+  void* allocate_pinned(int device, size_t num_bytes);
   bool deallocate_pinned(void* data);
-  bool is_pinned(const void* address);
+  int pinned_by(const void* address);  // the device, or -1 for other memory
+  bool is_pinned(const void* address) { return pinned_by(address) >= 0; }
 
   void open(int device);
   void close(int device);
@@ -60,7 +61,11 @@ class Memory {
   bool protects_ = true;
   std::array<Region, max_devices> regions_;
   std::mutex pinned_mutex_;
-  std::map<std::byte*, size_t> pinned_;
+  struct Pinned {
+    size_t num_bytes = 0;
+    int device = 0;
+  };
+  std::map<std::byte*, Pinned> pinned_;
 };
 
 Memory& memory();
