@@ -15,6 +15,7 @@
 
 #include "core/base/error.h"
 #include "core/base/hash.h"
+#include "core/base/signals.h"
 #include "core/base/stop.h"
 #include "core/io/file.h"
 #include "data/progress.h"
@@ -38,7 +39,10 @@ class InterruptFlag {
     struct sigaction action {};
     action.sa_flags = static_cast<int>(SA_RESETHAND);  // the second one ends the program at once
     action.sa_handler = [](int signal) { interrupted_ = signal; };
-    for (size_t i = 0; i < signals_.size(); ++i) ::sigaction(signals_[i], &action, &previous_[i]);
+    for (size_t i = 0; i < signals_.size(); ++i) {
+      const bool stays_ignored = (signals_[i] == SIGINT || signals_[i] == SIGHUP) && signals::is_ignored(signals_[i]);
+      ::sigaction(signals_[i], stays_ignored ? nullptr : &action, &previous_[i]);
+    }
   }
   ~InterruptFlag() {
     for (size_t i = 0; i < signals_.size(); ++i) ::sigaction(signals_[i], &previous_[i], nullptr);
@@ -48,14 +52,16 @@ class InterruptFlag {
 
   void check() const {
     // The scheduler's signals mean "later", the others "no".
-    if (interrupted_ == SIGTERM) throw Stopped("SIGTERM; nothing was written");
-    if (interrupted_ == SIGUSR1) throw Stopped("SIGUSR1; nothing was written");
-    if (interrupted_ != 0) throw Error("interrupted; nothing was written");
+    const int signal = interrupted_;
+    if (signal == SIGTERM) throw Stopped("SIGTERM; nothing was written");
+    if (signal == SIGUSR1) throw Stopped("SIGUSR1; nothing was written");
+    if (signal != 0) throw Error("interrupted; nothing was written");
   }
 
  private:
   static constexpr std::array<int, 4> signals_{SIGINT, SIGHUP, SIGTERM, SIGUSR1};
-  static inline volatile std::sig_atomic_t interrupted_ = 0;
+  static inline std::atomic<int> interrupted_ = 0;  // set on the thread that handles signals
+  static_assert(std::atomic<int>::is_always_lock_free);
   std::array<struct sigaction, 4> previous_{};
 };
 

@@ -10,6 +10,7 @@
 #include "configs/schema/nearest.h"
 #include "core/base/error.h"
 #include "core/base/log.h"
+#include "core/base/signals.h"
 #include "core/base/stop.h"
 #include "launch/commands.h"
 #include "launch/process.h"
@@ -104,6 +105,7 @@ int run(int argc, char** argv) {
   register_import(app);
   register_report(app);
   try {
+    signals::move_to_own_thread();  // whatever the command, and before a library starts a thread
     app.parse(argc, argv);
     return 0;
   } catch (const CLI::Success& request) {  // --help, --version

@@ -1,8 +1,13 @@
 #include "core/base/stop.h"
 
+#include <unistd.h>
+
 #include <atomic>
+#include <cerrno>
 #include <csignal>
-#include <cstring>
+#include <string_view>
+
+#include "core/base/signals.h"
 
 namespace lamina::stop {
 namespace {
@@ -15,17 +20,32 @@ void on_signal(int signal) {
   request(signal == SIGUSR1 ? "SIGUSR1" : signal == SIGINT ? "SIGINT" : "SIGTERM");
 }
 
+// A step may take minutes: whoever pressed Ctrl-C learns at once that it was seen.
+void on_interrupt(int signal) {
+  on_signal(signal);
+  constexpr std::string_view text =
+      "\nSIGINT: saving and stopping, which may take a step; a second one ends it at once\n";
+  const int before = errno;
+  [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, text.data(), text.size());
+  errno = before;
+}
+
+void handle(int signal, void (*handler)(int), int flags) {
+  struct sigaction action {};
+  action.sa_handler = handler;
+  action.sa_flags = flags;
+  sigemptyset(&action.sa_mask);
+  ::sigaction(signal, &action, nullptr);
+}
+
 }  // namespace
 
 void catch_signals(bool interrupt_too) {
-  struct sigaction action;
-  std::memset(&action, 0, sizeof action);
-  action.sa_handler = on_signal;
-  action.sa_flags = SA_RESTART;  // a signal must not make a library's read or write fail
-  sigemptyset(&action.sa_mask);
-  sigaction(SIGTERM, &action, nullptr);
-  sigaction(SIGUSR1, &action, nullptr);
-  if (interrupt_too) sigaction(SIGINT, &action, nullptr);
+  signals::move_to_own_thread();
+  handle(SIGTERM, on_signal, SA_RESTART);
+  handle(SIGUSR1, on_signal, SA_RESTART);
+  if (interrupt_too && !signals::is_ignored(SIGINT))
+    handle(SIGINT, on_interrupt, SA_RESTART | static_cast<int>(SA_RESETHAND));
 }
 
 bool requested() noexcept {

@@ -1,5 +1,5 @@
-// A request to stop early and be started again: SIGTERM or SIGUSR1 (what schedulers send before they take a machine back), or a
-// limit on the time. Long loops poll it; what several ranks do about it they have to agree on.
+// A request to stop early and be started again: SIGTERM or SIGUSR1 (what schedulers send before they take a machine back), SIGINT
+// (Ctrl-C), or a limit on the time. Long loops poll it; what several ranks do about it they have to agree on.
 #pragma once
 
 #include <exception>
@@ -23,12 +23,14 @@ class Stopped : public std::exception {
 
 namespace stop {
 
-// From now on SIGTERM and SIGUSR1 (and SIGINT, when asked) set the request instead of ending the process, however often they come.
+// From now on SIGTERM and SIGUSR1 set the request instead of ending the process, however often they come. `interrupt_too`: so does
+// the first SIGINT, which says on stderr what it does, while the second one ends the process at once; a process that was started
+// with SIGINT ignored goes on ignoring it. No computing thread runs a handler (core/base/signals.h).
 void catch_signals(bool interrupt_too = false);
 
 bool requested() noexcept;
 
-// What asked first: "SIGTERM", "SIGUSR1", or what request() was given; empty without a request.
+// What asked first: "SIGTERM", "SIGUSR1", "SIGINT", or what request() was given; empty without a request.
 std::string reason();
 
 void request(const char* why) noexcept;  // `why` must stay valid (a literal)

@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "core/base/error.h"
+#include "core/base/signals.h"
 #include "core/io/file.h"
 
 namespace lamina::study {
@@ -23,6 +24,7 @@ namespace {
   const int input = ::open("/dev/null", O_RDONLY | O_CLOEXEC);
   if (input >= 0) ::dup2(input, STDIN_FILENO);
   std::signal(SIGPIPE, SIG_DFL);
+  signals::restore_mask();
   ::execvp(words[0], words.data());
   const int reason = errno;
   [[maybe_unused]] const ssize_t written = ::write(failure, &reason, sizeof reason);

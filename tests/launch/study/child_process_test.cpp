@@ -3,12 +3,14 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include <chrono>
 #include <csignal>
 #include <thread>
 #include <utility>
 
+#include "core/base/signals.h"
 #include "core/io/file.h"
 #include "tests/trainer/checkpoint_support.h"
 
@@ -71,6 +73,22 @@ TEST(RunCommand, GivesOutputAndStatus) {
   EXPECT_EQ(run_command({"sh", "-c", "exit 3"}).exit_status, 3);
   EXPECT_EQ(run_command({"/no/such/program"}).exit_status, 127);
   EXPECT_EQ(run_command({"sh", "-c", "kill -9 $$"}).exit_status, 137);
+}
+
+// What a sweep starts may be stopped like what a shell starts.
+TEST(RunCommand, SignalsAreNotBlocked) {
+  const pid_t sweep = ::fork();
+  if (sweep == 0) {
+    sigset_t none;
+    sigemptyset(&none);
+    pthread_sigmask(SIG_SETMASK, &none, nullptr);
+    signals::move_to_own_thread();
+    const bool unblocked = run_command({"grep", "SigBlk", "/proc/self/status"}).text == "SigBlk:\t0000000000000000";
+    ::_exit(unblocked && run_command({"sh", "-c", "kill -TERM $$; sleep 20"}).exit_status == 128 + SIGTERM ? 0 : 1);
+  }
+  int status = -1;
+  EXPECT_EQ(::waitpid(sweep, &status, 0), sweep);
+  EXPECT_EQ(status, 0);
 }
 
 }  // namespace
