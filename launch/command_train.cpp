@@ -25,13 +25,14 @@ void register_train(CLI::App& app) {
       "  mpirun -n 2 lamina train configs/tiny.yaml train.num_steps=100 run.output_dir=runs/try\n"
       "The run folder receives config.yaml, log.txt, metrics.jsonl, layers.jsonl, TensorBoard's event files and "
       "checkpoints/.\n"
-      "SIGTERM, SIGUSR1 and train.max_minutes end it early: a checkpoint is saved, the exit status is 75, and the same "
-      "command\n"
-      "goes on from there.");
+      "SIGTERM, SIGUSR1, SIGINT (Ctrl-C) and train.max_minutes end it early: a checkpoint is saved, the exit status\n"
+      "is 75, and the same command goes on from there. A second SIGINT ends it at once. Under plain mpirun Ctrl-C is\n"
+      "mpirun's, which kills the ranks: send mpirun SIGUSR1 there, or use launch/mpirun.sh. A checkpoint is saved\n"
+      "every checkpoint.interval steps and every checkpoint.minutes minutes (30).");
   command->add_option("config", options->config, "Experiment file (docs/configuration.md)")->required();
   command->add_option("overrides", options->overrides, "key.path=value, each replaces one key");
   command->callback([options] {
-    stop::catch_signals();
+    stop::catch_signals(/*interrupt_too=*/true);
     const Config config = load_config(options->config, options->overrides);
     resolve_data_parallel(config, launcher_ranks().size);
     TrainEnd end = TrainEnd::done;

@@ -1,6 +1,7 @@
 #include "trainer/checkpoint_comm.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 
 #include "core/base/error.h"
@@ -72,11 +73,12 @@ void agree(comm::Communicator& comm, const std::exception_ptr& failure) {
   LAMINA_CHECK(false, "a rank failed without a message");
 }
 
-bool stop_requested_anywhere(comm::Communicator& comm) {
+bool stop_requested_anywhere(comm::Communicator& comm, bool* other) {
   Stream stream;
-  int32_t asked = stop::requested() ? 1 : 0;
-  comm.all_reduce(TensorView(&asked, DType::i32, {1}), comm::ReduceOp::max, stream).wait();
-  return asked != 0;
+  std::array<int32_t, 2> asked = {stop::requested() ? 1 : 0, other && *other ? 1 : 0};
+  comm.all_reduce(TensorView(asked.data(), DType::i32, {2}), comm::ReduceOp::max, stream).wait();
+  if (other) *other = asked[1] != 0;
+  return asked[0] != 0;
 }
 
 std::vector<std::string> gather_text(comm::Communicator& comm, const std::string& text) {

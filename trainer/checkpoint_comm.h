@@ -24,8 +24,9 @@ void run_and_agree(comm::Communicator& comm, Body&& body) {
   agree(comm, failure);
 }
 
-// Collective: whether any rank was asked to stop (core/base/stop.h).
-bool stop_requested_anywhere(comm::Communicator& comm);
+// Collective: whether any rank was asked to stop (core/base/stop.h). `other`, when given, travels with it: set on a rank, it is set
+// on all of them afterwards.
+bool stop_requested_anywhere(comm::Communicator& comm, bool* other = nullptr);
 
 // Collective. Rank 0 gets every rank's text, in rank order; the others get nothing.
 std::vector<std::string> gather_text(comm::Communicator& comm, const std::string& text);

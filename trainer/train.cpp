@@ -108,13 +108,14 @@ class Trainer {
   Engine engine_;
   MetricsWriter metrics_, layers_;
   tensorboard::EventWriter events_;
-  int64_t step_ = 0;        // completed
-  int64_t first_step_ = 0;  // completed when this process began
-  bool stopping_ = false;   // the ranks have agreed to stop early
+  int64_t step_ = 0;           // completed
+  int64_t first_step_ = 0;     // completed when this process began
+  bool stopping_ = false;      // the ranks have agreed to stop early
+  bool time_to_save_ = false;  // the ranks have agreed that checkpoint.minutes are over
   mesh::Coordinates place_;
   int64_t local_sequences_;  // of this data-parallel rank
   std::vector<int32_t> tokens_, targets_;
-  Clock::time_point start_;
+  Clock::time_point start_, saved_;  // of the first step; of the last checkpoint, or start_
   double flops_per_token_;
   double peak_gflops_ = 0;  // of one rank
 };
@@ -416,14 +417,17 @@ std::optional<Evaluation> Trainer::validate_again_if_interrupted() {
 
 bool Trainer::checkpoint_due() const {
   const int64_t interval = config_.checkpoint.interval;
-  return step_ == config_.train.num_steps || (interval > 0 && step_ % interval == 0);
+  return step_ == config_.train.num_steps || (interval > 0 && step_ % interval == 0) || time_to_save_;
 }
 
-// Collective: whether any rank was asked to stop. The time limit is judged by rank 0's clock.
+// Collective: whether any rank was asked to stop. Limits of time, checkpoint.minutes too, are judged by rank 0's clock.
 bool Trainer::agree_to_stop() {
-  const double minutes = config_.train.max_minutes;
-  if (minutes > 0 && comm_.rank() == 0 && seconds_since(begin_) >= 60 * minutes) stop::request("train.max_minutes");
-  stopping_ = stop_requested_anywhere(comm_) || stopping_;
+  const auto is_over = [&](double minutes, Clock::time_point since) {
+    return minutes > 0 && comm_.rank() == 0 && seconds_since(since) >= 60 * minutes;
+  };
+  if (is_over(config_.train.max_minutes, begin_)) stop::request("train.max_minutes");
+  time_to_save_ = is_over(config_.checkpoint.minutes, saved_);
+  stopping_ = stop_requested_anywhere(comm_, &time_to_save_) || stopping_;
   return stopping_;
 }
 
@@ -453,6 +457,7 @@ void Trainer::save_checkpoint() {
                           config_.checkpoint.keep);
   log::info("saved {} in {:.2f} s", (folder_.checkpoints() / checkpoint_folder_name(step_)).string(),
             seconds_since(started));
+  saved_ = Clock::now();
 }
 
 // The ranks measure at the same time, as they compute.
@@ -476,7 +481,7 @@ TrainEnd Trainer::run() {
   if (agree_to_stop()) return end_early();
   measure_peak();
   if (agree_to_stop()) return end_early();
-  start_ = Clock::now();
+  saved_ = start_ = Clock::now();
   while (step_ < config_.train.num_steps) {
     step();
     const bool interrupted = stopping_;  // in a validation

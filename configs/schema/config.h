@@ -138,7 +138,8 @@ struct TrainConfig {
 };
 
 struct CheckpointConfig {
-  int64_t interval = 0;   // steps between checkpoints; 0: only at the end
+  int64_t interval = 0;   // steps between checkpoints; 0: none by steps
+  double minutes = 30;    // wall clock from one checkpoint to the next, at most (and a step); 0: none by time
   int64_t keep = 3;       // newest ones kept; 0: all
   std::string init_from;  // checkpoint folder whose parameters a new run starts from
 };

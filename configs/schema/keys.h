@@ -276,7 +276,11 @@ void describe(V& v, TrainConfig& c) {
 
 template <class V>
 void describe(V& v, CheckpointConfig& c) {
-  v.key("interval", c.interval, Rule().at_least(0), "Steps between checkpoints; 0: only at the end.");
+  v.key("interval", c.interval, Rule().at_least(0),
+        "Steps between checkpoints; 0: none but by time, and one at the end.");
+  v.key("minutes", c.minutes, Rule().at_least(0),
+        "A checkpoint also after the first step that ends so many minutes of wall-clock time after the last one; 0: "
+        "none by time.");
   v.key("keep", c.keep, Rule().at_least(0), "Newest checkpoints kept; 0: all.");
   v.key(
       "init_from", c.init_from, Rule(),

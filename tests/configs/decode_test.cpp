@@ -80,6 +80,8 @@ TEST(Decode, OverridesApplyInOrder) {
   EXPECT_EQ(config.train.num_steps, 7);
   EXPECT_EQ(config.data.train.at(0).weight, 2.0);
   EXPECT_EQ(config.checkpoint.interval, 3);
+  EXPECT_EQ(config.checkpoint.minutes, 30.0);
+  EXPECT_EQ(parse(minimal, {"checkpoint.minutes=0.25"}).checkpoint.minutes, 0.25);
   EXPECT_EQ(config.model.q_lora_rank, 32);
   EXPECT_EQ(config.train.lr_schedule.name, LrScheduleName::cosine);
 }
@@ -330,7 +332,7 @@ TEST(Reference, AllKeys) {
           "train.optimizer.lr", "train.optimizer.weight_decay", "train.optimizer.momentum", "train.optimizer.qk_clip",
           "train.optimizer.beta1", "train.optimizer.beta2", "train.optimizer.eps", "train.lr_schedule.name",
           "train.lr_schedule.warmup_steps", "train.lr_schedule.decay_steps", "train.lr_schedule.min_lr_ratio",
-          "checkpoint.interval", "checkpoint.keep", "checkpoint.init_from", "logging.interval",
+          "checkpoint.interval", "checkpoint.minutes", "checkpoint.keep", "checkpoint.init_from", "logging.interval",
           "logging.layer_stats_interval", "logging.peak_gflops", "logging.tensorboard", "logging.trace_steps",
           "debug.dump_step", "debug.dump_path"));
 }

@@ -145,6 +145,8 @@ const Edit edits[] = {
     {"weight: 1.0", "weight: 0", "a.yaml:17: data.train[0].weight: found 0, expected above 0"},
     {"", "logging: {interval: 0}\n", "a.yaml:26: logging.interval: found 0, expected at least 1"},
     {"", "checkpoint: {keep: -1}\n", "a.yaml:26: checkpoint.keep: found -1, expected at least 0"},
+    {"", "checkpoint: {minutes: -0.5}\n", "a.yaml:26: checkpoint.minutes: found -0.5, expected at least 0"},
+    {"", "checkpoint: {minutes: half}\n", "a.yaml:26: checkpoint.minutes: found 'half', expected a number"},
     // Names of a closed list
     {"residual: block_attnres", "residual: block_attnress",
      "a.yaml:6: model.residual: found 'block_attnress', expected one of standard, full_attnres, block_attnres; did you "
