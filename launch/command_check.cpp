@@ -29,6 +29,7 @@ struct CheckOptions {
   std::string config;
   std::vector<std::string> overrides;
   int ranks = 0;  // 0: as many as the launcher started, or one
+  bool run_folder = false;
 };
 
 // `folder` can be written, or made: without touching the disk.
@@ -79,6 +80,10 @@ void check(const CheckOptions& options) {
   if (config.model.vocab_size == 0) config.model.vocab_size = data_vocab_size(config.data);
   const Sampler sampler(config.data, config.run.seed, train.global_batch_size, config.model.vocab_size);
   const std::string folder = check_run_folder(config);
+  if (options.run_folder) {
+    fmt::print("{}\n", fs::absolute(config.run.output_dir).lexically_normal().string());
+    return;
+  }
 
   const int64_t num_microbatches = train.global_batch_size / (train.micro_batch_size * data_size);
   const int64_t tokens_per_step = train.global_batch_size * config.data.seq_len;
@@ -128,6 +133,8 @@ void register_check(CLI::App& app) {
   command->add_option("overrides", options->overrides, "key.path=value, each replaces one key");
   command->add_option("--ranks", options->ranks, "Ranks that the run will have; 1 when not given")
       ->check(CLI::Range(1, 1 << 20).description("N"));
+  command->add_flag("--run-folder", options->run_folder,
+                    "For scripts: when nothing is wrong, print the run folder's absolute path and nothing else");
   command->callback([options] { check(*options); });
 }
 

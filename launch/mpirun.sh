@@ -261,11 +261,8 @@ echo orted \$(command -v orted)"
 
 # Sets `cores`: of the host that has fewest.
 check_hosts() {
-  local host pid failed=0 i counts=() told
-  told=$("$binary" check "$config" --ranks "$num_ranks" ${overrides[@]+"${overrides[@]}"} 2>&1) || { say "the configuration is refused:"; echo "$told" >&2; exit 1; }
-  output_dir=$(sed -n 's/^run folder  *\(.*\) (.*)$/\1/p' <<<"$told")
-  [[ -n $output_dir ]] || die "lamina check does not tell the run folder: $told"
-  output_dir=$(realpath -m "$output_dir")
+  local host pid failed=0 i counts=()
+  output_dir=$("$binary" check "$config" --ranks "$num_ranks" --run-folder ${overrides[@]+"${overrides[@]}"}) || return 1
   version=$("$binary" --version) config_sum=$(cksum <"$config") token="$(hostname)-$$-$RANDOM"
   probe=$(shared_folder "$output_dir")/.lamina-start-$$
   echo "$token" >"$probe" || die "can't write to $(dirname "$probe") (run.output_dir is $output_dir)"
