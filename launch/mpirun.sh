@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains on this machine or on several: starts `lamina train` under Open MPI's mpirun, with checks before the start.
+# Trains on this machine or on several: starts `lamina train` under the mpirun on the PATH, Open MPI 4 or 5, with checks before the start.
 #   launch/mpirun.sh [options] [--] CONFIG.yaml [key=value ...]
 #
 # Which machines, and what each rank gets there
@@ -19,7 +19,6 @@
 #   --ssh COMMAND          default: ssh; such as "ssh -p 2222 -i KEY"
 #   --host-timeout S       a host that does not answer for so long ends the job (default 30)
 #   --mpirun-option WORD   a further argument for mpirun (as often as needed)
-#   --allow-root           run as root (containers)
 #   --no-checks            start without looking at the hosts first
 #   --dry-run              print mpirun's command and the hosts, and start nothing
 # Examples
@@ -27,13 +26,15 @@
 #   launch/mpirun.sh --ranks-per-node 4 configs/tiny.yaml parallel.pipeline=4
 #   launch/mpirun.sh --hosts node-a,node-b --ranks-per-node 8 --interface eth0 --restart 20 configs/tiny.yaml run.output_dir=/shared/runs/tiny
 #
-# SIGTERM, SIGUSR1 and the first SIGINT (Ctrl-C) ask all ranks to save a checkpoint and stop; a second SIGINT ends them at once.
+# SIGTERM, SIGUSR1, SIGHUP (a terminal that closes) and the first SIGINT (Ctrl-C) ask all ranks to save a checkpoint and stop, after
+# the step that they are in. This script waits for them as long as that takes; who sends the SIGTERM may not (Slurm's KillWait and
+# Kubernetes: 30 s, docker stop: 10 s). A second SIGINT ends the ranks within seconds, and nothing more is saved.
 # The exit status is the job's: 0 done, 75 stopped early (the same command goes on), anything else a failure.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 resume=75   # core/base/stop.h
 
-say() { echo "mpirun.sh: $*" >&2; }
+say() { echo "mpirun.sh: $*" >&2 || true; }   # the terminal may be gone
 die() { say "error: $*"; exit 1; }
 usage() { sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"; }
 
@@ -45,15 +46,15 @@ ask() {  # signal
   [[ $1 != SIGINT ]] || interrupts=$((interrupts + 1))
   if [[ $interrupts -gt 1 && $child -ne 0 ]]; then
     say "SIGINT again: ending the ranks"
-    kill -TERM "$child" 2>/dev/null || true
+    kill -INT "$child" 2>/dev/null || true
   fi
 }
 
-# mpirun passes SIGUSR1 on to all ranks and lives on; at SIGTERM it would kill them a second later. It is started with SIGUSR1
-# ignored, so that one that comes before it is ready, or when it is about to end, does no harm; what got lost is sent again.
+# mpirun passes SIGUSR1 on to all ranks and lives on. It is started with SIGUSR1 ignored, so that one that comes before it is ready,
+# or when it is about to end, does no harm; what got lost is sent again.
 remind() {
   (
-    trap '' TERM USR1 INT
+    trap '' TERM USR1 INT HUP
     pause=2
     while kill -USR1 "$child" 2>/dev/null; do
       sleep "$pause"
@@ -65,6 +66,7 @@ remind() {
 trap 'ask SIGTERM' TERM
 trap 'ask SIGUSR1' USR1
 trap 'ask SIGINT' INT
+trap 'ask SIGHUP' HUP
 
 # Until that child has ended, through signals of our own.
 await() {  # pid
@@ -82,7 +84,7 @@ await() {  # pid
 }
 
 hosts=() ranks_per_node=0 bind=cores interface="" ucx_devices="" passed=() restarts=0 restart_delay=10
-binary=$root/build/lamina ssh=ssh host_timeout=30 extra=() allow_root=0 checks=1 dry_run=0
+binary=$root/build/lamina ssh=ssh host_timeout=30 extra=() checks=1 dry_run=0
 
 whole() { [[ $2 =~ ^[0-9]+$ ]] || die "$1: found '$2', expected a whole number"; }
 
@@ -139,7 +141,6 @@ parse() {
     option=$1
     case $option in
       -h|--help) usage; exit 0 ;;
-      --allow-root) allow_root=1; shift; continue ;;
       --no-checks) checks=0; shift; continue ;;
       --dry-run) dry_run=1; shift; continue ;;
       --) shift; break ;;
@@ -199,14 +200,34 @@ complete() {
     ranks_per_node=${hostfile_slots:-1}
   fi
   num_ranks=$((ranks_per_node * ${#hosts[@]}))
-  command -v mpirun >/dev/null || die "mpirun is not here: apt-get install openmpi-bin (launch/setup.sh does)"
   [[ -x $binary ]] || die "$binary is not there: launch/setup.sh builds it, or say --binary"
   binary=$(realpath "$binary")
   [[ -r $config ]] || die "can't read $config in $PWD"
-  if [[ $(id -u) -eq 0 ]]; then
-    [[ $allow_root -eq 1 || ${OMPI_ALLOW_RUN_AS_ROOT:-0} == 1 ]] || die "this is root: --allow-root says that it's meant (containers)"
-    export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+}
+
+# Sets `open_mpi`: its major version, and what it calls its daemon on each host, its way to reach hosts, and its own network.
+# Since version 5 those are PRRTE's.
+know_mpirun() {
+  local mpirun told
+  mpirun=$(command -v mpirun) || die "mpirun is not here: apt-get install openmpi-bin (launch/setup.sh does)"
+  told=$("$mpirun" --version 2>&1) || true
+  case $told in
+    *"(Open MPI) "[0-9]*) open_mpi=${told#*"(Open MPI) "} open_mpi=${open_mpi%%[!0-9]*} ;;
+    *HYDRA*|*Intel*) die "$mpirun is Hydra, of MPICH or Intel MPI; this script starts ranks with Open MPI 4 or newer. Put its folder first on the" \
+      "PATH; or, if $binary was built with this MPI, type: mpirun -n $num_ranks $binary train $config ${overrides[*]}" ;;
+    *) die "$mpirun is no Open MPI: --version says '$(head -n 1 <<<"$told")'; put the folder of Open MPI 4 or newer first on the PATH" ;;
+  esac
+  [[ $open_mpi -ge 4 ]] || die "$mpirun is of Open MPI $open_mpi, expected 4 or newer"
+  if [[ $open_mpi -ge 5 ]]; then
+    daemon=prted runtime=--prtemca remote_shell=plm_ssh daemons_network=prte_if_include launch_agent=prte_launch_agent
+  else
+    daemon=orted runtime=--mca remote_shell=plm_rsh daemons_network=oob_tcp_if_include launch_agent=orte_launch_agent
   fi
+  # A shell that ssh starts knows the system's folders only.
+  prefix=$(dirname "$(dirname "$mpirun")")
+  if [[ $prefix == /usr || $prefix == / || $several -eq 0 ]]; then prefix=""; else daemon=$prefix/bin/$daemon; fi
+  # It refuses root unless told twice that this is meant.
+  [[ $(id -u) -ne 0 ]] || export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 }
 
 is_here() { [[ $1 == "$(hostname)" || $1 == "$(hostname -s)" || $1 == localhost || $several -eq 0 ]]; }
@@ -239,7 +260,7 @@ echo cores \$cores
 echo binary \$($(printf '%q' "$binary") --version 2>&1 | head -n 1)
 echo config \$(cksum < $(printf '%q' "$config") 2>&1)
 echo token \$(cat $(printf '%q' "$probe") 2>&1)
-echo orted \$(command -v orted)"
+echo daemon \$(command -v $(printf '%q' "$daemon"))"
   output=$(on_host "$host" "$script" 2>&1) || status=$?
   if [[ $status -ne 0 ]]; then
     say "error: $host: not reachable: $(tail -n 1 <<<"$output")"
@@ -255,7 +276,8 @@ echo orted \$(command -v orted)"
     { say "error: $host: $config is not there, or another: ${told[config]:-} (here $config_sum)"; return 1; }
   [[ ${told[token]:-} == "$token" ]] ||
     { say "error: $host: run.output_dir $output_dir is not a folder shared by all hosts: what is written here is not seen there"; return 1; }
-  [[ -n ${told[orted]:-} ]] || { say "error: $host: Open MPI's orted is not on the PATH there (openmpi-bin)"; return 1; }
+  [[ -n ${told[daemon]:-} ]] ||
+    { say "error: $host: Open MPI $open_mpi's daemon $daemon is not there; expected the same Open MPI at the same place on every host"; return 1; }
   echo "${told[cores]}"
 }
 
@@ -291,13 +313,17 @@ compose() {
   command+=(--rank-by slot)
   # Every host's daemon hangs on an ssh of its own, which notices when one of the two ends is gone (agent).
   if [[ $in_slurm -eq 0 && $several -eq 1 ]]; then
-    command+=(--leave-session-attached --mca plm_rsh_no_tree_spawn 1 --mca plm_rsh_num_concurrent $((${#hosts[@]} + 1)))
-    command+=(--mca plm_rsh_agent "$root/launch/mpirun.sh --agent")
+    command+=(--leave-session-attached "$runtime" "${remote_shell}_no_tree_spawn" 1)
+    command+=("$runtime" "${remote_shell}_num_concurrent" $((${#hosts[@]} + 1)))
+    command+=("$runtime" "${remote_shell}_agent" "$root/launch/mpirun.sh --agent")
     export MPIRUN_SH_SSH=$ssh MPIRUN_SH_TIMEOUT=$host_timeout MPIRUN_SH_LOG=${output_dir:+$output_dir/log.txt}
     export MPIRUN_SH_HOSTS="${hosts[*]}" MPIRUN_SH_RANKS=$ranks_per_node
   fi
+  # Slurm's SIGTERM at a preemption reaches the daemons that it started on the nodes, too (see run_once).
+  [[ $in_slurm -eq 0 ]] || command+=("$runtime" "$launch_agent" "env --block-signal=TERM $(basename "$daemon")")
+  [[ -z $prefix ]] || command+=(--prefix "$prefix")
   if [[ -n $interface ]]; then
-    command+=(--mca btl_tcp_if_include "$interface" --mca oob_tcp_if_include "$interface")
+    command+=(--mca btl_tcp_if_include "$interface" "$runtime" "$daemons_network" "$interface")
     # NCCL knows names only: of a network, the name that it has here.
     name=$interface
     [[ $name != */* ]] || name=$(ip -o -4 route show "$interface" | sed -n 's/.* dev \([^ ]*\).*/\1/p' | head -n 1)
@@ -309,10 +335,12 @@ compose() {
   command+=(${extra[@]+"${extra[@]}"} "$binary" train "$config" ${overrides[@]+"${overrides[@]}"})
 }
 
-# In a session of its own: what a terminal or a scheduler sends to the whole group reaches mpirun through here only.
+# At SIGTERM mpirun kills its ranks: Open MPI 4 sends them SIGTERM after a second and SIGKILL after another, Open MPI 5 SIGKILL after a
+# quarter. So it never sees one. It is in a session of its own, out of what a terminal or a scheduler sends to a whole group; and
+# SIGTERM is blocked in it, since schedulers send that to every process they find. It unblocks it in its ranks, which save at it.
 run_once() {
   local status=0
-  (trap '' USR1; exec setsid "${command[@]}") </dev/null &
+  (trap '' TERM USR1 HUP; exec env --block-signal=TERM setsid "${command[@]}") </dev/null &
   child=$!
   [[ -z $asked ]] || remind
   await "$child" || status=$?
@@ -323,18 +351,20 @@ run_once() {
     reminder=0
   fi
   # A rank that the signal killed had not reached main(), where it is caught, so that no rank had got past MPI's start.
-  [[ -z $asked || $status -ne $((128 + $(kill -l USR1))) ]] || status=$resume
+  [[ -z $asked || ($status -ne $((128 + $(kill -l USR1))) && $status -ne $((128 + $(kill -l TERM)))) ]] || status=$resume
   return "$status"
 }
 
 main() {
   local started=0 status
   if [[ ${1:-} == --agent ]]; then
-    trap - TERM USR1 INT
+    trap - USR1 INT HUP
+    trap '' TERM   # also in ssh: what is sent to every process of the job must not cut off a host
     agent "${@:2}"
   fi
   parse "$@"
   complete
+  know_mpirun
   cores=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc)
   while true; do
     status=0

@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "integration"))
 
 from namespaces import Hosts
-from resume_test import assert_same_bits
+from resume_test import assert_same_bits, signal_all
 from training import Lamina, metrics
 
 MPIRUN = Path(__file__).resolve().parent.parent.parent / "launch" / "mpirun.sh"
@@ -40,10 +40,10 @@ class Job:
     """launch/mpirun.sh on the first host, with its output as it comes."""
 
     def __init__(self, hosts: Hosts, lamina: Lamina, arguments: list[str], config: Path, overrides: tuple[str, ...] = ()):
-        words = [str(MPIRUN), "--binary", lamina.binary, "--ssh", hosts.ssh, "--allow-root", "--ranks-per-node", "2", "--interface",
+        words = [str(MPIRUN), "--binary", lamina.binary, "--ssh", hosts.ssh, "--ranks-per-node", "2", "--interface",
                  "10.77.0.0/24", "--env", "OMP_NUM_THREADS=1", *arguments, str(config), *overrides]
         quoted = " ".join("'" + word + "'" for word in words)
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("OMPI_")}
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(("OMPI_", "PRTE_"))}
         self.process = subprocess.Popen(hosts.inside(NAMES[0], f"cd {lamina.folder} && exec {quoted}"), env=environment, text=True,
                                         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         self.begin, self.lines = time.monotonic(), []
@@ -84,7 +84,7 @@ def steps_done(run: Path) -> int:
 def nothing_left(hosts: Hosts, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while True:
-        left = {f"{program} on {name}": pids for name in NAMES for program in ("lamina", "orted", "mpirun", "mpirun.sh")
+        left = {f"{program} on {name}": pids for name in NAMES for program in ("lamina", "orted", "prted", "mpirun", "prterun", "mpirun.sh")
                 if (pids := hosts.processes(name, program))}
         if not left:
             return
@@ -97,11 +97,11 @@ def stop_and_resume(hosts: Hosts, lamina: Lamina, reference: Path) -> None:
     arguments = ["--hosts", ",".join(NAMES)]
     job = Job(hosts, lamina, arguments, config)
     job.wait_for(lambda: steps_done(run) >= 7, "step 7")
-    job.process.send_signal(signal.SIGTERM)
+    signal_all(job.process.pid, signal.SIGTERM)   # as a service manager does: mpirun and each ssh get it, too
     status = job.end(60)
     expect(status == 75, f"SIGTERM: exit status {status}, expected 75:\n{job.output()}")
     reached = steps_done(run)
-    print(f"SIGTERM to mpirun.sh: 75 after step {reached}", flush=True)
+    print(f"SIGTERM to every process on {NAMES[0]}: 75 after step {reached}", flush=True)
     saved = run / "checkpoints" / f"step-{reached:08d}" / "COMMITTED"
     expect(saved.exists(), f"no checkpoint of step {reached}:\n{job.output()}")
     for rank in range(6):

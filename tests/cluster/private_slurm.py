@@ -1,5 +1,5 @@
-"""A Slurm of its own on this machine: munged, slurmctld and one slurmd, in a folder, on their own ports, as root. Two partitions, of which
-`urgent` preempts `normal`, whose jobs are requeued. Nothing of the machine's own Slurm or munge is touched.
+"""A Slurm of its own on this machine: munged, slurmctld and a slurmd for each node, in a folder, on their own ports, as root. Two
+partitions, of which `urgent` preempts `normal`, whose jobs are requeued. Nothing of the machine's own Slurm or munge is touched.
 
 Needs root and the package slurm-wlm.
 """
@@ -27,8 +27,9 @@ def free_ports(count: int) -> list[int]:
 class Slurm:
     """Use as a context manager: leaving it ends the daemons and their jobs."""
 
-    def __init__(self, folder: Path, cores: int, grace_seconds: int = 0):
-        self.folder, self.cores, self.grace_seconds = folder, cores, grace_seconds
+    def __init__(self, folder: Path, cores: int, num_nodes: int = 1):
+        self.folder, self.cores = folder, cores   # of each node
+        self.nodes = [f"n{i + 1}" for i in range(num_nodes)]
         self.daemons: list[subprocess.Popen] = []
         self.environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf")}
 
@@ -42,7 +43,7 @@ class Slurm:
         return self
 
     def __exit__(self, *_) -> None:
-        if len(self.daemons) == 3:
+        if len(self.daemons) == 2 + len(self.nodes):
             subprocess.run(["scancel", "--state=PENDING"], env=self.environment, capture_output=True, check=False, timeout=20)
             subprocess.run(["scancel", "--full", "--signal=KILL", "--state=RUNNING"], env=self.environment, capture_output=True,
                            check=False, timeout=20)
@@ -74,24 +75,25 @@ class Slurm:
         self._daemon("munged", "--foreground", "--force", f"--key-file={key}", f"--socket={sock}", f"--pid-file={munge}/pid",
                      f"--log-file={munge}/log", f"--seed-file={munge}/seed", "--num-threads=1")
         self._until(sock.exists, "munged does not start", munge / "log")
-        controller, node = free_ports(2)
+        controller, *ports = free_ports(1 + len(self.nodes))
         host = socket.gethostname().split(".")[0]
+        nodes = "\n".join(f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={self.cores} State=UNKNOWN"
+                          for name, port in zip(self.nodes, ports))
         (self.folder / "slurm.conf").write_text(f"""
 ClusterName=lamina
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller}
-SlurmdPort={node}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 AuthInfo=socket={sock},cred_expire=5
 CredType=cred/munge
 StateSaveLocation={self.folder}/state
-SlurmdSpoolDir={self.folder}/spool
+SlurmdSpoolDir={self.folder}/spool/%n
 SlurmctldPidFile={self.folder}/slurmctld.pid
-SlurmdPidFile={self.folder}/slurmd.pid
+SlurmdPidFile={self.folder}/slurmd-%n.pid
 SlurmctldLogFile={self.folder}/slurmctld.log
-SlurmdLogFile={self.folder}/slurmd.log
+SlurmdLogFile={self.folder}/slurmd-%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
@@ -111,17 +113,19 @@ ReturnToService=2
 SlurmdParameters=config_overrides
 InactiveLimit=0
 SlurmctldDebug=info
-NodeName={host} NodeAddr=127.0.0.1 CPUs={self.cores} State=UNKNOWN
-PartitionName=normal Nodes={host} Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime={self.grace_seconds} MaxTime=60 State=UP
-PartitionName=urgent Nodes={host} PriorityTier=10 PreemptMode=OFF MaxTime=60 State=UP
+{nodes}
+PartitionName=normal Nodes=ALL Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=0 MaxTime=60 State=UP
+PartitionName=urgent Nodes=ALL PriorityTier=10 PreemptMode=OFF MaxTime=60 State=UP
 """)
         # Jobs are to live and die without control groups, which a container may not have. Older ones know no word for that.
         version = tuple(int(number) for number in self.run("slurmctld", "-V").split()[1].split(".")[:2])
         (self.folder / "cgroup.conf").write_text("CgroupPlugin=disabled\n" if version >= (23, 11) else "IgnoreSystemd=yes\n")
         self._daemon("slurmctld", "-D", "-f", str(self.folder / "slurm.conf"))
-        self._daemon("slurmd", "-D", "-f", str(self.folder / "slurm.conf"))
-        self._until(lambda: "idle" in self.run("sinfo", "--noheader", "--format=%t", fails=True), "no node becomes idle",
-                    self.folder / "slurmd.log", self.folder / "slurmctld.log")
+        for name in self.nodes:
+            (self.folder / "spool" / name).mkdir()
+            self._daemon("slurmd", "-D", "-N", name, "-f", str(self.folder / "slurm.conf"))
+        self._until(lambda: self.run("sinfo", "--noheader", "--Node", "--format=%t", "--partition=normal", fails=True).split() ==
+                    ["idle"] * len(self.nodes), "not all nodes become idle", self.folder / f"slurmd-{self.nodes[-1]}.log", self.folder / "slurmctld.log")
 
     def _daemon(self, program: str, *arguments: str) -> None:
         path = shutil.which(program, path=os.environ["PATH"] + ":/usr/sbin:/sbin")

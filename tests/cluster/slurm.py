@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Trains under a real Slurm, a private one on this machine, through launch/slurm.sbatch: preempted by an urgent job, warned before its
-time limit, ended by train.max_minutes, each time it saves, is requeued, goes on and ends with the bits of an undisturbed run;
+time limit, ended by train.max_minutes, on one node and on two, each time it saves, is requeued, goes on and ends with the bits of an undisturbed run;
 cancelled, it saves and stays away; and a sweep's runs as jobs.
 
     slurm.py LAMINA          as root; needs slurm-wlm and Open MPI
@@ -78,7 +78,7 @@ class Job:
         self.wait_for(lambda: self.field("JobState") == "COMPLETED", "end", 240)
         expect(int(self.field("Restarts")) >= restarts, f"{self.field('Restarts')} restarts, expected {restarts}:\n{self.told()}")
         stops = re.findall(r"stopping at step (\d+) of \d+: (\S+)", self.log())
-        expect(len(stops) >= restarts and all(why == reason for _, why in stops), f"stops {stops}, expected {reason}:\n{self.log()}")
+        expect(len(stops) >= restarts and all(re.fullmatch(reason, why) for _, why in stops), f"stops {stops}, expected {reason}:\n{self.log()}")
         for restart in range(restarts + 1):
             expect(f"Slurm job {self.id}, restart {restart}" in self.log(), f"log.txt does not tell of restart {restart}:\n{self.log()}")
         expect([row["step"] for row in metrics(self.run)] == list(range(1, STEPS + 1)), "steps in metrics.jsonl are missing or twice")
@@ -90,9 +90,12 @@ class Job:
 
 
 def preempt(slurm: Slurm, lamina: Lamina, reference: Path, launcher: str) -> None:
-    job = Job(slurm, lamina, f"preempted-{launcher}", environment={"LAMINA_LAUNCHER": launcher})
+    """Slurm's SIGTERM comes to the script, the ranks, mpirun and its daemons alike."""
+    nodes = len(slurm.nodes)
+    job = Job(slurm, lamina, f"preempted-{launcher}-{nodes}", (f"--nodes={nodes}", f"--ntasks-per-node={2 // nodes}"),
+              environment={"LAMINA_LAUNCHER": launcher})
     job.wait_for(lambda: job.steps() >= 8, "step 8")
-    print(slurm.run("sbatch", f"--ntasks={CORES}", "--time=5", "--partition=urgent", f"--output={lamina.folder}/urgent.out", "--job-name=urgent",
+    print(slurm.run("sbatch", f"--nodes={nodes}", f"--ntasks-per-node={CORES}", "--time=5", "--partition=urgent", f"--output={lamina.folder}/urgent.out", "--job-name=urgent",
                     "--wrap", "sleep 3").strip(), flush=True)
     shown = set()
 
@@ -104,7 +107,7 @@ def preempt(slurm: Slurm, lamina: Lamina, reference: Path, launcher: str) -> Non
         return int(job.field("Restarts")) >= 1 and job.field("JobState") == "RUNNING"
 
     job.wait_for(requeued, "requeue")
-    job.finish(1, "SIGTERM", reference)
+    job.finish(1, "SIGTERM|SIGUSR1", reference)   # Slurm's own or the script's, whichever comes first
 
 
 def time_limit(slurm: Slurm, lamina: Lamina, reference: Path) -> None:
@@ -196,6 +199,10 @@ def main() -> None:
             mistake(slurm, lamina)
             sweep(slurm, lamina)
             print("    " + (folder / "slurm" / "completed").read_text().replace("\n", "\n    "))
+        (folder / "two-nodes").mkdir()
+        with Slurm(folder / "two-nodes", CORES, num_nodes=2) as slurm:
+            for launcher in ("srun", "mpirun"):
+                preempt(slurm, lamina, reference, launcher)
     print("slurm.py: passed")
 
 

@@ -58,6 +58,15 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+def signal_all(pid: int, number: int) -> None:
+    """To that process and to all that it started."""
+    for one in [pid, *descendants(pid)]:
+        try:
+            os.kill(one, number)
+        except ProcessLookupError:
+            pass   # ended meanwhile
+
+
 def kill_all(process: subprocess.Popen) -> None:
     """The launcher first, so that it can't tidy up; the ranks at the same moment, as when a machine loses power."""
     ranks = descendants(process.pid)

@@ -54,7 +54,9 @@ class Lamina:
         self.binary, self.folder = str(Path(binary).resolve()), Path(folder)
         self.environment = {**os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
                             "OMPI_MCA_rmaps_base_oversubscribe": "1", "OMPI_MCA_hwloc_base_binding_policy": "none",
-                            "OMPI_MCA_btl_vader_single_copy_mechanism": "none"}
+                            "OMPI_MCA_btl_vader_single_copy_mechanism": "none",
+                            # the same for Open MPI 5, whose launcher is PRRTE
+                            "PRTE_MCA_rmaps_default_mapping_policy": ":OVERSUBSCRIBE", "PRTE_MCA_hwloc_default_binding_policy": "none"}
         self.tokens = self.folder / "tokens"
         self.device = "cpu"
 

@@ -112,7 +112,10 @@ typed() {  # what it is called, a command line as a newcomer types it in the clo
   return "$status"
 }
 
-few_steps="build/lamina prepare --output data/fresh README.md docs/guide.md && launch/mpirun.sh --allow-root --ranks-per-node 2 configs/tiny.yaml \
+# launch/mpirun.sh is for Open MPI.
+two_ranks="launch/mpirun.sh --ranks-per-node 2"
+[[ $mpi == openmpi ]] || two_ranks="mpirun -n 2 build/lamina train"
+few_steps="build/lamina prepare --output data/fresh README.md docs/guide.md && $two_ranks configs/tiny.yaml \
 run.output_dir=runs/fresh data.train.0.path=data/fresh data.validation.path=data/fresh data.validation.num_sequences=4 \
 train.num_steps=3 train.lr_schedule.decay_steps=1 train.lr_schedule.warmup_steps=1 && test -f runs/fresh/checkpoints/step-00000003/COMMITTED"
 
