@@ -4,6 +4,7 @@
 #include <array>
 #include <filesystem>
 #include <limits>
+#include <sstream>
 
 #include "core/base/error.h"
 #include "core/base/hash.h"
@@ -30,8 +31,12 @@ bool same_data(const TokenFile& a, const TokenFile& b) {
          (a.num_tokens() == b.num_tokens() && a.info().tokens_hash == b.info().tokens_hash);
 }
 
-std::string describe(const TokenFile& file) {
-  return fmt::format("{} tokens {}", file.num_tokens(), file.info().tokens_hash);
+DataIdentity::Source identity_of(const TokenFile& file) {
+  return {file.num_tokens(), file.info().tokens_hash};
+}
+
+std::string describe(const DataIdentity::Source& source) {
+  return fmt::format("{} tokens {}", source.num_tokens, source.tokens_hash);
 }
 
 }  // namespace
@@ -49,6 +54,7 @@ Sampler::Sampler(const DataConfig& config, uint64_t seed, int64_t global_batch_s
     check_same_tokenizer(train_.back(), vocab_size);
     num_windows_.push_back(count_windows(train_.back(), seq_len_));
   }
+  tokenizer_ = train_.front().make_tokenizer();
   if (!config.validation.path.empty() && config.validation.num_sequences > 0) {
     validation_ = TokenFile::open(config.validation.path);
     check_same_tokenizer(*validation_, vocab_size);
@@ -84,7 +90,6 @@ void Sampler::open_validation(const ValidationConfig& config) {
         validation_->folder().string(), validation_->num_tokens(), windows, seq_len_, config.num_sequences);
   num_validation_ = config.num_sequences;
   first_validation_window_ = windows - num_validation_;
-  validation_tokenizer_ = validation_->make_tokenizer();
   for (size_t s = 0; s < train_.size(); ++s)
     if (same_data(train_[s], *validation_)) num_windows_[s] = first_validation_window_;
 }
@@ -148,16 +153,65 @@ int64_t Sampler::num_validation_bytes(int64_t begin, int64_t end) const {
   int64_t bytes = 0;
   for (int64_t k = begin; k < end; ++k) {
     load_validation(k, k + 1, tokens, targets);
-    for (const int32_t target : targets) bytes += validation_tokenizer_->num_bytes(target);
+    for (const int32_t target : targets) bytes += tokenizer_->num_bytes(target);
   }
   return bytes;
 }
 
-std::string Sampler::fingerprint() const {
-  std::string text = fmt::format("seq_len {}; tokenizer {}", seq_len_, train_.front().tokenizer_hash());
-  for (const TokenFile& file : train_) text += "; train " + describe(file);
-  if (validation_) text += fmt::format("; validation {} sequences of {}", num_validation_, describe(*validation_));
+DataIdentity Sampler::identity() const {
+  DataIdentity identity;
+  identity.seq_len = seq_len_;
+  identity.tokenizer_hash = train_.front().tokenizer_hash();
+  for (const TokenFile& file : train_) identity.train.push_back(identity_of(file));
+  if (validation_) {
+    identity.num_validation_sequences = num_validation_;
+    identity.validation = identity_of(*validation_);
+  }
+  return identity;
+}
+
+int64_t Sampler::num_trained_validation_sequences(const DataIdentity& trained) const {
+  if (!validation_) return 0;
+  const DataIdentity::Source mine = identity_of(*validation_);
+  if (std::count(trained.train.begin(), trained.train.end(), mine) == 0) return 0;
+  int64_t windows = (mine.num_tokens - 1) / trained.seq_len;
+  if (trained.validation == mine) windows -= trained.num_validation_sequences;
+  const int64_t last = windows * trained.seq_len;  // of the tokens that were targets
+  // Sequence i has the targets from (first_validation_window_ + i) * seq_len_ + 1 on.
+  const int64_t touched = (last + seq_len_ - 1) / seq_len_ - first_validation_window_;
+  return std::clamp<int64_t>(touched, 0, num_validation_);
+}
+
+std::string DataIdentity::to_text() const {
+  std::string text = fmt::format("seq_len {}; tokenizer {}", seq_len, tokenizer_hash);
+  for (const Source& source : train) text += "; train " + describe(source);
+  if (validation)
+    text += fmt::format("; validation {} sequences of {}", num_validation_sequences, describe(*validation));
   return text;
+}
+
+std::optional<DataIdentity> parse_data_identity(const std::string& text) {
+  DataIdentity identity;
+  std::string words = text;
+  std::replace(words.begin(), words.end(), ';', ' ');
+  std::istringstream in(words);
+  for (std::string word; in >> word;) {
+    DataIdentity::Source source;
+    if (word == "seq_len") {
+      in >> identity.seq_len;
+    } else if (word == "tokenizer") {
+      in >> identity.tokenizer_hash;
+    } else if (word == "train") {
+      in >> source.num_tokens >> word >> source.tokens_hash;
+      identity.train.push_back(source);
+    } else if (word == "validation") {
+      in >> identity.num_validation_sequences >> word >> word >> source.num_tokens >> word >> source.tokens_hash;
+      identity.validation = source;
+    }
+  }
+  // Whatever was read wrongly would be written otherwise.
+  if (identity.seq_len < 1 || identity.to_text() != text) return std::nullopt;
+  return identity;
 }
 
 }  // namespace lamina

@@ -28,6 +28,26 @@ struct SampleRef {
   int64_t epoch;  // of this source
 };
 
+// What a checkpoint keeps of the data it was trained on: the contents, wherever they lie.
+struct DataIdentity {
+  struct Source {
+    int64_t num_tokens = 0;
+    std::string tokens_hash;
+    bool operator==(const Source&) const = default;
+  };
+  int64_t seq_len = 0;
+  std::string tokenizer_hash;
+  std::vector<Source> train;
+  int64_t num_validation_sequences = 0;
+  std::optional<Source> validation;
+  bool operator==(const DataIdentity&) const = default;
+
+  std::string to_text() const;  // the one line that Sampler::fingerprint() is
+};
+
+// Absent for anything but what to_text() writes.
+std::optional<DataIdentity> parse_data_identity(const std::string& text);
+
 // The vocabulary of the data's tokenizer: what model.vocab_size is when the configuration leaves it out.
 int64_t data_vocab_size(const DataConfig& config);
 
@@ -56,11 +76,14 @@ class Sampler {
   int64_t num_validation_bytes(int64_t begin, int64_t end) const;
 
   // One line that changes with seq_len, the data of any source, their order, or the tokenizer; a checkpoint keeps it.
-  std::string fingerprint() const;
+  std::string fingerprint() const { return identity().to_text(); }
+  DataIdentity identity() const;
+  // Validation sequences that a run on `trained` used as training targets, in whole or in part: they are the first ones.
+  int64_t num_trained_validation_sequences(const DataIdentity& trained) const;
 
   int32_t end_of_document() const { return train_.front().info().end_of_document; }  // the token after every document
   // The tokenizer that all sources share, from their stored copy.
-  std::unique_ptr<Tokenizer> make_tokenizer() const { return train_.front().make_tokenizer(); }
+  const Tokenizer& tokenizer() const { return *tokenizer_; }
 
  private:
   void check_same_tokenizer(const TokenFile& file, int64_t vocab_size) const;
@@ -71,10 +94,10 @@ class Sampler {
   int64_t global_batch_size_;
   uint64_t seed_;
   std::vector<TokenFile> train_;
+  std::unique_ptr<Tokenizer> tokenizer_;
   std::vector<int64_t> num_windows_;  // per source, without the reserved ones
   SourceMix mix_;
   std::optional<TokenFile> validation_;
-  std::unique_ptr<Tokenizer> validation_tokenizer_;
   int64_t num_validation_ = 0;
   int64_t first_validation_window_ = 0;
 };

@@ -96,6 +96,10 @@ class SentencePieceTokenizer final : public Tokenizer {
   int64_t num_bytes(int32_t token) const override {
     return token >= 0 && token < vocab_size() ? num_bytes_[static_cast<size_t>(token)] : 0;
   }
+  std::optional<int32_t> padding() const override {
+    const int id = processor_.pad_id();
+    return id >= 0 && id < vocab_size() ? std::optional<int32_t>(id) : std::nullopt;
+  }
   const std::string& hash() const override { return hash_; }
   const std::string& name() const override { return name_; }
   const std::string& model() const override { return model_; }

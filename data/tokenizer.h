@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -18,6 +19,8 @@ class Tokenizer {
   virtual std::string decode(std::span<const int32_t> tokens) const = 0;  // control tokens stand for nothing
   virtual int64_t vocab_size() const = 0;
   virtual int32_t end_of_document() const = 0;
+  // The token that fills up batches elsewhere, where the tokenizer has one; training never sees it.
+  virtual std::optional<int32_t> padding() const { return std::nullopt; }
 
   // Bytes of text that a token stands for; 0 for control tokens. Loss per byte needs it.
   virtual int64_t num_bytes(int32_t token) const = 0;

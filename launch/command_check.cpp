@@ -18,6 +18,9 @@
 #include "launch/process.h"
 #include "model/cost_model.h"
 #include "model/parameters.h"
+#include "parallel/comm/thread.h"
+#include "trainer/checkpoint.h"
+#include "trainer/restore.h"
 #include "trainer/run_folder.h"
 
 namespace lamina {
@@ -68,6 +71,17 @@ std::string residual_text(const ModelConfig& model) {
   return "?";
 }
 
+// How parameters come into a run that has no checkpoint of its own; refuses a checkpoint that it can't start from.
+std::string check_parameters(const Config& config, const Sampler& sampler) {
+  const std::string& init_from = config.checkpoint.init_from;
+  if (init_from.empty() || !list_committed_checkpoints(RunFolder{config.run.output_dir}.checkpoints()).empty())
+    return "";
+  const auto self = comm::make_self_communicator();
+  const fs::path checkpoint = resolve_checkpoint(init_from, *self);
+  check_start(checkpoint, config, sampler);
+  return checkpoint.string();
+}
+
 const char* plural(int64_t count) {
   return count == 1 ? "" : "s";
 }
@@ -79,7 +93,7 @@ void check(const CheckOptions& options) {
   const int data_size = resolve_data_parallel(config, ranks);
   if (config.model.vocab_size == 0) config.model.vocab_size = data_vocab_size(config.data);
   const Sampler sampler(config.data, config.run.seed, train.global_batch_size, config.model.vocab_size);
-  const std::string folder = check_run_folder(config);
+  const std::string folder = check_run_folder(config), parameters = check_parameters(config, sampler);
   if (options.run_folder) {
     fmt::print("{}\n", fs::absolute(config.run.output_dir).lexically_normal().string());
     return;
@@ -110,6 +124,7 @@ void check(const CheckOptions& options) {
     fmt::print("validation     {} sequences of {}, {}\n", validation.num_sequences, validation.path,
                validation.interval == 0 ? "at the end" : fmt::format("every {} steps", validation.interval));
   }
+  if (!parameters.empty()) fmt::print("parameters     from {}\n", parameters);
   fmt::print("run folder     {} ({})\n", config.run.output_dir, folder);
   if (config.run.device == "cuda") {
     // The run may be meant for another machine than the one that checks.

@@ -20,18 +20,18 @@ namespace {
 struct EvalOptions {
   std::string config, checkpoint, text;
   std::vector<std::string> overrides;
+  bool allow_trained = false;
 };
 
 // The text that the validation targets stand for, so that other compressors can be measured on the same bytes.
 void write_text(const Sampler& sampler, const std::string& path) {
-  const std::unique_ptr<Tokenizer> tokenizer = sampler.make_tokenizer();
   std::vector<int32_t> tokens(static_cast<size_t>(sampler.seq_len())), all;
   std::vector<int32_t> targets(tokens.size());
   for (int64_t i = 0; i < sampler.num_validation_sequences(); ++i) {
     sampler.load_validation(i, i + 1, tokens, targets);
     all.insert(all.end(), targets.begin(), targets.end());
   }
-  io::write_file_atomically(path, tokenizer->decode(all));
+  io::write_file_atomically(path, sampler.tokenizer().decode(all));
 }
 
 // Any layout gives the same loss: the configuration's pipeline when the ranks allow it, otherwise every rank holds the model.
@@ -51,10 +51,13 @@ void choose_layout(const ParallelConfig& asked, int world_size, Config& config) 
   config.train.global_batch_size = config.train.micro_batch_size * config.parallel.data;
 }
 
-// The model is the checkpoint's; the data, the batch and the precision are the configuration's.
+// The model is the checkpoint's, and must be the configuration's; the data, the batch and the precision are the configuration's.
 std::optional<Evaluation> evaluate_checkpoint(const Config& asked, const EvalOptions& options, const World& world) {
   comm::Communicator& comm = world.comm;
   const auto adjust = [&](Config& config) {
+    const int64_t vocab_size = config.model.vocab_size;
+    config.model = asked.model;
+    if (config.model.vocab_size == 0) config.model.vocab_size = vocab_size;
     config.data = asked.data;
     config.train.micro_batch_size = asked.train.micro_batch_size;
     config.train.precision = asked.train.precision;
@@ -64,6 +67,7 @@ std::optional<Evaluation> evaluate_checkpoint(const Config& asked, const EvalOpt
   const Sampler sampler(asked.data, asked.run.seed, asked.train.global_batch_size, restored.config.model.vocab_size);
   if (sampler.num_validation_sequences() == 0)
     throw Error("data.validation.path: found nothing, expected the folder of the text to evaluate on");
+  check_evaluation_data(sampler, asked.data, restored.info, restored.checkpoint.string(), options.allow_trained);
   if (!options.text.empty() && comm.rank() == 0) write_text(sampler, options.text);
   restored.engine->set_end_of_document(sampler.end_of_document());
   return evaluate(*restored.engine, sampler, restored.config, comm, [&] { return stop_requested_anywhere(comm); });
@@ -78,6 +82,8 @@ void register_eval(CLI::App& app) {
   command->add_option("config", options->config, "Experiment file: data and batch sizes are taken from it")->required();
   command->add_option("--checkpoint", options->checkpoint, "A checkpoint, or a run folder (its newest)")->required();
   command->add_option("--write-text", options->text, "Also write the evaluated text to this file");
+  command->add_flag("--allow-trained", options->allow_trained,
+                    "Also evaluate sequences that the checkpoint was trained on, which are refused otherwise");
   command->add_option("overrides", options->overrides, "key.path=value, each replaces one key");
   command->callback([options] {
     stop::catch_signals();

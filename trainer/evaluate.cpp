@@ -4,7 +4,32 @@
 #include <cmath>
 #include <numbers>
 
+#include "configs/schema/decode.h"
+#include "core/base/log.h"
+#include "trainer/identity.h"
+
 namespace lamina {
+
+void check_evaluation_data(const Sampler& sampler, const DataConfig& asked, const CheckpointInfo& info,
+                           const std::string& checkpoint, bool allow_trained) {
+  check_tokenizer(info, checkpoint, sampler.tokenizer().hash(), asked.validation.path);
+  const std::optional<DataIdentity> trained = stored_data(info);
+  if (!trained) {
+    log::info("{}: does not say on which text it was trained; that it was not on {} is taken on trust", checkpoint,
+              asked.validation.path);
+    return;
+  }
+  const bool masked = parse_config(info.config_yaml, checkpoint).data.document_mask;
+  if (masked != asked.document_mask)
+    throw Error("data.document_mask: found {}, expected {}, with which {} was trained", asked.document_mask, masked,
+                checkpoint);
+  const int64_t seen = sampler.num_trained_validation_sequences(*trained), all = sampler.num_validation_sequences();
+  if (seen == 0 || allow_trained) return;
+  throw Error(
+      "data.validation: found {} sequences of {}, expected at most {}: {} was trained on the first {} (--allow-trained "
+      "evaluates them all the same)",
+      all, asked.validation.path, all - seen, checkpoint, seen);
+}
 
 std::optional<Evaluation> evaluate(Engine& engine, const Sampler& sampler, const Config& config,
                                    comm::Communicator& comm, const std::function<bool()>& stop_agreed) {

@@ -1,7 +1,10 @@
 #include "trainer/restore.h"
 
 #include "configs/schema/decode.h"
+#include "core/base/log.h"
+#include "model/parameters.h"
 #include "trainer/checkpoint_comm.h"
+#include "trainer/identity.h"
 
 namespace lamina {
 
@@ -16,31 +19,57 @@ std::filesystem::path resolve_checkpoint(const std::filesystem::path& path, comm
 
 namespace {
 
-void load_masters(const std::filesystem::path& checkpoint, Engine& engine) {
-  std::vector<TensorPiece> wanted;
-  for (TensorPiece& piece : engine.optimizer().state())
-    if (piece.name.starts_with("parameters/")) wanted.push_back(std::move(piece));
-  load_checkpoint(checkpoint, wanted);
+// The checkpoint and the configuration have the same model, and every parameter of the one is a parameter of the other.
+void check_model(const std::filesystem::path& checkpoint, const CheckpointReader& reader, const ModelConfig& model) {
+  const std::string name = checkpoint.string();
+  check_same_model(name, parse_config(reader.info().config_yaml, name).model, model);
+  check_parameters(name, reader.tensors(), model::parameter_specs(model));
+}
+
+void load_masters(CheckpointReader& reader, Engine& engine) {
+  for (const TensorPiece& piece : engine.optimizer().state())
+    if (piece.name.starts_with("parameters/")) reader.load(piece);
+}
+
+void check_start(const std::filesystem::path& checkpoint, const CheckpointReader& reader, const Config& config,
+                 const Sampler& sampler) {
+  check_model(checkpoint, reader, config.model);
+  check_tokenizer(reader.info(), checkpoint.string(), sampler.tokenizer().hash(), config.data.train.front().path);
+  const std::optional<DataIdentity> trained = stored_data(reader.info());
+  if (const int64_t seen = trained ? sampler.num_trained_validation_sequences(*trained) : 0; seen > 0)
+    log::info("{} was trained on {} of the {} validation sequences: their loss says little", checkpoint.string(), seen,
+              sampler.num_validation_sequences());
 }
 
 }  // namespace
 
-void load_parameters(const std::filesystem::path& path, Engine& engine, comm::Communicator& comm) {
+void check_start(const std::filesystem::path& checkpoint, const Config& config, const Sampler& sampler) {
+  check_start(checkpoint, CheckpointReader(checkpoint), config, sampler);
+}
+
+void load_parameters(const std::filesystem::path& path, Engine& engine, const Sampler& sampler,
+                     comm::Communicator& comm) {
   const std::filesystem::path checkpoint = resolve_checkpoint(path, comm);
-  run_and_agree(comm, [&] { load_masters(checkpoint, engine); });
+  run_and_agree(comm, [&] {
+    CheckpointReader reader(checkpoint);
+    check_start(checkpoint, reader, engine.config(), sampler);
+    load_masters(reader, engine);
+  });
   engine.publish();
 }
 
 Restored restore_parameters(const std::filesystem::path& path, comm::Communicator& comm,
                             const std::function<void(Config&)>& adjust, int device_index) {
-  const std::filesystem::path checkpoint = resolve_checkpoint(path, comm);
   Restored restored;
+  restored.checkpoint = resolve_checkpoint(path, comm);
   run_and_agree(comm, [&] {
-    restored.info = read_checkpoint_info(checkpoint);
-    restored.config = parse_config(restored.info.config_yaml, checkpoint.string());
+    CheckpointReader reader(restored.checkpoint);
+    restored.info = reader.info();
+    restored.config = parse_config(restored.info.config_yaml, restored.checkpoint.string());
     if (adjust) adjust(restored.config);
+    check_model(restored.checkpoint, reader, restored.config.model);
     restored.engine = std::make_unique<Engine>(restored.config, comm, nullptr, device_index);
-    load_masters(checkpoint, *restored.engine);
+    load_masters(reader, *restored.engine);
   });
   restored.engine->publish();
   return restored;

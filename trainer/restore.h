@@ -1,16 +1,19 @@
-// A model from a checkpoint, for evaluation and sampling.
+// A model from a checkpoint, for evaluation, sampling and runs that start from it. What is loaded is the whole model: Error naming
+// the key of `model` in which the checkpoint and the configuration differ (trainer/identity.h), or the tensor that has no place.
 #pragma once
 
 #include <filesystem>
 #include <functional>
 #include <memory>
 
+#include "data/sampler.h"
 #include "trainer/checkpoint.h"
 #include "trainer/engine.h"
 
 namespace lamina {
 
 struct Restored {
+  std::filesystem::path checkpoint;
   Config config;  // the checkpoint's, after `adjust`
   CheckpointInfo info;
   std::unique_ptr<Engine> engine;
@@ -24,7 +27,11 @@ std::filesystem::path resolve_checkpoint(const std::filesystem::path& path, comm
 Restored restore_parameters(const std::filesystem::path& path, comm::Communicator& comm,
                             const std::function<void(Config&)>& adjust = {}, int device_index = 0);
 
-// The same into an engine that exists, whose masters and parameters they become. Collective.
-void load_parameters(const std::filesystem::path& path, Engine& engine, comm::Communicator& comm);
+// Error when a run of `config` can't start from the checkpoint: another model, or another tokenizer than that of `sampler`'s data.
+void check_start(const std::filesystem::path& checkpoint, const Config& config, const Sampler& sampler);
+
+// The same into an engine that exists, whose masters and parameters they become, after check_start(). Collective.
+void load_parameters(const std::filesystem::path& path, Engine& engine, const Sampler& sampler,
+                     comm::Communicator& comm);
 
 }  // namespace lamina

@@ -9,6 +9,7 @@
 #include "core/base/rng.h"
 #include "data/token_file.h"
 #include "parallel/comm/thread.h"
+#include "trainer/identity.h"
 #include "trainer/restore.h"
 
 namespace lamina {
@@ -52,6 +53,7 @@ int64_t sample(const std::filesystem::path& checkpoint, const SampleOptions& opt
   const Config& config = restored.config;
   const std::string folder = options.data_path.empty() ? config.data.train.front().path : options.data_path;
   const auto tokenizer = TokenFile::open(folder).make_tokenizer();
+  check_tokenizer(restored.info, restored.checkpoint.string(), tokenizer->hash(), folder);
   if (tokenizer->vocab_size() > config.model.vocab_size)
     throw Error("{}: found a tokenizer of {} tokens, expected at most the model's {}", folder, tokenizer->vocab_size(),
                 config.model.vocab_size);

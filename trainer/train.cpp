@@ -15,6 +15,7 @@
 #include "trainer/checkpoint_comm.h"
 #include "trainer/engine.h"
 #include "trainer/evaluate.h"
+#include "trainer/identity.h"
 #include "trainer/layer_stats.h"
 #include "trainer/lr_schedule.h"
 #include "trainer/metrics.h"
@@ -141,7 +142,7 @@ void Trainer::describe() const {
 void Trainer::resume() {
   const auto checkpoint = find_checkpoint(folder_.checkpoints(), comm_);
   if (!checkpoint && !config_.checkpoint.init_from.empty()) {
-    load_parameters(config_.checkpoint.init_from, engine_, comm_);
+    load_parameters(config_.checkpoint.init_from, engine_, sampler_, comm_);
     log::info("parameters from {}", config_.checkpoint.init_from);
   } else if (!checkpoint) {
     engine_.initialise();
@@ -450,6 +451,7 @@ void Trainer::save_checkpoint() {
   info.seed = config_.run.seed;
   info.data_parallel = engine_.mesh().data;
   info.program_version = program_version;
+  store_tokenizer(info, identity_of(sampler_.tokenizer()));
   const trace::Scope scope(tracer_.recorder(), trace::Track::phases, "checkpoint");
   const auto started = Clock::now();
   engine_.context().stream.synchronize();

@@ -18,6 +18,7 @@
 #include "parallel/comm/thread.h"
 #include "parallel/pipeline/block_routes.h"
 #include "parallel/pipeline/simulate.h"
+#include "trainer/identity.h"
 #include "trainer/restore.h"
 
 namespace lamina {
@@ -161,6 +162,8 @@ Verifier::Verifier(const Config& config, const VerifyOptions& options) : config_
   if (!options_.checkpoint.empty()) {
     const auto self = comm::make_self_communicator();
     options_.checkpoint = resolve_checkpoint(options_.checkpoint, *self);
+    check_tokenizer(read_checkpoint_info(options_.checkpoint), options_.checkpoint.string(), sampler.tokenizer().hash(),
+                    config.data.train.front().path);
   }
   result_.step = options_.step;
   result_.tolerance = options_.tolerance > 0 ? options_.tolerance : default_tolerance(config.train.precision);

@@ -284,8 +284,8 @@ void describe(V& v, CheckpointConfig& c) {
   v.key("keep", c.keep, Rule().at_least(0), "Newest checkpoints kept; 0: all.");
   v.key(
       "init_from", c.init_from, Rule(),
-      "Checkpoint whose parameters a new run starts from (its own, or one that `lamina import` made); a run that has a "
-      "checkpoint of its own resumes from that.");
+      "Checkpoint whose parameters a new run starts from (its own, or one that `lamina import` made), with this model "
+      "and tokenizer; a run that has a checkpoint of its own resumes from that.");
 }
 
 template <class V>

@@ -213,7 +213,7 @@ TEST_F(SamplerTest, CountsTheBytesOfTheValidationTargets) {
   const Sampler sampler(config(32, {{path("a"), 1.0}}, {path("a"), 40, 100}), 1, 4, 400);
   std::vector<int32_t> tokens(40 * 32), targets(40 * 32);
   sampler.load_validation(0, 40, tokens, targets);
-  const std::string text = sampler.make_tokenizer()->decode(targets);
+  const std::string text = sampler.tokenizer().decode(targets);
   EXPECT_EQ(sampler.num_validation_bytes(0, 40), static_cast<int64_t>(text.size()));
   EXPECT_EQ(sampler.num_validation_bytes(0, 15) + sampler.num_validation_bytes(15, 40),
             static_cast<int64_t>(text.size()));
@@ -231,6 +231,44 @@ TEST_F(SamplerTest, TheFingerprintTellsDataApart) {
   EXPECT_NE(fingerprint(config(11, {{a, 1.0}})), first);
   EXPECT_NE(fingerprint(config(10, {{a, 1.0}}, {a, 3, 100})), first);
   EXPECT_NE(fingerprint(config(10, {{a, 1.0}, {b, 1.0}})), fingerprint(config(10, {{b, 1.0}, {a, 1.0}})));
+}
+
+TEST_F(SamplerTest, TheFingerprintIsReadBack) {
+  const std::string a = source("a", 1000, 1), b = source("b", 500, 2);
+  for (const DataConfig& data : {config(10, {{a, 1.0}}), config(7, {{a, 1.0}, {b, 2.0}}, {b, 3, 100})}) {
+    const Sampler sampler(data, 1, 4, 257);
+    const std::optional<DataIdentity> read = parse_data_identity(sampler.fingerprint());
+    ASSERT_TRUE(read.has_value()) << sampler.fingerprint();
+    EXPECT_EQ(*read, sampler.identity());
+    EXPECT_EQ(read->tokenizer_hash, make_tokenizer("bytes")->hash());
+  }
+  const std::string good = Sampler(config(10, {{a, 1.0}}, {a, 3, 100}), 1, 4, 257).fingerprint();
+  for (const std::string& bad : {std::string(), std::string("none"), good + "; more", good.substr(0, good.size() - 17),
+                                 "seq_len x" + good.substr(9), good + " "})
+    EXPECT_FALSE(parse_data_identity(bad).has_value()) << bad;
+}
+
+TEST_F(SamplerTest, ValidationSequencesThatAnotherRunTrainedOn) {
+  const std::string a = source("a", 1005, 1), b = source("b", 1005, 2);  // 100 sequences of 10, 4 tokens left over
+  const auto identity = [](const DataConfig& data) { return Sampler(data, 1, 4, 257).identity(); };
+  const auto trained = [](const DataConfig& data, const DataIdentity& other) {
+    return Sampler(data, 1, 4, 257).num_trained_validation_sequences(other);
+  };
+  const DataIdentity reserved = identity(config(10, {{a, 1.0}}, {a, 8, 100}));
+  EXPECT_EQ(trained(config(10, {{a, 1.0}}, {a, 8, 100}), reserved), 0);
+  EXPECT_EQ(trained(config(10, {{a, 1.0}}, {a, 5, 100}), reserved), 0) << "the last 5 of the 8";
+  EXPECT_EQ(trained(config(10, {{a, 1.0}}, {a, 9, 100}), reserved), 1);
+  EXPECT_EQ(trained(config(10, {{b, 1.0}}, {a, 60, 100}), reserved), 52);
+  EXPECT_EQ(trained(config(10, {{a, 1.0}}, {b, 60, 100}), reserved), 0) << "other text";
+  EXPECT_EQ(trained(config(10, {{a, 1.0}}), reserved), 0) << "no validation";
+  // Targets 921 to 1000 are reserved: 2 sequences of 40 begin there, and 27 of 3, the first with the target 922.
+  EXPECT_EQ(trained(config(40, {{a, 1.0}}, {a, 2, 100}), reserved), 0);
+  EXPECT_EQ(trained(config(40, {{a, 1.0}}, {a, 3, 100}), reserved), 1);
+  EXPECT_EQ(trained(config(3, {{a, 1.0}}, {a, 27, 100}), reserved), 0);
+  EXPECT_EQ(trained(config(3, {{a, 1.0}}, {a, 28, 100}), reserved), 1) << "of its targets only 919 and 920";
+  const DataIdentity none = identity(config(10, {{a, 1.0}}));
+  EXPECT_EQ(trained(config(10, {{a, 1.0}}, {a, 8, 100}), none), 8);
+  EXPECT_EQ(trained(config(10, {{a, 1.0}}, {a, 8, 100}), identity(config(10, {{a, 1.0}, {b, 1.0}}, {b, 8, 100}))), 8);
 }
 
 TEST_F(SamplerTest, WrongSourcesAreNamed) {

@@ -90,6 +90,15 @@ TEST_F(TokenizerTest, ASafeCutDoesNotChangeTheTokens) {
   EXPECT_EQ(tokenizer->safe_cut("a    b"), 1u) << "not inside a run of spaces";
 }
 
+TEST_F(TokenizerTest, PaddingWhereThereIsOne) {
+  EXPECT_FALSE(make_tokenizer("bytes")->padding().has_value());
+  const std::string model = io::read_file(train_model());
+  EXPECT_FALSE(make_stored_tokenizer("sentencepiece", model, "x")->padding().has_value());
+  // trainer_spec.pad_piece: "<s>", which is a control piece.
+  const std::string padded = model + std::string("\x12\x06\x82\x03\x03<s>");
+  EXPECT_EQ(make_stored_tokenizer("sentencepiece", padded, "x")->padding(), 1);
+}
+
 TEST_F(TokenizerTest, HashesAndStoredCopies) {
   const auto bytes = make_tokenizer("bytes");
   const std::string file = train_model();

@@ -134,7 +134,7 @@ def there_and_back(lamina: Lamina, name: str, run_folder: Path, changes: dict) -
         expect("contents       parameters" in run(lamina, "inspect", str(back), "--verify"), "inspect: contents")
         if dtype == "fp32":  # exact: the same loss, the same text
             arguments = ["eval", str(lamina.write_config(f"{name}-eval", merged(changes, {"data": {"validation": {
-                "path": str(lamina.tokens), "num_sequences": 4}}}))), "--checkpoint"]
+                "path": str(lamina.tokens), "num_sequences": 4}}}))), "--allow-trained", "--checkpoint"]
             expect(run(lamina, *arguments, str(back)) == run(lamina, *arguments, str(checkpoint)), "eval differs")
             sample = ["sample", "--prompt", "the ", "--max-tokens", "12", "--seed", "3", "--checkpoint"]
             expect(run(lamina, *sample, str(back)) == run(lamina, *sample, str(checkpoint)), "sample differs")

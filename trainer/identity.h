@@ -1,0 +1,51 @@
+// What a checkpoint belongs to: its model, its tokenizer and the text it was trained on. Everything that loads one compares.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "configs/schema/config.h"
+#include "data/sampler.h"
+#include "data/tokenizer.h"
+#include "model/parameters.h"
+#include "trainer/checkpoint.h"
+
+namespace lamina {
+
+// Ids of special tokens, as other programs want them.
+struct TokenIds {
+  std::optional<int64_t> bos, pad;
+  std::vector<int64_t> eos;  // empty: unknown; of other programs' models there may be several
+  bool operator==(const TokenIds&) const = default;
+};
+
+struct TokenizerIdentity {
+  std::string hash;  // empty: unknown
+  TokenIds ids;
+};
+
+// A text begins after the token that ends the one before it: that one token is bos and eos.
+TokenizerIdentity identity_of(const Tokenizer& tokenizer);
+
+void store_tokenizer(CheckpointInfo& info, const TokenizerIdentity& tokenizer);
+// The hash of older checkpoints is in the sampler's fingerprint; they have no ids.
+TokenizerIdentity stored_tokenizer(const CheckpointInfo& info);
+
+// Absent for a checkpoint that was imported.
+std::optional<DataIdentity> stored_data(const CheckpointInfo& info);
+
+// Error naming `folder`, whose tokenizer has `hash`, when `checkpoint` was trained with another one; a line in the log when
+// the checkpoint doesn't say.
+void check_tokenizer(const CheckpointInfo& info, const std::string& checkpoint, const std::string& hash,
+                     const std::string& folder);
+
+// Error naming the first key of `model` in which `found`, the model of `name`, computes something else than `expected`. How it was
+// initialised and balanced doesn't count; a vocab_size of 0 is any.
+void check_same_model(const std::string& name, const ModelConfig& found, const ModelConfig& expected);
+
+// The stored parameters are the model's, no more and no less.
+void check_parameters(const std::string& checkpoint, const std::vector<CheckpointTensor>& stored,
+                      const std::vector<model::ParameterSpec>& specs);
+
+}  // namespace lamina
