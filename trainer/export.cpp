@@ -1,15 +1,17 @@
 #include "trainer/export.h"
 
 #include <nlohmann/json.hpp>
-#include <set>
 #include <utility>
 
 #include "configs/schema/decode.h"
+#include "core/base/log.h"
 #include "core/io/file.h"
+#include "data/token_file.h"
 #include "model/parameters.h"
 #include "trainer/checkpoint.h"
 #include "trainer/export_values.h"
 #include "trainer/hf_config.h"
+#include "trainer/identity.h"
 
 namespace lamina {
 namespace {
@@ -52,14 +54,17 @@ class NewFolder {
   bool published_ = false;
 };
 
-// The stored parameters are the model's, no more and no less.
-void check_parameters(const fs::path& checkpoint, const std::vector<CheckpointTensor>& stored,
-                      const std::vector<model::ParameterSpec>& specs) {
-  std::set<std::string> expected;
-  for (const model::ParameterSpec& spec : specs) expected.insert("parameters/" + spec.name);
-  for (const CheckpointTensor& tensor : stored)
-    if (tensor.name.starts_with("parameters/") && !expected.contains(tensor.name))
-      throw Error("{}: tensor {} is not one of the model in its configuration", checkpoint.string(), tensor.name);
+// The ids that a checkpoint of an older program doesn't have are those of its data's tokenizer, where that is still there.
+TokenizerIdentity tokenizer_of(const CheckpointInfo& info, const Config& config) {
+  TokenizerIdentity stored = stored_tokenizer(info);
+  if (!stored.ids.eos.empty() || stored.hash.empty()) return stored;
+  try {
+    const auto tokenizer = TokenFile::open(config.data.train.front().path).make_tokenizer();
+    if (tokenizer->hash() == stored.hash) return identity_of(*tokenizer);
+  } catch (const Error& error) {
+    log::debug("the tokenizer of the training data: {}", error.what());
+  }
+  return stored;
 }
 
 DType stored_dtype(const std::vector<CheckpointTensor>& stored, const std::string& name) {
@@ -74,15 +79,18 @@ std::vector<ExportShard> make_export_shards(const ModelConfig& model, const Expo
   LAMINA_CHECK(options.dtype == DType::bf16 || options.dtype == DType::f32, "{}", name_of(options.dtype));
   std::vector<ExportShard> shards;
   int64_t bytes = 0;
-  for (const model::ParameterSpec& spec : model::parameter_specs(model)) {
-    const SafetensorsEntry entry{spec.name, exported_dtype(spec.name, options.dtype), spec.shape};
+  const auto add = [&](const std::string& name, const Shape& shape) {
+    const SafetensorsEntry entry{name, exported_dtype(name, options.dtype), shape};
     if (shards.empty() || bytes + entry.num_bytes() > options.max_shard_bytes) {
       if (shards.empty() || !shards.back().tensors.empty()) shards.emplace_back();
       bytes = 0;
     }
     shards.back().tensors.push_back(entry);
     bytes += entry.num_bytes();
-  }
+  };
+  const std::vector<model::ParameterSpec> specs = model::parameter_specs(model);
+  for (const model::ParameterSpec& spec : specs) add(spec.name, spec.shape);
+  if (model.tie_word_embeddings) add(head_tensor, {model.vocab_size, model.hidden_size});
   for (size_t i = 0; i < shards.size(); ++i)
     shards[i].name = fmt::format("model-{:05d}-of-{:05d}.safetensors", i + 1, shards.size());
   return shards;
@@ -93,7 +101,7 @@ ExportSummary export_checkpoint(const fs::path& checkpoint, const fs::path& outp
   const Config config = parse_config(reader.info().config_yaml, checkpoint.string());
   const std::vector<CheckpointTensor> stored = reader.tensors();
   const std::vector<model::ParameterSpec> specs = model::parameter_specs(config.model);
-  check_parameters(checkpoint, stored, specs);
+  check_parameters(checkpoint.string(), stored, specs);
   const DType stored_as = stored_dtype(stored, "parameters/" + specs.front().name);
 
   NewFolder folder(output);
@@ -105,7 +113,9 @@ ExportSummary export_checkpoint(const fs::path& checkpoint, const fs::path& outp
     for (const SafetensorsEntry& entry : writer.tensors()) {
       std::vector<char> values(static_cast<size_t>(entry.shape.num_elements() * size_of(stored_as)));
       const TensorView view(values.data(), stored_as, {entry.shape.num_elements()});
-      reader.load({"parameters/" + entry.name, entry.shape, 0, entry.shape.num_elements(), view});
+      const bool is_tied_head = config.model.tie_word_embeddings && entry.name == head_tensor;
+      reader.load({fmt::format("parameters/{}", is_tied_head ? embedding_tensor : entry.name), entry.shape, 0,
+                   entry.shape.num_elements(), view});
       convert_values(values, stored_as, entry.dtype);
       writer.write(values.data(), static_cast<int64_t>(values.size()));
       hash.add(entry, values);
@@ -122,8 +132,11 @@ ExportSummary export_checkpoint(const fs::path& checkpoint, const fs::path& outp
   index["metadata"] = {{"total_size", summary.num_bytes}, {"total_parameters", summary.num_parameters}};
   index["weight_map"] = std::move(weight_map);
   io::write_file_atomically(folder.path() / "model.safetensors.index.json", index.dump(2) + "\n");
-  io::write_file_atomically(folder.path() / "config.json",
-                            to_hf_config({config.model, config.data.seq_len, options.dtype}));
+  const HfModel hf{config.model, config.data.seq_len, options.dtype, tokenizer_of(reader.info(), config),
+                   config.model.tie_word_embeddings};
+  summary.reasons = reasons_against_kimi_linear(config.model);
+  summary.has_token_ids = !hf.tokenizer.ids.eos.empty();
+  io::write_file_atomically(folder.path() / "config.json", to_hf_config(hf));
   folder.publish();
   return summary;
 }

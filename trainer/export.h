@@ -18,6 +18,10 @@ struct ExportOptions {
   int64_t max_shard_bytes = 5'000'000'000;
 };
 
+// A tied model's head is written out: its tensor has the embedding's values.
+inline constexpr const char* embedding_tensor = "model.embed_tokens.weight";
+inline constexpr const char* head_tensor = "lm_head.weight";
+
 struct ExportShard {
   std::string name;  // model-00001-of-00020.safetensors
   std::vector<SafetensorsEntry> tensors;
@@ -30,6 +34,9 @@ struct ExportSummary {
   int64_t num_tensors = 0, num_parameters = 0;
   int64_t num_bytes = 0;  // of the tensors
   int64_t num_shards = 0;
+  std::vector<std::string>
+      reasons;                // of an export: why it is written as Lamina's own architecture; empty: as kimi_linear
+  bool has_token_ids = true;  // of an export: false where the checkpoint doesn't know its tokenizer
   uint64_t hash = 0;  // XXH3 over names, dtypes, shapes and bytes of all tensors, however they are cut into shards
 };
 

@@ -16,9 +16,20 @@ const std::vector<std::pair<Residual, const char*>> residual_names = {{Residual:
                                                                       {Residual::full_attnres, "full_attnres"},
                                                                       {Residual::block_attnres, "block_attnres"}};
 
+// The one that other programs have built in, and Lamina's own.
+constexpr const char* kimi_linear = "kimi_linear";
+constexpr const char* own_model_type = "lamina";
+constexpr double latent_eps = 1e-6;  // of kimi_linear's norms inside MLA, whatever rms_norm_eps is
+
+const char* name_of_residual(Residual residual) {
+  for (const auto& [value, name] : residual_names)
+    if (value == residual) return name;
+  return "?";
+}
+
 // What every model of this architecture has.
 const std::vector<std::pair<const char*, json>> fixed_keys = {
-    {"model_type", "kimi_linear"}, {"hidden_act", "silu"}, {"mla_use_nope", true}, {"num_nextn_predict_layers", 0}};
+    {"hidden_act", "silu"}, {"mla_use_nope", true}, {"num_nextn_predict_layers", 0}};
 const std::vector<std::pair<const char*, json>> fixed_keys_of_experts = {
     {"moe_layer_freq", 1}, {"moe_router_activation_func", "sigmoid"}, {"num_expert_group", 1}, {"topk_group", 1}};
 
@@ -47,13 +58,10 @@ void add_attention(nlohmann::ordered_json& out, const ModelConfig& c) {
   out["kv_a_layernorm_eps"] = c.kv_a_layernorm_eps;
   out["rope_theta"] = 10000.0;
   out["rope_scaling"] = nullptr;
-  if (!has_mixer(c, Mixer::kda)) {
-    out["linear_attn_config"] = nullptr;
-    return;
-  }
   nlohmann::ordered_json& linear = out["linear_attn_config"];
   linear["kda_layers"] = layers_with(c, Mixer::kda);
   linear["full_attn_layers"] = layers_with(c, Mixer::mla);
+  if (!has_mixer(c, Mixer::kda)) return;
   linear["num_heads"] = c.linear_num_heads;
   linear["head_dim"] = c.linear_head_dim;
   linear["short_conv_kernel_size"] = c.short_conv_kernel_size;
@@ -62,11 +70,11 @@ void add_attention(nlohmann::ordered_json& out, const ModelConfig& c) {
 
 void add_mlp(nlohmann::ordered_json& out, const ModelConfig& c) {
   out["intermediate_size"] = c.intermediate_size;
+  out["num_experts"] = c.num_experts;
   if (c.num_experts == 0) {
-    out["num_experts"] = nullptr;
+    out["first_k_dense_replace"] = c.num_hidden_layers;  // by which kimi_linear tells dense layers
     return;
   }
-  out["num_experts"] = c.num_experts;
   out["first_k_dense_replace"] = c.first_k_dense_replace;
   out["num_experts_per_token"] = c.num_experts_per_token;
   out["num_shared_experts"] = c.num_shared_experts;
@@ -76,6 +84,21 @@ void add_mlp(nlohmann::ordered_json& out, const ModelConfig& c) {
   out["use_grouped_topk"] = true;
   for (const auto& [key, value] : fixed_keys_of_experts) out[key] = value;
   out["aux_loss_alpha"] = c.aux_loss_alpha;
+}
+
+// The ids always: where they are absent, kimi_linear takes the released model's, which a small vocabulary doesn't have.
+void add_tokenizer(nlohmann::ordered_json& out, const TokenizerIdentity& tokenizer) {
+  const TokenIds& ids = tokenizer.ids;
+  const auto id_or_null = [](const std::optional<int64_t>& id) {
+    return id ? nlohmann::ordered_json(*id) : nlohmann::ordered_json();
+  };
+  out["bos_token_id"] = id_or_null(ids.bos);
+  if (ids.eos.size() > 1)
+    out["eos_token_id"] = ids.eos;
+  else
+    out["eos_token_id"] = id_or_null(ids.eos.empty() ? std::nullopt : std::optional(ids.eos.front()));
+  out["pad_token_id"] = id_or_null(ids.pad);
+  if (!tokenizer.hash.empty()) out["tokenizer_hash"] = tokenizer.hash;
 }
 
 // Keys of one JSON object, with the place for messages.
@@ -119,6 +142,29 @@ class Keys {
   const json& node_;
   std::string file_, prefix_;
 };
+
+// An id that is null or outside the vocabulary is none.
+void parse_tokenizer(const Keys& keys, int64_t vocab_size, TokenizerIdentity& tokenizer) {
+  const auto is_token = [&](int64_t id) { return id >= 0 && id < vocab_size; };
+  const auto read_id = [&](const char* key, std::optional<int64_t>& id) {
+    int64_t value = -1;
+    keys.read_optional(key, value);
+    if (is_token(value)) id = value;
+  };
+  read_id("bos_token_id", tokenizer.ids.bos);
+  read_id("pad_token_id", tokenizer.ids.pad);
+  if (keys.has("eos_token_id")) {
+    const json& eos = keys.at("eos_token_id");
+    for (const json& id : eos.is_array() ? eos : json::array({eos})) {
+      if (!id.is_number_integer()) throw keys.fault("eos_token_id", eos, "an integer or a list of integers");
+      if (is_token(id.get<int64_t>())) tokenizer.ids.eos.push_back(id.get<int64_t>());
+    }
+  }
+  if (!keys.has("tokenizer_hash")) return;
+  const json& hash = keys.at("tokenizer_hash");
+  if (!hash.is_string()) throw keys.fault("tokenizer_hash", hash, "a text");
+  tokenizer.hash = hash.get<std::string>();
+}
 
 // Each layer in exactly one of the two lists.
 std::vector<Mixer> parse_mixers(const Keys& linear, int64_t num_layers) {
@@ -201,25 +247,46 @@ void parse_residual(const Keys& keys, ModelConfig& c) {
 
 }  // namespace
 
+std::vector<std::string> reasons_against_kimi_linear(const ModelConfig& c) {
+  std::vector<std::string> reasons;
+  const auto add = [&](const std::string& key, const auto& value, const std::string& reason) {
+    reasons.push_back(fmt::format("{}: {}: {}", key, value, reason));
+  };
+  if (c.residual != Residual::standard)
+    add("residual", name_of_residual(c.residual), "kimi_linear has no Attention Residuals");
+  if (has_mixer(c, Mixer::kda) && c.gate_lower_bound)
+    add("gate_lower_bound", *c.gate_lower_bound, "kimi_linear has the softplus gate only");
+  if (c.kv_a_layernorm_eps != latent_eps)
+    add("kv_a_layernorm_eps", c.kv_a_layernorm_eps, fmt::format("kimi_linear's is always {}", latent_eps));
+  if (c.q_lora_rank && c.rms_norm_eps != latent_eps)
+    add("rms_norm_eps", c.rms_norm_eps,
+        fmt::format("with q_lora_rank, kimi_linear's norm of the queries' latent has always {}", latent_eps));
+  if (c.num_experts == 1) add("num_experts", c.num_experts, "kimi_linear's router needs two");
+  return reasons;
+}
+
 std::string to_hf_config(const HfModel& hf) {
   const ModelConfig& c = hf.model;
+  const bool is_own = !reasons_against_kimi_linear(c).empty();
   nlohmann::ordered_json out;
-  out["architectures"] = {"KimiLinearForCausalLM"};
+  out["architectures"] = {is_own ? "LaminaForCausalLM" : "KimiLinearForCausalLM"};
+  out["model_type"] = is_own ? own_model_type : kimi_linear;
   for (const auto& [key, value] : fixed_keys)
     if (value != json(true)) out[key] = value;
   out["dtype"] = hf.dtype == DType::bf16 ? "bfloat16" : "float32";
   out["hidden_size"] = c.hidden_size;
   out["num_hidden_layers"] = c.num_hidden_layers;
   out["vocab_size"] = c.vocab_size;
-  out["tie_word_embeddings"] = c.tie_word_embeddings;
+  add_tokenizer(out, hf.tokenizer);
+  out["tie_word_embeddings"] = c.tie_word_embeddings && !hf.tied_head_written_out;
+  if (hf.tied_head_written_out) out["tied_head_written_out"] = true;
   out["initializer_range"] = c.initializer_range;
   out["rms_norm_eps"] = c.rms_norm_eps;
   out["model_max_length"] = hf.model_max_length;
   out["use_cache"] = true;
   add_attention(out, c);
   add_mlp(out, c);
-  for (const auto& [residual, name] : residual_names)
-    if (residual == c.residual) out["residual"] = name;
+  out["residual"] = name_of_residual(c.residual);
   if (c.residual == Residual::block_attnres) out["attn_res_block_size"] = c.attn_res_block_size;
   return out.dump(2) + "\n";
 }
@@ -228,7 +295,8 @@ HfModel parse_hf_config(const std::string& text, const std::string& file) {
   const json root = json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (root.is_discarded()) throw Error("{}: is no JSON", file);
   const Keys keys(root, file, "");
-  keys.at("model_type");
+  if (const json& type = keys.at("model_type"); type != kimi_linear && type != own_model_type)
+    throw keys.fault("model_type", type, "\"kimi_linear\" or \"lamina\"");
   for (const auto& [key, value] : fixed_keys) keys.must_be(key, value);
   if (keys.has("rope_scaling"))
     throw keys.fault("rope_scaling", keys.at("rope_scaling"), "null: positions are not rotated");
@@ -239,7 +307,12 @@ HfModel parse_hf_config(const std::string& text, const std::string& file) {
   if (c.num_hidden_layers < 1 || c.num_hidden_layers > 100000)
     throw keys.fault("num_hidden_layers", keys.at("num_hidden_layers"), "a number of layers");
   keys.read("vocab_size", c.vocab_size);
+  parse_tokenizer(keys, c.vocab_size, hf.tokenizer);
   keys.read_optional("tie_word_embeddings", c.tie_word_embeddings);
+  keys.read_optional("tied_head_written_out", hf.tied_head_written_out);
+  if (hf.tied_head_written_out && c.tie_word_embeddings)
+    throw keys.fault("tied_head_written_out", true, "false with tie_word_embeddings: then there is no head to write");
+  if (hf.tied_head_written_out) c.tie_word_embeddings = true;
   keys.read_optional("initializer_range", c.initializer_range);
   keys.read("rms_norm_eps", c.rms_norm_eps);
   keys.read_optional("model_max_length", hf.model_max_length);

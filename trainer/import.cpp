@@ -1,6 +1,5 @@
 #include <map>
 #include <nlohmann/json.hpp>
-#include <sstream>
 #include <utility>
 
 #include "configs/schema/decode.h"
@@ -11,6 +10,7 @@
 #include "trainer/export.h"
 #include "trainer/export_values.h"
 #include "trainer/hf_config.h"
+#include "trainer/identity.h"
 #include "trainer/version.h"
 
 namespace lamina {
@@ -25,7 +25,7 @@ constexpr const char* single_file = "model.safetensors";
 // The shards of an exported model, opened and checked against the index and the model.
 class ExportedModel {
  public:
-  ExportedModel(const fs::path& folder, const std::vector<model::ParameterSpec>& specs) : folder_(folder) {
+  ExportedModel(const fs::path& folder, const std::map<std::string, Shape>& expected) : folder_(folder) {
     if (fs::exists(folder_ / index_file))
       read_index();
     else if (fs::exists(folder_ / single_file))
@@ -33,10 +33,16 @@ class ExportedModel {
     else
       throw Error("{}: not found, expected an exported model's index, or {} alone", (folder_ / index_file).string(),
                   single_file);
-    check_tensors(specs);
+    check_tensors(expected);
   }
 
   const SafetensorsFile& file_of(const std::string& tensor) const { return shards_.at(place_.at(tensor)); }
+  std::pair<std::vector<char>, DType> values_of(const std::string& tensor) const {
+    const SafetensorsFile& file = file_of(tensor);
+    std::vector<char> values(static_cast<size_t>(file.entry(tensor).num_bytes()));
+    file.read(tensor, values);
+    return {std::move(values), file.entry(tensor).dtype};
+  }
   int64_t num_shards() const { return static_cast<int64_t>(shards_.size()); }
 
  private:
@@ -73,9 +79,7 @@ class ExportedModel {
         throw Error("{}: tensor {} is also in {}", file.path().string(), entry.name, at->second);
   }
 
-  void check_tensors(const std::vector<model::ParameterSpec>& specs) const {
-    std::map<std::string, Shape> expected;
-    for (const model::ParameterSpec& spec : specs) expected[spec.name] = spec.shape;
+  void check_tensors(const std::map<std::string, Shape>& expected) const {
     for (const auto& [tensor, name] : place_) {
       const std::string file = (folder_ / name).string();
       const SafetensorsEntry& entry = shards_.at(name).entry(tensor);
@@ -97,33 +101,6 @@ class ExportedModel {
   std::map<std::string, std::string> place_;  // shard of each tensor
 };
 
-ModelConfig with_mixers_written_out(ModelConfig model) {
-  std::vector<Mixer> mixers;
-  bool has_kda = false;
-  for (int64_t layer = 0; layer < model.num_hidden_layers; ++layer) {
-    mixers.push_back(model.mixer(layer));
-    has_kda = has_kda || mixers.back() == Mixer::kda;
-  }
-  model.mixers = has_kda ? mixers : std::vector<Mixer>{};
-  return model;
-}
-
-// The first line that differs when both are written out.
-void check_same_model(const Config& experiment, const ModelConfig& imported, const std::string& file) {
-  Config asked = experiment, found = experiment;
-  asked.model = with_mixers_written_out(experiment.model);
-  found.model = with_mixers_written_out(imported);
-  if (asked.model.vocab_size == 0) asked.model.vocab_size = imported.vocab_size;
-  // How it is trained on is the experiment's own.
-  found.model.initializer_range = asked.model.initializer_range;
-  found.model.aux_loss_alpha = asked.model.aux_loss_alpha;
-  std::istringstream asked_lines(to_yaml(asked)), found_lines(to_yaml(found));
-  for (std::string a, b; std::getline(asked_lines, a) && std::getline(found_lines, b);)
-    if (a != b)
-      throw Error("{}: the model has '{}', expected '{}' as in the configuration", file,
-                  b.substr(b.find_first_not_of(' ')), a.substr(a.find_first_not_of(' ')));
-}
-
 Config placeholder_experiment(const HfModel& hf) {
   Config config;
   config.run.name = "imported";
@@ -142,14 +119,17 @@ ExportSummary import_model(const fs::path& from, const fs::path& checkpoint, con
   const HfModel hf = parse_hf_config(io::read_file(config_file), config_file);
   Config config = experiment ? *experiment : placeholder_experiment(hf);
   if (experiment) {
-    check_same_model(*experiment, hf.model, config_file);
+    check_same_model(config_file, hf.model, experiment->model);
     if (config.model.vocab_size == 0) config.model.vocab_size = hf.model.vocab_size;
   } else {
     config.model = hf.model;
   }
   config = parse_config(to_yaml(config), config_file);  // sizes that can't be are refused here
   const std::vector<model::ParameterSpec> specs = model::parameter_specs(config.model);
-  const ExportedModel exported(from, specs);
+  std::map<std::string, Shape> tensors;
+  for (const model::ParameterSpec& spec : specs) tensors[spec.name] = spec.shape;
+  if (hf.tied_head_written_out) tensors[head_tensor] = tensors.at(embedding_tensor);
+  const ExportedModel exported(from, tensors);
 
   CheckpointInfo info;
   info.config_yaml = to_yaml(config);
@@ -158,22 +138,33 @@ ExportSummary import_model(const fs::path& from, const fs::path& checkpoint, con
   info.data_parallel = 1;
   info.program_version = program_version;
   info.extra = {{"contents", parameters_only}, {"imported_from", from.string()}};
+  store_tokenizer(info, hf.tokenizer);
   CheckpointWriter writer(checkpoint, info);
   ExportSummary summary;
   ModelHash hash;
+  const auto read = [&](const std::string& name) {
+    auto values = exported.values_of(name);
+    const SafetensorsEntry& entry = exported.file_of(name).entry(name);
+    hash.add(entry, values.first);
+    ++summary.num_tensors;
+    summary.num_parameters += entry.shape.num_elements();
+    summary.num_bytes += entry.num_bytes();
+    return values;
+  };
+  if (hf.tied_head_written_out) {
+    const auto head = read(head_tensor);
+    if (head != exported.values_of(embedding_tensor))
+      throw Error(
+          "{}: {} differs from {}, expected the same values with tied_head_written_out; without that key the "
+          "model is imported with two matrices",
+          config_file, head_tensor, embedding_tensor);
+  }
   const DType stored = config.train.precision == Precision::fp64 ? DType::f64 : DType::f32;
   for (const model::ParameterSpec& spec : specs) {
-    const SafetensorsFile& file = exported.file_of(spec.name);
-    const SafetensorsEntry& entry = file.entry(spec.name);
-    std::vector<char> values(static_cast<size_t>(entry.num_bytes()));
-    file.read(spec.name, values);
-    hash.add(entry, values);
-    convert_values(values, entry.dtype, stored);
+    auto [values, dtype] = read(spec.name);
+    convert_values(values, dtype, stored);
     const int64_t count = spec.shape.num_elements();
     writer.write({"parameters/" + spec.name, spec.shape, 0, count, TensorView(values.data(), stored, {count})});
-    ++summary.num_tensors;
-    summary.num_parameters += count;
-    summary.num_bytes += entry.num_bytes();
   }
   writer.commit();
   summary.num_shards = exported.num_shards();

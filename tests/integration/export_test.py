@@ -124,6 +124,10 @@ def there_and_back(lamina: Lamina, name: str, run_folder: Path, changes: dict) -
         first, back, second = (lamina.folder / f"{name}-{dtype}-{part}" for part in ("first", "back", "second"))
         told = run(lamina, "export", "--checkpoint", str(run_folder), "--output", str(first), "--dtype", dtype,
                    "--max-shard-size", "2e-5")
+        expect("Lamina's own" in told and "residual: block_attnres: kimi_linear has no Attention Residuals" in told, f"export: {told}")
+        config = json.loads((first / "config.json").read_text())
+        expect((config["model_type"], config["bos_token_id"], config["eos_token_id"], config["pad_token_id"]) == ("lamina", 256, 256, None),
+               f"config.json: {config}")
         expect(len(list(first.glob("model-*.safetensors"))) > 1, f"{first}: one shard")
         compare(first, checkpoint, dtype)
         told_back = run(lamina, "import", "--from", str(first), "--output", str(back) + "/",
@@ -192,7 +196,7 @@ def bad_input(lamina: Lamina, run_folder: Path) -> None:
     run(lamina, "import", "--from", str(lamina.folder), "--output", str(out), error="config.json")
     run(lamina, "import", "--from", str(good), "--output", str(out), "train.num_steps=3", error="needs --config")
     run(lamina, "import", "--from", str(good), "--output", str(out), "--config", str(lamina.folder / "dense.yaml"),
-        "model.rms_norm_eps=1e-3", error="the model has 'rms_norm_eps")
+        "model.rms_norm_eps=1e-3", error="config.json: model.rms_norm_eps: 1.0e-05 found, expected 0.001")
     for command in ("export", "import"):
         expect("Examples:" in run(lamina, command, "--help"), f"{command} --help")
 

@@ -41,9 +41,11 @@ Config config_of(const std::vector<std::string>& overrides) {
 }
 
 // A checkpoint of random parameters, each in `num_pieces` pieces, with something that export must pass over.
-Values write_checkpoint(const fs::path& path, const Config& config, int64_t num_pieces) {
+Values write_checkpoint(const fs::path& path, const Config& config, int64_t num_pieces,
+                        const std::optional<TokenizerIdentity>& tokenizer = {}) {
   CheckpointInfo info;
   info.config_yaml = to_yaml(config);
+  if (tokenizer) store_tokenizer(info, *tokenizer);
   CheckpointWriter writer(path, info);
   Values all;
   std::mt19937 random(5);
@@ -316,9 +318,15 @@ TEST_F(BadImport, FilesThatAreNotWhatTheIndexSays) {
 }
 
 TEST_F(BadImport, TensorsThatAreNotTheModels) {
-  replace("config.json", "\"num_hidden_layers\": 3", "\"num_hidden_layers\": 2");
+  const auto set_num_layers = [&](int num_layers) {
+    auto json = nlohmann::ordered_json::parse(whole_.at("config.json"));
+    json["num_hidden_layers"] = num_layers;
+    json["linear_attn_config"] = nullptr;
+    io::write_file_atomically(from_ / "config.json", json.dump());
+  };
+  set_num_layers(2);
   EXPECT_THAT(fault(), testing::HasSubstr("is not one of the model in config.json"));
-  replace("config.json", "\"num_hidden_layers\": 3", "\"num_hidden_layers\": 4");
+  set_num_layers(4);
   EXPECT_THAT(fault(), testing::HasSubstr("tensor model.layers.3."));
   replace("config.json", "\"vocab_size\": 31", "\"vocab_size\": 32");
   EXPECT_THAT(fault(), testing::HasSubstr("tensor lm_head.weight: shape [31, 12] found, expected [32, 12]"));
@@ -326,8 +334,8 @@ TEST_F(BadImport, TensorsThatAreNotTheModels) {
 
 TEST_F(BadImport, ConfigurationsThatAreNotThisArchitecture) {
   const std::string file = "config.json";
-  replace(file, "kimi_linear", "llama");
-  EXPECT_EQ(fault(), "from/config.json: model_type: found \"llama\", expected \"kimi_linear\"");
+  replace(file, "\"lamina\"", "\"llama\"");
+  EXPECT_EQ(fault(), "from/config.json: model_type: found \"llama\", expected \"kimi_linear\" or \"lamina\"");
   replace(file, "\"silu\"", "\"gelu\"");
   EXPECT_EQ(fault(), "from/config.json: hidden_act: found \"gelu\", expected \"silu\"");
   replace(file, "\"hidden_size\": 12", "\"hidden_size\": 12.5");
@@ -343,14 +351,17 @@ TEST_F(BadImport, ConfigurationsThatAreNotThisArchitecture) {
   io::write_file_atomically(from_ / file, std::string_view("{"));
   EXPECT_EQ(fault(), "from/config.json: is no JSON");
   EXPECT_THAT(fault(config_of({"model.rms_norm_eps=1e-6"})),
-              testing::HasSubstr("from/config.json: the model has 'rms_norm_eps: 1"));
+              testing::HasSubstr("from/config.json: model.rms_norm_eps: 1.0e-05 found, expected 1.0e-06"));
+  replace(file, "\"bos_token_id\": null", "\"bos_token_id\": \"a\"");
+  EXPECT_EQ(fault(), "from/config.json: bos_token_id: found \"a\", expected an integer");
+  replace(file, "\"eos_token_id\": null", "\"eos_token_id\": [1, true]");
+  EXPECT_EQ(fault(), "from/config.json: eos_token_id: found [1,true], expected an integer or a list of integers");
 }
 
 TEST(HfConfig, KeysOfTheReleasedModel) {
   const Config config = config_of(kimi);
-  const std::string text = to_hf_config({config.model, 16, DType::bf16});
+  const std::string text = to_hf_config({config.model, 16, DType::bf16, {}, false});
   const auto json = nlohmann::json::parse(text);
-  EXPECT_EQ(json.at("architectures").at(0), "KimiLinearForCausalLM");
   EXPECT_EQ(json.at("linear_attn_config").at("kda_layers"), nlohmann::json::array({1, 2}));  // counted from 1
   EXPECT_EQ(json.at("linear_attn_config").at("full_attn_layers"), nlohmann::json::array({3}));
   EXPECT_EQ(json.at("linear_attn_config").at("gate_lower_bound"), -5.0);
@@ -371,6 +382,141 @@ TEST(HfConfig, KeysOfTheReleasedModel) {
   EXPECT_THAT(fault("    3\n", "    4\n"), testing::HasSubstr("found 4, expected a layer from 1 to 3"));
   EXPECT_THAT(fault("    1,\n", ""), testing::HasSubstr("1 is in none"));
   EXPECT_THAT(fault("\"sigmoid\"", "\"softmax\""), testing::HasSubstr("moe_router_activation_func: found \"softmax\""));
+}
+
+nlohmann::json hf_json(const std::vector<std::string>& overrides, const TokenizerIdentity& tokenizer = {}) {
+  return nlohmann::json::parse(to_hf_config({config_of(overrides).model, 16, DType::f32, tokenizer, false}));
+}
+
+std::vector<std::string> with(std::vector<std::string> list, const std::vector<std::string>& more) {
+  list.insert(list.end(), more.begin(), more.end());
+  return list;
+}
+
+const std::vector<std::string> plain = {"model.residual=standard", "model.attn_res_block_size=null",
+                                        "model.q_lora_rank=null"};
+
+// transformers' kimi_linear computes these; whatever it would compute otherwise has a name that it refuses.
+TEST(HfConfig, IsKimiLinearOnlyWhereThatComputesTheModel) {
+  const std::vector<std::string> same = with(kimi, {"model.gate_lower_bound=null"});
+  const std::vector<std::vector<std::string>> right = {plain, same, with(plain, {"model.tie_word_embeddings=true"}),
+                                                       with(same, {"model.rms_norm_eps=1e-3"}),
+                                                       with(plain, {"model.q_lora_rank=5", "model.rms_norm_eps=1e-6"})};
+  for (const auto& overrides : right) {
+    const auto json = hf_json(overrides);
+    EXPECT_EQ(json.at("architectures"), nlohmann::json::array({"KimiLinearForCausalLM"}));
+    EXPECT_EQ(json.at("model_type"), "kimi_linear");
+    EXPECT_TRUE(reasons_against_kimi_linear(config_of(overrides).model).empty());
+  }
+  const std::vector<std::pair<std::vector<std::string>, std::string>> other = {
+      {{"model.q_lora_rank=null"}, "residual: block_attnres: kimi_linear has no Attention Residuals"},
+      {with(plain, {"model.residual=full_attnres"}), "residual: full_attnres: kimi_linear has no Attention Residuals"},
+      {kimi, "gate_lower_bound: -5: kimi_linear has the softplus gate only"},
+      {with(plain, {"model.kv_a_layernorm_eps=1e-5"}), "kv_a_layernorm_eps: 1e-05: kimi_linear's is always 1e-06"},
+      {with(plain, {"model.q_lora_rank=5"}),
+       "rms_norm_eps: 1e-05: with q_lora_rank, kimi_linear's norm of the queries' latent has always 1e-06"},
+      {with(same, {"model.num_experts=1", "model.num_experts_per_token=1"}),
+       "num_experts: 1: kimi_linear's router needs two"}};
+  for (const auto& [overrides, reason] : other) {
+    const auto json = hf_json(overrides);
+    EXPECT_EQ(json.at("architectures"), nlohmann::json::array({"LaminaForCausalLM"})) << reason;
+    EXPECT_EQ(json.at("model_type"), "lamina") << reason;
+    EXPECT_THAT(reasons_against_kimi_linear(config_of(overrides).model), testing::ElementsAre(reason));
+  }
+}
+
+// What kimi_linear's configuration can't read as null.
+TEST(HfConfig, MlaAloneAndDenseAlone) {
+  const auto json = hf_json(plain);
+  EXPECT_EQ(json.at("linear_attn_config"),
+            nlohmann::json({{"kda_layers", nlohmann::json::array()}, {"full_attn_layers", {1, 2, 3}}}));
+  EXPECT_EQ(json.at("num_experts"), 0);
+  EXPECT_EQ(json.at("first_k_dense_replace"), 3) << "by which kimi_linear tells dense layers";
+  // Older exports.
+  const HfModel back = parse_hf_config(json.dump(), "c");
+  auto older = json;
+  older["linear_attn_config"] = older["num_experts"] = nullptr;
+  older.erase("first_k_dense_replace");
+  EXPECT_EQ(to_hf_config(parse_hf_config(older.dump(), "c")), to_hf_config(back));
+}
+
+TEST(HfConfig, IdsOfSpecialTokens) {
+  auto json = hf_json(plain);
+  for (const char* key : {"bos_token_id", "eos_token_id", "pad_token_id"})
+    EXPECT_TRUE(json.contains(key) && json.at(key).is_null()) << "unknown, but not the released model's";
+  EXPECT_FALSE(json.contains("tokenizer_hash"));
+  json = hf_json(plain, {"0123456789abcdef", {7, 0, {7}}});
+  EXPECT_EQ(json.at("bos_token_id"), 7);
+  EXPECT_EQ(json.at("eos_token_id"), 7);
+  EXPECT_EQ(json.at("pad_token_id"), 0);
+  EXPECT_EQ(json.at("tokenizer_hash"), "0123456789abcdef");
+  json = hf_json(plain, {"", {std::nullopt, std::nullopt, {7, 8}}});
+  EXPECT_EQ(json.at("eos_token_id"), nlohmann::json::array({7, 8}));
+  EXPECT_EQ(parse_hf_config(json.dump(), "c").tokenizer.ids, (TokenIds{std::nullopt, std::nullopt, {7, 8}}));
+  json["pad_token_id"] = 31;  // of a vocabulary of 31
+  json["bos_token_id"] = -1;
+  json["eos_token_id"] = {30, 31};
+  EXPECT_EQ(parse_hf_config(json.dump(), "c").tokenizer.ids, (TokenIds{std::nullopt, std::nullopt, {30}}));
+}
+
+TEST(Export, TheTokenizerGoesWithTheModel) {
+  const TemporaryFolder folder;
+  const TokenizerIdentity tokenizer{"0123456789abcdef", {7, std::nullopt, {7}}};
+  write_checkpoint(folder.path() / "c", config_of(plain), 1, tokenizer);
+  EXPECT_TRUE(export_checkpoint(folder.path() / "c", folder.path() / "a", {}).has_token_ids);
+  const auto json = nlohmann::json::parse(io::read_file(folder.path() / "a/config.json"));
+  EXPECT_EQ(json.at("eos_token_id"), 7);
+  import_model(folder.path() / "a", folder.path() / "back", {});
+  const TokenizerIdentity back = stored_tokenizer(read_checkpoint_info(folder.path() / "back"));
+  EXPECT_EQ(back.hash, tokenizer.hash);
+  EXPECT_EQ(back.ids, tokenizer.ids);
+  export_checkpoint(folder.path() / "back", folder.path() / "b", {});
+  EXPECT_EQ(contents(folder.path() / "a"), contents(folder.path() / "b"));
+  write_checkpoint(folder.path() / "older", config_of(plain), 1);
+  EXPECT_FALSE(export_checkpoint(folder.path() / "older", folder.path() / "unknown", {}).has_token_ids);
+}
+
+TEST(Export, ATiedHeadIsWrittenOutAndReadBack) {
+  const TemporaryFolder folder;
+  const Config tied = config_of(with(plain, {"model.tie_word_embeddings=true"}));
+  const Values values = write_checkpoint(folder.path() / "c", tied, 2);
+  const ExportSummary first = export_checkpoint(folder.path() / "c", folder.path() / "a", {.dtype = DType::f32});
+  const fs::path config_file = folder.path() / "a/config.json", shard = "model-00001-of-00001.safetensors";
+  const std::string config_text = io::read_file(config_file);
+  const auto json = nlohmann::json::parse(config_text);
+  EXPECT_EQ(json.at("model_type"), "kimi_linear");
+  EXPECT_EQ(json.at("tie_word_embeddings"), false);
+  EXPECT_EQ(json.at("tied_head_written_out"), true);
+  const SafetensorsFile file(folder.path() / "a" / shard);
+  std::vector<float> head(31 * 12);
+  file.read(head_tensor, {reinterpret_cast<char*>(head.data()), head.size() * sizeof(float)});
+  EXPECT_EQ(head, values.at(embedding_tensor));
+  EXPECT_EQ(first.num_parameters, model::num_parameters(tied.model) + 31 * 12);
+
+  for (const auto& experiment : {std::optional<Config>(tied), std::optional<Config>()}) {
+    const std::string name = experiment ? "back" : "plain";
+    EXPECT_EQ(import_model(folder.path() / "a", folder.path() / name, experiment).hash, first.hash);
+    EXPECT_EQ(list_checkpoint_tensors(folder.path() / name).size(), values.size()) << "one matrix again";
+    export_checkpoint(folder.path() / name, folder.path() / (name + "-again"), {.dtype = DType::f32});
+    EXPECT_EQ(contents(folder.path() / "a"), contents(folder.path() / (name + "-again")));
+  }
+  EXPECT_THAT(message([&] { import_model(folder.path() / "a", folder.path() / "x", config_of(plain)); }),
+              testing::HasSubstr("config.json: model.tie_word_embeddings: true found, expected false"));
+
+  // Another program trained the two matrices apart.
+  std::string bytes = io::read_file(folder.path() / "a" / shard);
+  const size_t at = bytes.find(std::string(reinterpret_cast<const char*>(head.data()), 48));
+  ASSERT_NE(at, std::string::npos);
+  bytes[at] = static_cast<char>(bytes[at] ^ 1);
+  io::write_file_atomically(folder.path() / "a" / shard, bytes);
+  EXPECT_THAT(message([&] { import_model(folder.path() / "a", folder.path() / "x", {}); }),
+              testing::HasSubstr("config.json: lm_head.weight differs from model.embed_tokens.weight"));
+  EXPECT_FALSE(fs::exists(folder.path() / "x"));
+  std::string apart = config_text;
+  const std::string key = "  \"tied_head_written_out\": true,\n";
+  io::write_file_atomically(config_file, apart.erase(apart.find(key), key.size()));
+  import_model(folder.path() / "a", folder.path() / "x", {});
+  EXPECT_EQ(list_checkpoint_tensors(folder.path() / "x").size(), values.size() + 1);
 }
 
 }  // namespace
