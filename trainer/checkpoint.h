@@ -10,6 +10,9 @@
 // they are compared on the raw bytes, before the HDF5 library sees the file. Nothing is gathered: a rank writes what it
 // owns, and a load takes any range from whatever pieces hold it, so the number of ranks may change.
 //
+// Every floating-point value of a checkpoint is finite: one that is not is refused when it is written, and makes a checkpoint of an
+// older program a damaged one.
+//
 // The folder is written as `step-00000100.tmp`, fsynced, renamed, then committed: whatever moment the process dies at,
 // the newest committed checkpoint stays whole. The next save removes what such a death left behind.
 #pragma once
@@ -23,6 +26,7 @@
 #include <string>
 #include <vector>
 
+#include "core/base/error.h"
 #include "core/tensor/view.h"
 #include "parallel/comm/communicator.h"
 
@@ -63,11 +67,25 @@ struct CheckpointProblem {
 
 std::string checkpoint_folder_name(int64_t step);  // "step-00000100"
 
+// A value that no checkpoint may hold; the message names the tensor and the element.
+class NotFinite : public Error {
+ public:
+  using Error::Error;
+};
+
 // Collective. Every element of every tensor is in exactly one rank's `mine`. Keeps the newest `keep` committed
 // checkpoints (0: all), and deletes only after the new one is committed. Any rank's failure (a full disk) is an Error
-// with the path on every rank; the temporary folder is removed and the checkpoints before it are untouched.
+// with the path on every rank, a value that is not finite on any rank is NotFinite on all of them; the temporary folder is removed
+// and the checkpoints before it are untouched.
 void save_checkpoint(const std::filesystem::path& checkpoints_dir, const CheckpointInfo& info,
                      std::span<const TensorPiece> mine, comm::Communicator& comm, int64_t keep);
+
+// Rank 0's. The half of save_checkpoint that deletes, for a caller that passes it keep: 0 and waits for a proof that the new one is good.
+void remove_older_checkpoints(const std::filesystem::path& checkpoints_dir, int64_t step, int64_t keep);
+
+// Rank 0's. Takes the checkpoint of `step`, if there is one, out of those that find_checkpoint looks at: from its parameters the next
+// step has no finite loss, so no start gets past it. It is kept as "step-00000100.diverged" until the next save.
+void set_checkpoint_aside(const std::filesystem::path& checkpoints_dir, int64_t step);
 
 // The newest committed checkpoint that passes verification. One that doesn't is logged by name with its reason, and the
 // one before it is tried. Empty when nothing was ever committed; when there are committed ones and all are refused, an

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <optional>
 #include <utility>
 
 #include "core/base/hash.h"
@@ -27,6 +28,28 @@ void update(StreamingHash& hash, const RawFile& file, int64_t offset, int64_t co
     hash.update(buffer.data(), static_cast<size_t>(n));
     done += n;
   }
+}
+
+struct PieceCheck {
+  uint64_t hash = 0;
+  std::optional<int64_t> not_finite;  // element of the whole tensor
+};
+
+PieceCheck check_piece_of(const RawFile& file, const StoredPiece& piece) {
+  PieceCheck check;
+  StreamingHash hash;
+  std::vector<char> buffer(static_cast<size_t>(std::min(piece.num_bytes(), buffer_bytes)));
+  for (int64_t done = 0; done < piece.num_bytes();) {
+    const int64_t n = std::min(piece.num_bytes() - done, buffer_bytes);
+    file.read(piece.offset + done, n, buffer.data());
+    hash.update(buffer.data(), static_cast<size_t>(n));
+    const TensorView values(buffer.data(), piece.dtype, {n / size_of(piece.dtype)});
+    if (const auto at = first_non_finite(values); at && !check.not_finite)
+      check.not_finite = piece.begin + done / size_of(piece.dtype) + *at;
+    done += n;
+  }
+  check.hash = hash.digest();
+  return check;
 }
 
 io::ElementType file_type(const TensorPiece& piece) {
@@ -131,10 +154,14 @@ std::vector<CheckpointProblem> verify_shard(const fs::path& checkpoint, const Sh
     if (hash_rest(file, shard) != shard.rest_hash)
       problems.push_back({shard.name, "the checksum of its HDF5 records doesn't match"});
     for (const StoredPiece& piece : shard.pieces) {
-      const uint64_t hash = file.hash(piece.offset, piece.num_bytes());
-      if (hash == piece.hash) continue;
-      problems.push_back({shard.name, fmt::format("{}: checksum {} found, expected {}", piece.dataset(),
-                                                  hash_to_hex(hash), hash_to_hex(piece.hash))});
+      const PieceCheck check = check_piece_of(file, piece);
+      if (check.hash != piece.hash)
+        problems.push_back({shard.name, fmt::format("{}: checksum {} found, expected {}", piece.dataset(),
+                                                    hash_to_hex(check.hash), hash_to_hex(piece.hash))});
+      else if (check.not_finite)
+        problems.push_back(
+            {shard.name, fmt::format("{}: element {} is infinite or not a number, expected finite numbers",
+                                     piece.dataset(), *check.not_finite)});
     }
   } catch (const Error& error) {
     problems.push_back({shard.name, error.what()});
@@ -155,7 +182,11 @@ void ShardWriter::write(const TensorPiece& whole) {
     piece.end = std::min(whole.end, begin + max_elements_);
     const int64_t count = piece.end - begin;
     const TensorView flat = whole.data.reshaped({whole.end - whole.begin});
-    const void* data = staged_values(flat.slice(0, begin - whole.begin, piece.end - whole.begin), staging_).data;
+    const TensorView values = staged_values(flat.slice(0, begin - whole.begin, piece.end - whole.begin), staging_);
+    if (const auto at = first_non_finite(values))
+      throw NotFinite("{}: element {} is {}, expected a finite number", whole.name, begin + *at,
+                      element_of(values, *at));
+    const void* data = values.data;
     piece.hash = hash64(data, static_cast<size_t>(piece.num_bytes()));
     file_.write(piece.dataset(), file_type(whole), std::span(&count, 1), data);
     pieces_.push_back(std::move(piece));

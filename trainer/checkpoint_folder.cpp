@@ -32,7 +32,7 @@ std::optional<Name> parse_name(const std::string& name) {
   const auto [stop, error] = std::from_chars(name.data() + prefix.size(), end, parsed.step);
   if (error != std::errc() || parsed.step < 0) return std::nullopt;
   parsed.suffix = std::string(stop, end);
-  for (const char* known : {"", ".tmp", ".old", ".tmp-delete"})
+  for (const char* known : {"", ".tmp", ".old", ".tmp-delete", ".diverged"})
     if (parsed.suffix == known) return parsed;
   return std::nullopt;
 }
@@ -133,6 +133,17 @@ void publish(const fs::path& temporary, const fs::path& final_path, const std::s
     throw;
   }
   if (displaced) remove_or_warn(old);
+}
+
+void remove_older_checkpoints(const fs::path& checkpoints_dir, int64_t step, int64_t keep) {
+  remove_older(checkpoints_dir, step, keep);
+}
+
+void set_checkpoint_aside(const fs::path& checkpoints_dir, int64_t step) {
+  const fs::path current = checkpoints_dir / checkpoint_folder_name(step), aside = with_suffix(current, ".diverged");
+  if (!is_committed(current)) return;
+  if (fs::exists(aside)) remove_folder(aside);
+  io::rename_durably(current, aside);
 }
 
 void remove_older(const fs::path& checkpoints_dir, int64_t step, int64_t keep) {

@@ -3,6 +3,7 @@
 //   step-00000100.tmp          being written
 //   step-00000100.old          committed, while another checkpoint of the same step takes its place
 //   step-00000100.tmp-delete   being deleted
+//   step-00000100.diverged     set aside: no finite step follows it
 #pragma once
 
 #include <cstdint>
@@ -20,7 +21,7 @@ struct CommittedCheckpoint {
 // By step; of one step, the .old one comes first.
 std::vector<CommittedCheckpoint> list_committed(const std::filesystem::path& checkpoints_dir);
 
-// Removes what a killed process left: temporary, half deleted and uncommitted folders; an .old one whose successor was
+// Removes what a killed process left: temporary, half deleted and uncommitted folders, and those set aside; an .old one whose successor was
 // committed. An .old one without a successor gets its name back.
 void clean_leftovers(const std::filesystem::path& checkpoints_dir);
 

@@ -28,6 +28,24 @@ void make_temporary(const fs::path& checkpoints_dir, const fs::path& temporary) 
   if (error) throw Error("{}: can't create: {}", temporary.string(), error.message());
 }
 
+// A rank that meets a value that is not finite tells all: they have to end in the same way.
+ShardFile write_finite_shard(const fs::path& temporary, std::span<const TensorPiece> mine, comm::Communicator& comm) {
+  ShardFile shard;
+  std::string fault;
+  run_and_agree(comm, [&] {
+    try {
+      shard = write_shard(temporary, comm.rank(), mine);
+    } catch (const NotFinite& found) {
+      fault = comm.size() == 1 ? found.what() : fmt::format("{} (rank {})", found.what(), comm.rank());
+    }
+  });
+  std::string first;
+  for (const std::string& found : gather_text(comm, fault))
+    if (first.empty()) first = found;
+  if (first = broadcast_text(comm, first); !first.empty()) throw NotFinite("{}", first);
+  return shard;
+}
+
 }  // namespace
 
 void save_checkpoint(const fs::path& checkpoints_dir, const CheckpointInfo& info, std::span<const TensorPiece> mine,
@@ -41,8 +59,7 @@ void save_checkpoint(const fs::path& checkpoints_dir, const CheckpointInfo& info
     if (is_root) make_temporary(checkpoints_dir, temporary);
   });
   try {
-    ShardFile shard;
-    run_and_agree(comm, [&] { shard = write_shard(temporary, comm.rank(), mine); });
+    const ShardFile shard = write_finite_shard(temporary, mine, comm);
     const std::vector<std::string> shards = gather_text(comm, to_text(shard));
     run_and_agree(comm, [&] {
       if (!is_root) return;

@@ -32,12 +32,6 @@ std::vector<int> group_uses(const model::ParameterGroup& group, const std::vecto
   return out;
 }
 
-bool all_finite(const HostCopy& x) {
-  for (int64_t i = 0; i < x->num_elements(); ++i)
-    if (!std::isfinite(element_of(x.view(), i))) return false;
-  return true;
-}
-
 // An operation can't look at what is on a GPU, so what goes there is looked at before.
 void check_tokens(std::span<const int32_t> tokens, int64_t vocab_size) {
   for (size_t i = 0; i < tokens.size(); ++i)
@@ -302,7 +296,8 @@ double Engine::owned_gradient_square() {
 std::string Engine::first_non_finite_gradient() {
   const OwnedSlice* first = nullptr;
   for (const OwnedSlice& slice : optimizer_.owned()) {
-    if (!all_finite(HostCopy(slice.gradient, stream_)) && (first == nullptr || slice.parameter < first->parameter))
+    if (first_non_finite(HostCopy(slice.gradient, stream_).view()) &&
+        (first == nullptr || slice.parameter < first->parameter))
       first = &slice;
   }
   return first == nullptr ? "" : parameters_.specs()[static_cast<size_t>(first->parameter)].name;

@@ -1,5 +1,7 @@
 #include "core/tensor/host_copy.h"
 
+#include <algorithm>
+#include <bit>
 #include <cstring>
 
 #include "core/device/cuda_device.h"
@@ -57,6 +59,42 @@ void HostRoom::upload() const {
   Stream stream(target_.device);
   upload(stream);
   stream.synchronize();
+}
+
+namespace {
+
+// Whether all bits of the exponent are set in any of the values; blocks, so that the loop over one has no way out and is vectorised.
+template <class Bits, class Value>
+std::optional<int64_t> first_with_exponent(const Value* values, int64_t count, Bits exponent) {
+  constexpr int64_t block = 4096;
+  for (int64_t begin = 0; begin < count; begin += block) {
+    const int64_t end = std::min(count, begin + block);
+    Bits found = 0;
+    for (int64_t i = begin; i < end; ++i)
+      found |= static_cast<Bits>((std::bit_cast<Bits>(values[i]) & exponent) == exponent);
+    if (found == 0) continue;
+    for (int64_t i = begin; i < end; ++i)
+      if ((std::bit_cast<Bits>(values[i]) & exponent) == exponent) return i;
+  }
+  return std::nullopt;
+}
+
+}  // namespace
+
+std::optional<int64_t> first_non_finite(const TensorView& host) {
+  LAMINA_CHECK(host.is_contiguous(), "{} is not contiguous", host.to_string());
+  const int64_t count = host.num_elements();
+  switch (host.dtype) {
+    case DType::bf16:
+      return first_with_exponent<uint16_t>(host.as<bf16>(), count, 0x7f80);
+    case DType::f32:
+      return first_with_exponent<uint32_t>(host.as<float>(), count, 0x7f800000);
+    case DType::f64:
+      return first_with_exponent<uint64_t>(host.as<double>(), count, 0x7ff0000000000000);
+    case DType::i32:
+      break;
+  }
+  return std::nullopt;
 }
 
 double element_of(const TensorView& host, int64_t offset) {

@@ -1,6 +1,9 @@
 // Values of a tensor where the host can read or write them, wherever the tensor lives.
 #pragma once
 
+#include <cstdint>
+#include <optional>
+
 #include "core/device/buffer.h"
 #include "core/device/stream.h"
 #include "core/tensor/view.h"
@@ -44,6 +47,9 @@ class HostRoom {
   Buffer memory_;
   TensorView view_;
 };
+
+// Index of the first value that is infinite or not a number; absent when all are finite. Contiguous, of the host.
+std::optional<int64_t> first_non_finite(const TensorView& host);
 
 // One element as a double, for tests of single values and for messages.
 double element_of(const TensorView& host, int64_t offset);

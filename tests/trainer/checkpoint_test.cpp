@@ -2,10 +2,14 @@
 
 #include <gmock/gmock.h>
 
+#include <fstream>
+#include <limits>
 #include <utility>
 
+#include "core/base/hash.h"
 #include "core/io/file.h"
 #include "core/io/hdf5.h"
+#include "core/tensor/host_copy.h"
 #include "tests/trainer/checkpoint_support.h"
 #include "trainer/checkpoint_comm.h"
 #include "trainer/checkpoint_files.h"
@@ -18,6 +22,7 @@ namespace {
 using namespace testing_checkpoint;
 using testing::ElementsAre;
 using testing::HasSubstr;
+using testing::StartsWith;
 
 TEST(Checkpoint, EqualsWhatWasSavedAtAnyNumberOfRanks) {
   for (int savers : {1, 2, 3}) {
@@ -241,6 +246,65 @@ TEST(Save, ReplacesACheckpointOfTheSameStep) {
   EXPECT_THAT(names_in(folder.path()), ElementsAre("step-00000004"));
   EXPECT_EQ(read_checkpoint_info(folder.path() / "step-00000004").world_size, 1);
   expect_content(folder.path() / "step-00000004", 4, 2);
+}
+
+TEST(Save, RefusesWhatIsNotFiniteOnEveryRank) {
+  const TemporaryFolder folder;
+  save(folder.path(), 1, 3);
+  const std::vector<TensorSpec> specs = some_tensors();
+  for (const auto& [tensor, value] : {std::pair(0, std::numeric_limits<double>::quiet_NaN()),
+                                      std::pair(4, -std::numeric_limits<double>::infinity())}) {  // fp32 and fp64
+    comm::run_threads(3, [&, tensor = tensor, value = value](comm::Communicator& comm) {
+      const Shard shard(specs, comm.rank(), comm.size(), 2, Shard::Content::expected);
+      const TensorPiece& piece = shard.pieces()[static_cast<size_t>(tensor)];
+      if (comm.rank() == 1) set_element(piece.data, piece.data.num_elements() - 1, value);
+      try {
+        save_checkpoint(folder.path(), info_of(2), shard.pieces(), comm, /*keep=*/1);
+        ADD_FAILURE() << "committed";
+      } catch (const NotFinite& refusal) {
+        EXPECT_THAT(refusal.what(),
+                    StartsWith(fmt::format("{}: element {} is {}", piece.name, 703 * 4 / 9 - 1, value)));
+        EXPECT_THAT(refusal.what(), HasSubstr("(rank 1)"));
+      }
+    });
+    EXPECT_THAT(names_in(folder.path()), ElementsAre("step-00000001"));
+  }
+  expect_content(*find_checkpoint(folder.path()), 1, 3);
+}
+
+TEST(Shard, OfAnOlderProgramIsNotWholeWithAValueThatIsNotFinite) {
+  const TemporaryFolder folder;
+  std::vector<float> values(1000, 1.5F);
+  const TensorPiece piece{"x", {1000}, 0, 1000, TensorView(values.data(), DType::f32, {1000})};
+  ShardFile shard = write_shard(folder.path(), 0, std::span(&piece, 1), /*max_elements=*/600);
+  EXPECT_TRUE(verify_shard(folder.path(), shard).empty());
+  values[700] = std::numeric_limits<float>::infinity();
+  {
+    std::fstream file(folder.path() / shard.name, std::ios::in | std::ios::out | std::ios::binary);
+    file.seekp(shard.pieces[1].offset);
+    file.write(reinterpret_cast<const char*>(values.data() + 600), 1600);
+  }
+  shard.pieces[1].hash = hash64(values.data() + 600, 1600);
+  const std::vector<CheckpointProblem> problems = verify_shard(folder.path(), shard);
+  ASSERT_EQ(problems.size(), 1U);
+  EXPECT_THAT(problems[0].reason, HasSubstr("element 700 is infinite or not a number"));
+}
+
+TEST(Retention, WhatWasSetAsideIsNotTakenAndGoesWithTheNextSave) {
+  const TemporaryFolder folder;
+  save(folder.path(), 1, 1);
+  save(folder.path(), 2, 1);
+  set_checkpoint_aside(folder.path(), 3);  // there is none
+  set_checkpoint_aside(folder.path(), 2);
+  EXPECT_THAT(names_in(folder.path()), ElementsAre("step-00000001", "step-00000002.diverged"));
+  EXPECT_EQ(find_checkpoint(folder.path()), folder.path() / "step-00000001");
+  remove_older_checkpoints(folder.path(), 2, 1);
+  EXPECT_THAT(names_in(folder.path()), ElementsAre("step-00000001", "step-00000002.diverged"));
+  save(folder.path(), 2, 1, /*keep=*/0);
+  EXPECT_THAT(names_in(folder.path()), ElementsAre("step-00000001", "step-00000002"));
+  set_checkpoint_aside(folder.path(), 2);
+  set_checkpoint_aside(folder.path(), 1);
+  EXPECT_EQ(find_checkpoint(folder.path()), std::nullopt);
 }
 
 TEST(Save, CleansWhatAKillLeftBehind) {

@@ -37,6 +37,39 @@ TEST(HostRoom, OfTheHostIsTheTargetItself) {
   EXPECT_EQ(values, (std::vector<float>{0, 2.5f, 0}));
 }
 
+// In blocks of 4096, at every place that a block's loop may miss.
+template <class T>
+void expect_finds_non_finite(DType dtype) {
+  for (const int64_t count : {0, 1, 7, 4096, 4097, 10'000}) {
+    std::vector<T> values(static_cast<size_t>(count), T(1.5F));
+    if (count > 6) {
+      values[1] = std::numeric_limits<T>::max();
+      values[2] = std::numeric_limits<T>::denorm_min();
+      values[3] = -T(0);
+    }
+    const TensorView view(values.data(), dtype, {count});
+    EXPECT_EQ(first_non_finite(view), std::nullopt) << count;
+    for (const int64_t at : {count - 1, count / 2, int64_t{0}}) {  // each earlier than the one before
+      if (count == 0) continue;
+      values[static_cast<size_t>(at)] =
+          at % 2 == 0 ? -std::numeric_limits<T>::infinity() : std::numeric_limits<T>::quiet_NaN();
+      EXPECT_EQ(first_non_finite(view), at) << count;
+    }
+  }
+}
+
+TEST(FirstNonFinite, IsFoundWhereverItIs) {
+  expect_finds_non_finite<float>(DType::f32);
+  expect_finds_non_finite<double>(DType::f64);
+  std::vector<bf16> narrow(5000, bf16(1.5F));
+  const TensorView view(narrow.data(), DType::bf16, {5000});
+  EXPECT_EQ(first_non_finite(view), std::nullopt);
+  narrow[4999] = bf16(std::numeric_limits<float>::infinity());
+  EXPECT_EQ(first_non_finite(view), 4999);
+  std::vector<int32_t> counts(10, -1);  // all bits set
+  EXPECT_EQ(first_non_finite(TensorView(counts.data(), DType::i32, {10})), std::nullopt);
+}
+
 TEST(HostCopy, BytesOnTheHostAreCopiedAtOnce) {
   std::vector<int> from(100), to(100);
   std::iota(from.begin(), from.end(), 1);
