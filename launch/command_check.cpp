@@ -1,9 +1,6 @@
 #include <fmt/ranges.h>
-#include <unistd.h>
 
-#include <cerrno>
 #include <cstdio>
-#include <cstring>
 #include <filesystem>
 #include <memory>
 #include <string>
@@ -35,18 +32,8 @@ struct CheckOptions {
   bool run_folder = false;
 };
 
-// `folder` can be written, or made: without touching the disk.
-void check_can_write(const std::string& key, const fs::path& folder) {
-  fs::path existing = fs::absolute(folder).lexically_normal();
-  while (!fs::exists(existing) && existing.has_relative_path()) existing = existing.parent_path();
-  if (!fs::is_directory(existing))
-    throw Error("{}: {} is not a folder, expected one that can be written", key, existing.string());
-  if (access(existing.c_str(), W_OK | X_OK) != 0)
-    throw Error("{}: can't write to {}: {}", key, existing.string(), std::strerror(errno));
-}
-
 // How the run folder stands; refuses one that holds another experiment.
-std::string check_run_folder(const Config& config) {
+std::string run_folder_state(const Config& config) {
   check_can_write("run.output_dir", config.run.output_dir);
   if (config.debug.dump_step > 0) check_can_write("debug.dump_path", fs::path(config.debug.dump_path).parent_path());
   const RunFolder folder{config.run.output_dir};
@@ -93,7 +80,7 @@ void check(const CheckOptions& options) {
   const int data_size = resolve_data_parallel(config, ranks);
   if (config.model.vocab_size == 0) config.model.vocab_size = data_vocab_size(config.data);
   const Sampler sampler(config.data, config.run.seed, train.global_batch_size, config.model.vocab_size);
-  const std::string folder = check_run_folder(config), parameters = check_parameters(config, sampler);
+  const std::string folder = run_folder_state(config), parameters = check_parameters(config, sampler);
   if (options.run_folder) {
     fmt::print("{}\n", fs::absolute(config.run.output_dir).lexically_normal().string());
     return;

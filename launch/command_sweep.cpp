@@ -76,8 +76,12 @@ void sweep(Options& options) {
   const study::SweepEnd end = study::run_sweep(plan, options.sweep);
   if (end.is_stopped) throw Stopped(stop::reason());
   if (end.failed > 0)
-    throw Error("{} of {} runs failed; the others are done, and the same command tries the failed ones again",
-                end.failed, plan.runs.size());
+    throw Error("{} of {} runs failed; the others {}, and the same command tries the failed ones again", end.failed,
+                plan.runs.size(),
+                end.diverged > 0 ? fmt::format("have ended ({} diverged)", end.diverged) : "are done");
+  if (end.diverged > 0)
+    fmt::print("{} of {} runs diverged: they have ended, and a fit leaves them out (--status names them)\n",
+               end.diverged, plan.runs.size());
 }
 
 }  // namespace
@@ -91,7 +95,8 @@ void register_sweep(CLI::App& app) {
       "  lamina sweep configs/sweeps/cpu_attnres.yaml --jobs 2       two runs at a time on this machine\n"
       "  lamina sweep study.yaml --slurm launch/slurm.sbatch --slurm-options '--partition=gpu --time=12:00:00'\n"
       "  lamina sweep study.yaml --status\n"
-      "Runs that are done are skipped, others go on from their checkpoints; a run whose folder holds another "
+      "Runs that are done, or have diverged, are skipped, others go on from their checkpoints; a run whose folder "
+      "holds another "
       "configuration is\n"
       "refused. Interrupt it (Ctrl-C, SIGTERM) as you like: the runs save, and the same command goes on.");
   command->add_option("sweep", options->file, "Sweep file (docs/guide.md, \"A study\")")->required();

@@ -28,22 +28,25 @@ void register_train(CLI::App& app) {
       "SIGTERM, SIGUSR1, SIGINT (Ctrl-C) and train.max_minutes end it early: a checkpoint is saved, the exit status\n"
       "is 75, and the same command goes on from there. A second SIGINT ends it at once. Under plain mpirun Ctrl-C is\n"
       "mpirun's, which kills the ranks: send mpirun SIGUSR1 there, or use launch/mpirun.sh. A checkpoint is saved\n"
-      "every checkpoint.interval steps and every checkpoint.minutes minutes (30).");
+      "every checkpoint.interval steps and every checkpoint.minutes minutes (30). A run whose numbers are no longer\n"
+      "finite ends with 76; its newest good checkpoint stays. A run folder has one run at a time: a second start is\n"
+      "refused while the first one lives.");
   command->add_option("config", options->config, "Experiment file (docs/configuration.md)")->required();
   command->add_option("overrides", options->overrides, "key.path=value, each replaces one key");
   command->callback([options] {
     stop::catch_signals(/*interrupt_too=*/true);
     const Config config = load_config(options->config, options->overrides);
     resolve_data_parallel(config, launcher_ranks().size);
-    TrainEnd end = TrainEnd::done;
+    TrainResult result;
     run_in_world(
         config.run,
         [&](World& world) {
           log_rank_map(world);
-          end = train(config, world.comm, world.device.index);
+          result = train(config, world.comm, world.device.index);
         },
         config.parallel);
-    if (end == TrainEnd::stopped) throw Stopped("the run has more to do");
+    if (result.end == TrainEnd::stopped) throw Stopped("the run has more to do");
+    if (result.end == TrainEnd::diverged) throw Diverged(result.reason);
   });
 }
 

@@ -117,6 +117,10 @@ int run(int argc, char** argv) {
       log::info("stopped: {}; the same command goes on (exit status {})", stopped.what(), exit_resume);
     log::flush();
     return exit_resume;
+  } catch (const Diverged& diverged) {
+    if (launcher_ranks().rank == 0) log::error("error: {} (exit status {})", diverged.what(), exit_diverged);
+    log::flush();
+    return exit_diverged;
   } catch (const InternalError& failure) {
     return fail(fmt::format("internal error: {}", failure.what()), exit_internal);
   } catch (const std::bad_alloc&) {

@@ -29,10 +29,11 @@
 # SIGTERM, SIGUSR1, SIGHUP (a terminal that closes) and the first SIGINT (Ctrl-C) ask all ranks to save a checkpoint and stop, after
 # the step that they are in. This script waits for them as long as that takes; who sends the SIGTERM may not (Slurm's KillWait and
 # Kubernetes: 30 s, docker stop: 10 s). A second SIGINT ends the ranks within seconds, and nothing more is saved.
-# The exit status is the job's: 0 done, 75 stopped early (the same command goes on), anything else a failure.
+# The exit status is the job's: 0 done, 75 stopped early (the same command goes on), 76 diverged (not started again: it would go the same
+# way), anything else a failure.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-resume=75   # core/base/stop.h
+resume=75 diverged=76   # core/base/stop.h
 
 say() { echo "mpirun.sh: $*" >&2 || true; }   # the terminal may be gone
 die() { say "error: $*"; exit 1; }
@@ -383,7 +384,7 @@ main() {
       fi
       run_once || status=$?
     fi
-    [[ $status -ne 0 && -z $asked && $started -lt $restarts ]] || exit "$status"
+    [[ $status -ne 0 && $status -ne $diverged && -z $asked && $started -lt $restarts ]] || exit "$status"
     started=$((started + 1))
     say "the job ended with $status; starting again in $restart_delay s ($started of $restarts)"
     sleep "$restart_delay" &

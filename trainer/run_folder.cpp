@@ -1,18 +1,24 @@
 #include "trainer/run_folder.h"
 
+#include <unistd.h>
+
 #include <algorithm>
+#include <cerrno>
+#include <chrono>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <sstream>
 #include <string_view>
 #include <system_error>
+#include <thread>
 #include <utility>
 
 #include "configs/schema/decode.h"
 #include "core/base/error.h"
 #include "core/base/log.h"
 #include "core/io/file.h"
+#include "core/io/lines_from_end.h"
 #include "trainer/checkpoint.h"
 #include "trainer/checkpoint_comm.h"
 #include "trainer/metrics.h"
@@ -69,15 +75,19 @@ bool has_results(const RunFolder& folder) {
   return !list_committed_checkpoints(folder.checkpoints()).empty() || has_rows(folder.metrics());
 }
 
+// What a run that goes on changes.
+std::vector<std::string> check(const RunFolder& folder, const Config& config) {
+  check_can_write("run.output_dir", folder.root);
+  if (!fs::exists(folder.config()) || !has_results(folder)) return {};
+  return check_same_experiment(io::read_file(folder.config()), folder.config().string(), config);
+}
+
 void prepare(const RunFolder& folder, const Config& config) {
+  const std::vector<std::string> differences = check(folder, config);
   std::error_code error;
   fs::create_directories(folder.checkpoints(), error);
   if (error) throw Error("run.output_dir: {}: can't create: {}", folder.checkpoints().string(), error.message());
-  if (fs::exists(folder.config()) && has_results(folder)) {
-    const std::string name = folder.config().string();
-    for (const std::string& difference : check_same_experiment(io::read_file(folder.config()), name, config))
-      log::info("the run goes on with {}", difference);
-  }
+  for (const std::string& difference : differences) log::info("the run goes on with {}", difference);
   io::write_file_atomically(folder.config(), to_yaml(config));  // also proves that the folder can be written
 }
 
@@ -88,47 +98,112 @@ std::optional<int64_t> step_of(const std::string& line) {
   return row["step"].get<int64_t>();
 }
 
+// Steps rise, so what is to go is the file's end: cut off, nothing before it is read or written.
 void truncate_rows(const fs::path& path, int64_t last_step) {
   if (!fs::exists(path)) return;
-  const std::string text = io::read_file(path);
-  std::string kept;
+  int64_t end = 0;  // of what stays
   size_t num_dropped = 0;
-  std::istringstream in(text);
-  for (std::string line; std::getline(in, line);) {
-    const std::optional<int64_t> step = step_of(line);
+  io::LinesFromEnd lines(path);
+  while (const std::optional<io::Line> line = lines.next()) {
+    const std::optional<int64_t> step = step_of(line->text);
     if (step && *step <= last_step) {
-      kept += line + "\n";
-    } else {
-      ++num_dropped;
+      end = line->begin + static_cast<int64_t>(line->text.size()) + 1;
+      break;
     }
+    ++num_dropped;
   }
-  if (kept == text) return;
+  std::error_code error;
+  if (static_cast<int64_t>(fs::file_size(path)) == end) return;
+  fs::resize_file(path, static_cast<uintmax_t>(end), error);
+  if (error) throw Error("{}: can't cut off the rows after step {}: {}", path.string(), last_step, error.message());
+  io::fsync_file(path);
   log::info("{}: dropped {} rows after step {}", path.string(), num_dropped, last_step);
-  io::write_file_atomically(path, kept);
 }
 
-struct LastLine {
-  size_t begin = 0;  // in the file
-  std::string text;
-};
+// Null where there is none.
+nlohmann::json last_row(const fs::path& path) {
+  if (!fs::exists(path)) return {};
+  const std::optional<io::Line> line = io::LinesFromEnd(path).next();
+  if (!line || !step_of(line->text)) return {};
+  return nlohmann::json::parse(line->text);
+}
 
-LastLine last_line(const std::string& text) {
-  if (!text.ends_with('\n')) return {text.size(), ""};
-  const size_t before = text.size() < 2 ? std::string::npos : text.rfind('\n', text.size() - 2);
-  const size_t begin = before == std::string::npos ? 0 : before + 1;
-  return {begin, text.substr(begin, text.size() - 1 - begin)};
+bool is_of_step(const nlohmann::json& row, int64_t step) {
+  return row.is_object() && row["step"].get<int64_t>() == step;
 }
 
 }  // namespace
 
+RunFolder run_folder_of(const Config& config) {
+  return {config.run.output_dir.empty() ? fmt::format("runs/{}", config.run.name) : config.run.output_dir};
+}
+
+void check_can_write(const std::string& key, const fs::path& folder) {
+  fs::path existing = fs::absolute(folder).lexically_normal();
+  while (!fs::exists(existing) && existing.has_relative_path()) existing = existing.parent_path();
+  if (!fs::is_directory(existing))
+    throw Error("{}: {}: {} is not a folder, expected one that can be written", key, folder.string(),
+                existing.string());
+  if (::access(existing.c_str(), W_OK | X_OK) != 0)
+    throw Error("{}: {}: can't write to {}: {}", key, folder.string(), existing.string(), io::describe_errno(errno));
+}
+
+bool lock_run_folder(const RunFolder& folder, comm::Communicator& comm, std::unique_ptr<io::FolderLock>& lock) {
+  std::string waits_for;
+  for (;;) {
+    int32_t waits = 0;
+    run_and_agree(comm, [&] {
+      if (comm.rank() != 0) return;
+      if (!lock) {
+        check_can_write("run.output_dir", folder.root);
+        lock = std::make_unique<io::FolderLock>(folder.root, "lamina train");
+      }
+      waits = lock->try_take() ? 0 : 1;
+      if (waits == 0 || lock->waits_for() == waits_for) return;
+      waits_for = lock->waits_for();
+      log::info("{}", waits_for);
+    });
+    Stream stream;
+    comm.all_reduce(TensorView(&waits, DType::i32, {1}), comm::ReduceOp::max, stream).wait();
+    if (waits == 0) return true;
+    if (stop_requested_anywhere(comm)) return false;
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  }
+}
+
+void check_run_folder(const RunFolder& folder, const Config& config, comm::Communicator& comm) {
+  run_and_agree(comm, [&] {
+    if (comm.rank() == 0) check(folder, config);
+  });
+}
+
 RunFolder prepare_run_folder(const Config& config, comm::Communicator& comm) {
-  const std::string root =
-      config.run.output_dir.empty() ? fmt::format("runs/{}", config.run.name) : config.run.output_dir;
-  const RunFolder folder{root};
+  const RunFolder folder = run_folder_of(config);
   run_and_agree(comm, [&] {
     if (comm.rank() == 0) prepare(folder, config);
   });
   return folder;
+}
+
+std::optional<Divergence> read_divergence(const RunFolder& folder) {
+  const fs::path path = folder.divergence();
+  if (!fs::exists(path)) return std::nullopt;
+  const nlohmann::json document = nlohmann::json::parse(io::read_file(path), nullptr, /*allow_exceptions=*/false);
+  if (!document.is_object() || !document.contains("step") || !document["step"].is_number_integer() ||
+      !document.contains("reason") || !document["reason"].is_string())
+    throw Error("{}: found no step and reason, expected a file written by `lamina train`", path.string());
+  return Divergence{document["step"].get<int64_t>(), document["reason"].get<std::string>()};
+}
+
+void write_divergence(const RunFolder& folder, const Divergence& divergence) {
+  const JsonRow row = JsonRow().add("step", divergence.step).add("reason", divergence.reason);
+  io::write_file_atomically(folder.divergence(), row.to_string() + "\n");
+}
+
+void remove_divergence(const RunFolder& folder) {
+  std::error_code error;
+  fs::remove(folder.divergence(), error);
+  if (error) throw Error("{}: can't remove: {}", folder.divergence().string(), error.message());
 }
 
 std::map<std::string, std::string> flatten_config(const std::string& yaml) {
@@ -183,10 +258,14 @@ std::vector<std::string> check_same_experiment(const std::string& stored_yaml, c
   return differences;
 }
 
+bool has_infinite_validation(const RunFolder& folder, int64_t step) {
+  const nlohmann::json row = last_row(folder.metrics());
+  return is_of_step(row, step) && row.contains("validation_loss") && !row["validation_loss"].is_number();
+}
+
 bool lacks_validation(const RunFolder& folder, int64_t step) {
-  if (!fs::exists(folder.metrics())) return false;
-  const std::string line = last_line(io::read_file(folder.metrics())).text;
-  return step_of(line) == step && !nlohmann::json::parse(line).contains("validation_loss");
+  const nlohmann::json row = last_row(folder.metrics());
+  return is_of_step(row, step) && !row.contains("validation_loss");
 }
 
 void add_validation(const RunFolder& folder, int64_t step, double loss, double bits_per_byte) {

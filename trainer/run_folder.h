@@ -1,13 +1,17 @@
-// The run folder: config.yaml, log.txt, metrics.jsonl, layers.jsonl, events.out.tfevents.*, traces/, checkpoints/.
+// The run folder: config.yaml, log.txt, metrics.jsonl, layers.jsonl, events.out.tfevents.*, traces/, checkpoints/, lock, and
+// diverged.json when the last start ended so.
 #pragma once
 
 #include <cstdint>
 #include <filesystem>
 #include <map>
+#include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "configs/schema/config.h"
+#include "core/io/folder_lock.h"
 #include "parallel/comm/communicator.h"
 
 namespace lamina {
@@ -20,12 +24,34 @@ struct RunFolder {
   std::filesystem::path layers() const { return root / "layers.jsonl"; }
   std::filesystem::path traces() const { return root / "traces"; }
   std::filesystem::path checkpoints() const { return root / "checkpoints"; }
+  std::filesystem::path divergence() const { return root / "diverged.json"; }
 };
 
-// Collective. Creates run.output_dir, proves that it can be written, refuses it when it holds another experiment's
-// results (check_same_experiment against its config.yaml), and stores the resolved configuration. Error on every rank,
-// or on none.
+RunFolder run_folder_of(const Config& config);
+
+// `folder` can be written, or made; nothing is touched. Error that begins with `key`.
+void check_can_write(const std::string& key, const std::filesystem::path& folder);
+
+// Collective. Rank 0 locks the run folder, which is made where it is not there, and holds `lock` from then on; FolderLocked when another
+// process has it. False: the ranks were asked to stop while they waited for a sign of life of a holder on another machine.
+bool lock_run_folder(const RunFolder& folder, comm::Communicator& comm, std::unique_ptr<io::FolderLock>& lock);
+
+// Collective, and writes nothing. Refuses a folder that can't be written, or holds another experiment's results
+// (check_same_experiment against its config.yaml). Error on every rank, or on none.
+void check_run_folder(const RunFolder& folder, const Config& config, comm::Communicator& comm);
+
+// Collective. The same, then makes the folder and stores the resolved configuration.
 RunFolder prepare_run_folder(const Config& config, comm::Communicator& comm);
+
+// That the last start of the run ended in numbers that are not finite: what sweeps, fits and reports go by. Written when it ends so,
+// removed when a start goes past its checks.
+struct Divergence {
+  int64_t step = 0;  // the one that it was seen in
+  std::string reason;
+};
+std::optional<Divergence> read_divergence(const RunFolder& folder);  // Error when the file is damaged
+void write_divergence(const RunFolder& folder, const Divergence& divergence);
+void remove_divergence(const RunFolder& folder);
 
 // A run may go on with another layout, length, learning rate or interval; not with another model, data order, batch,
 // seed, precision or optimizer. Throws Error naming the first key that differs in such a way, with both values;
@@ -39,6 +65,9 @@ std::map<std::string, std::string> flatten_config(const std::string& resolved_ya
 // Rank 0, before a MetricsWriter is opened: drops the rows after `step` (0: all) and a half-written last line, so that
 // a resumed run has each step once.
 void truncate_metrics(const RunFolder& folder, int64_t step);
+
+// Whether the last row is that of `step` and has a validation loss that is not finite.
+bool has_infinite_validation(const RunFolder& folder, int64_t step);
 
 // Rank 0, before a MetricsWriter is opened: whether the last row is that of `step` and has no validation loss, and adding it.
 bool lacks_validation(const RunFolder& folder, int64_t step);

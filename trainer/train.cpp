@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <memory>
 #include <optional>
 
 #include "configs/schema/decode.h"
@@ -13,6 +14,7 @@
 #include "model/cost_model.h"
 #include "trainer/checkpoint.h"
 #include "trainer/checkpoint_comm.h"
+#include "trainer/console_text.h"
 #include "trainer/engine.h"
 #include "trainer/evaluate.h"
 #include "trainer/identity.h"
@@ -37,33 +39,31 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-std::string duration_text(double seconds) {
-  const auto whole = static_cast<int64_t>(std::llround(seconds));
-  if (whole < 60) return fmt::format("{}s", whole);
-  if (whole < 3600) return fmt::format("{}m{:02}s", whole / 60, whole % 60);
-  return fmt::format("{}h{:02}m", whole / 3600, whole / 60 % 60);
-}
-
-std::string count_text(double count) {
-  if (count >= 1e9) return fmt::format("{:.2f}B", count / 1e9);
-  if (count >= 1e6) return fmt::format("{:.2f}M", count / 1e6);
-  if (count >= 1e4) return fmt::format("{:.1f}k", count / 1e3);
-  return fmt::format("{:.0f}", count);
-}
-
 // As in the row of a step that validates.
 JsonRow validation_row(const Evaluation& evaluation) {
   return JsonRow().add("validation_loss", evaluation.loss).add("validation_bits_per_byte", evaluation.bits_per_byte);
 }
 
+// Thrown by all ranks: the run ends here.
+class DivergedAt : public Diverged {
+ public:
+  DivergedAt(int64_t step, const std::string& what) : Diverged(fmt::format("step {}: {}", step, what)), step_(step) {}
+  int64_t step() const { return step_; }
+
+ private:
+  int64_t step_;
+};
+
 class Trainer {
  public:
+  // `lock` is rank 0's.
   Trainer(const Config& config, comm::Communicator& comm, int device_index, const Sampler& sampler,
-          const RunFolder& folder)
+          const RunFolder& folder, io::FolderLock* lock)
       : config_(config),
         comm_(comm),
         sampler_(sampler),
         folder_(folder),
+        lock_(lock),
         tracer_(config, comm, folder.traces()),
         engine_(config, comm, &ledger_, device_index),
         place_(engine_.place()),
@@ -71,11 +71,14 @@ class Trainer {
         tokens_(static_cast<size_t>(local_sequences_ * config.data.seq_len)),
         targets_(tokens_.size()),
         flops_per_token_(model::training_flops_per_token(config.model, config.data.seq_len).total()) {}
-  TrainEnd run();
+  TrainResult run();
 
  private:
   void describe() const;
+  TrainEnd train();
+  void check_writable();
   void resume();
+  void begin_writing();
   void measure_peak();
   void step();
   void check_finite(double loss, double grad_norm);
@@ -94,6 +97,10 @@ class Trainer {
   std::optional<Evaluation> validate_again_if_interrupted();
   bool checkpoint_due() const;
   void save_checkpoint();
+  void remove_older(int64_t step);
+  void check_last_row();
+  void check_last_validation(const std::optional<Evaluation>& evaluation);
+  TrainResult end_diverged(const DivergedAt& found);
   bool agree_to_stop();
   TrainEnd end_early();
   double sum_over_ranks(std::span<double> values);
@@ -104,6 +111,7 @@ class Trainer {
   comm::Communicator& comm_;
   const Sampler& sampler_;
   const RunFolder& folder_;
+  io::FolderLock* lock_;
   MemoryLedger ledger_;
   StepTracer tracer_;
   Engine engine_;
@@ -113,6 +121,9 @@ class Trainer {
   int64_t first_step_ = 0;     // completed when this process began
   bool stopping_ = false;      // the ranks have agreed to stop early
   bool time_to_save_ = false;  // the ranks have agreed that checkpoint.minutes are over
+  bool is_proven_ = false;     // a finite loss and gradient have followed from the parameters of the newest checkpoint
+  std::optional<Divergence> diverged_before_;
+  std::optional<Evaluation> last_evaluation_;
   mesh::Coordinates place_;
   int64_t local_sequences_;  // of this data-parallel rank
   std::vector<int32_t> tokens_, targets_;
@@ -139,6 +150,16 @@ void Trainer::describe() const {
   log::info("run folder {}", folder_.root.string());
 }
 
+// What would only show when it is to be written.
+void Trainer::check_writable() {
+  if (config_.debug.dump_step == 0) return;
+  run_and_agree(comm_, [&] {
+    if (comm_.rank() == 0 && !config_.debug.dump_path.empty())
+      check_can_write("debug.dump_path", std::filesystem::path(config_.debug.dump_path).parent_path());
+  });
+}
+
+// With the constructor, all that can refuse a start; nothing is written.
 void Trainer::resume() {
   const auto checkpoint = find_checkpoint(folder_.checkpoints(), comm_);
   if (!checkpoint && !config_.checkpoint.init_from.empty()) {
@@ -160,9 +181,22 @@ void Trainer::resume() {
   }
   first_step_ = step_;
   run_and_agree(comm_, [&] {
-    if (comm_.rank() == 0) truncate_metrics(folder_, step_);
+    if (comm_.rank() == 0) diverged_before_ = read_divergence(folder_);
+  });
+}
+
+void Trainer::begin_writing() {
+  prepare_run_folder(config_, comm_);
+  run_and_agree(comm_, [&] { log::add_file(folder_.log()); });
+  run_and_agree(comm_, [&] {
+    if (comm_.rank() != 0) return;
+    truncate_metrics(folder_, step_);
+    if (!diverged_before_) return;
+    log::warning("the last start diverged ({}): with nothing changed this one does so too", diverged_before_->reason);
+    remove_divergence(folder_);
   });
   const std::optional<Evaluation> again = validate_again_if_interrupted();
+  check_last_validation(again);
   run_and_agree(comm_, [&] {
     if (comm_.rank() != 0) return;
     metrics_ = MetricsWriter(folder_.metrics());
@@ -240,10 +274,23 @@ void Trainer::check_finite(double loss, double grad_norm) {
     where = "first non-finite gradient " + found;
     break;
   }
-  throw Error(
-      "step {}: loss {}, gradient norm {}, expected finite numbers; {}. Nothing was updated; a lower "
-      "train.optimizer.lr or a longer warm-up usually helps",
-      step_ + 1, loss, grad_norm, broadcast_text(comm_, where));
+  throw DivergedAt(step_ + 1, fmt::format("loss {}, gradient norm {}, expected finite numbers; {}", loss, grad_norm,
+                                          broadcast_text(comm_, where)));
+}
+
+// Of a run that was killed just before it could end so.
+void Trainer::check_last_row() {
+  double is_infinite[1] = {0};
+  run_and_agree(comm_, [&] {
+    if (comm_.rank() == 0) is_infinite[0] = has_infinite_validation(folder_, step_) ? 1 : 0;
+  });
+  if (sum_over_ranks(is_infinite) > 0) throw DivergedAt(step_, "no finite validation loss at the last step");
+}
+
+void Trainer::check_last_validation(const std::optional<Evaluation>& evaluation) {
+  if (step_ < config_.train.num_steps || !evaluation || std::isfinite(evaluation->loss)) return;
+  throw DivergedAt(step_,
+                   fmt::format("validation loss {} at the last step, expected a finite number", evaluation->loss));
 }
 
 // Adds group/<name> from this rank's slices: the parameters as the forward pass uses them, or their gradients.
@@ -292,6 +339,7 @@ void Trainer::write_layer_stats(const std::vector<model::LayerSums>& sums) {
 }
 
 void Trainer::step() {
+  if (lock_) lock_->check();
   tracer_.begin(step_ + 1, engine_);
   const auto started = Clock::now();
   engine_.take_data_bytes();
@@ -340,6 +388,7 @@ void Trainer::step() {
   tracer_.release(engine_);
   std::optional<Evaluation> evaluation;
   if (validation_due()) evaluation = validate();
+  last_evaluation_ = evaluation;
   if (evaluation) metrics.validation_loss = evaluation->loss;
   JsonRow row = to_row(metrics);
   if (engine_.mesh().pipeline > 1) {
@@ -455,11 +504,28 @@ void Trainer::save_checkpoint() {
   const trace::Scope scope(tracer_.recorder(), trace::Track::phases, "checkpoint");
   const auto started = Clock::now();
   engine_.context().stream.synchronize();
-  lamina::save_checkpoint(folder_.checkpoints(), info, engine_.optimizer().primary_state(), comm_,
-                          config_.checkpoint.keep);
+  run_and_agree(comm_, [&] {
+    if (lock_) lock_->refresh();
+  });
+  try {
+    // Older ones are deleted when this one has proven good (remove_older).
+    lamina::save_checkpoint(folder_.checkpoints(), info, engine_.optimizer().primary_state(), comm_, /*keep=*/0);
+  } catch (const NotFinite& found) {
+    throw DivergedAt(step_, found.what());
+  }
+  is_proven_ = false;
   log::info("saved {} in {:.2f} s", (folder_.checkpoints() / checkpoint_folder_name(step_)).string(),
             seconds_since(started));
   saved_ = Clock::now();
+}
+
+// Collective. The newest checkpoint, of `step`, is finite, but huge parameters can be that too: the ones before it go when the step
+// after it, or the last validation, has shown that a finite loss follows from it.
+void Trainer::remove_older(int64_t step) {
+  run_and_agree(comm_, [&] {
+    if (comm_.rank() == 0) remove_older_checkpoints(folder_.checkpoints(), step, config_.checkpoint.keep);
+  });
+  is_proven_ = true;
 }
 
 // The ranks measure at the same time, as they compute.
@@ -471,11 +537,46 @@ void Trainer::measure_peak() {
   peak_gflops_ = sum_over_ranks(peak) / comm_.size();
 }
 
-TrainEnd Trainer::run() {
+// Collective.
+TrainResult Trainer::end_diverged(const DivergedAt& found) {
+  std::string newest;
+  run_and_agree(comm_, [&] {
+    if (comm_.rank() != 0) return;
+    lock_->refresh();
+    // No start gets past a checkpoint that this followed from.
+    set_checkpoint_aside(folder_.checkpoints(), step_);
+    write_divergence(folder_, {found.step(), found.what()});
+    const auto left = list_committed_checkpoints(folder_.checkpoints());
+    newest = left.empty() ? "There is no good checkpoint: the same command begins anew"
+                          : fmt::format("The newest good checkpoint is {}: the same command goes on from it",
+                                        left.back().filename().string());
+  });
+  return {TrainEnd::diverged,
+          fmt::format(
+              "diverged: {}. {}, and ends here again unless something changes; a lower train.optimizer.lr or a longer "
+              "warm-up usually helps",
+              found.what(), broadcast_text(comm_, newest))};
+}
+
+TrainResult Trainer::run() {
+  try {
+    return {train(), ""};
+  } catch (const DivergedAt& found) {
+    return end_diverged(found);
+  } catch (...) {
+    if (lock_) lock_->release();  // before other ranks that failed too end this one
+    throw;
+  }
+}
+
+TrainEnd Trainer::train() {
   describe();
   if (config_.data.document_mask) engine_.set_end_of_document(sampler_.end_of_document());
+  check_writable();
   resume();
+  begin_writing();
   if (step_ >= config_.train.num_steps) {
+    check_last_row();
     if (stopping_) return end_early();  // in the last validation, once more
     log::info("already at step {} of {}: nothing to do", step_, config_.train.num_steps);
     return TrainEnd::done;
@@ -486,6 +587,7 @@ TrainEnd Trainer::run() {
   saved_ = start_ = Clock::now();
   while (step_ < config_.train.num_steps) {
     step();
+    if (!is_proven_) remove_older(step_ - 1);
     const bool interrupted = stopping_;  // in a validation
     const bool saves = agree_to_stop() || checkpoint_due();
     if (saves) save_checkpoint();
@@ -494,6 +596,8 @@ TrainEnd Trainer::run() {
     // the last step there is nothing left to stop.
     if (interrupted || (saves && step_ < config_.train.num_steps && agree_to_stop())) return end_early();
   }
+  check_last_validation(last_evaluation_);
+  remove_older(step_);
   for (size_t source = 0; source < config_.data.train.size(); ++source)
     log::info("data: {:.2f} epochs of {}", sampler_.epochs(step_)[source], config_.data.train[source].path);
   log::info("done: {} steps in {}; logs in {}", step_ - first_step_, duration_text(seconds_since(start_)),
@@ -504,15 +608,17 @@ TrainEnd Trainer::run() {
 
 }  // namespace
 
-TrainEnd train(Config config, comm::Communicator& comm, int device_index) {
+TrainResult train(Config config, comm::Communicator& comm, int device_index) {
   std::optional<Sampler> sampler;
   run_and_agree(comm, [&] {
     if (config.model.vocab_size == 0) config.model.vocab_size = data_vocab_size(config.data);
     sampler.emplace(config.data, config.run.seed, config.train.global_batch_size, config.model.vocab_size);
   });
-  const RunFolder folder = prepare_run_folder(config, comm);
-  run_and_agree(comm, [&] { log::add_file(folder.log()); });
-  return Trainer(config, comm, device_index, *sampler, folder).run();
+  const RunFolder folder = run_folder_of(config);
+  std::unique_ptr<io::FolderLock> lock;  // rank 0's
+  if (!lock_run_folder(folder, comm, lock)) return {TrainEnd::stopped, ""};
+  check_run_folder(folder, config, comm);
+  return Trainer(config, comm, device_index, *sampler, folder, lock.get()).run();
 }
 
 }  // namespace lamina

@@ -281,7 +281,8 @@ void describe(V& v, CheckpointConfig& c) {
   v.key("minutes", c.minutes, Rule().at_least(0),
         "A checkpoint also after the first step that ends so many minutes of wall-clock time after the last one; 0: "
         "none by time.");
-  v.key("keep", c.keep, Rule().at_least(0), "Newest checkpoints kept; 0: all.");
+  v.key("keep", c.keep, Rule().at_least(0),
+        "Newest checkpoints kept; 0: all. One more until the step after the newest has shown that it is good.");
   v.key(
       "init_from", c.init_from, Rule(),
       "Checkpoint whose parameters a new run starts from (its own, or one that `lamina import` made), with this model "

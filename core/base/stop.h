@@ -11,6 +11,18 @@ namespace lamina {
 // EX_TEMPFAIL of sysexits.h: nothing is wrong, and the same command goes on where this one stopped.
 constexpr int exit_resume = 75;
 
+// A run whose numbers are no longer finite. It has ended: the same command would go the same way.
+constexpr int exit_diverged = 76;
+
+class Diverged : public std::exception {
+ public:
+  explicit Diverged(std::string reason) : reason_(std::move(reason)) {}
+  const char* what() const noexcept override { return reason_.c_str(); }
+
+ private:
+  std::string reason_;
+};
+
 // Thrown where a loop gives up on a request; a command ends with exit_resume.
 class Stopped : public std::exception {
  public:

@@ -113,6 +113,8 @@ Limits limits_for(size_t num_runs) {
 }
 
 std::string state_text(const RunData& run) {
+  if (const std::optional<Divergence> divergence = study::find_divergence(run))
+    return fmt::format("diverged at step {} of {}", divergence->step, run.config.train.num_steps);
   const int64_t step = run.metrics.back()["step"].get<int64_t>();
   if (step >= run.config.train.num_steps) return "done";
   return fmt::format("at step {} of {}", step, run.config.train.num_steps);

@@ -23,7 +23,7 @@ nlohmann::json run_document(const study::RunData& run, const Limits& limits);
 // Throws the errors of run_document that concern metrics.jsonl.
 void check_metrics(const study::RunData& run);
 
-// "done", "at step 7 of 100".
+// "done", "at step 7 of 100", "diverged at step 8 of 100".
 std::string state_text(const study::RunData& run);
 
 }  // namespace lamina::report

@@ -20,8 +20,7 @@ using study::SweepData;
 using study::SweepRun;
 
 // A run that was not started, or not far enough for a first step, has nothing to read.
-bool has_begun(const std::filesystem::path& folder) {
-  const RunFolder files{folder};
+bool has_begun(const RunFolder& files) {
   std::error_code no_size;
   return std::filesystem::exists(files.config()) && std::filesystem::exists(files.metrics()) &&
          std::filesystem::file_size(files.metrics(), no_size) > 0 && !no_size;
@@ -32,7 +31,7 @@ json or_null(const std::optional<double>& value) {
 }
 
 bool is_done(const RunData& run) {
-  return run.metrics.back()["step"].get<int64_t>() >= run.config.train.num_steps;
+  return state_text(run) == "done";
 }
 
 json run_row(const SweepRun& entry, const RunData& run, size_t max_points) {
@@ -204,17 +203,18 @@ json sweep_document(const SweepData& sweep) {
   for (const SweepRun& entry : sweep.runs) {
     add_new(variants, entry.variant);
     add_new(sizes, entry.size);
-    const std::filesystem::path folder = sweep.folder / entry.name;
+    const RunFolder folder{sweep.folder / entry.name};
     if (!has_begun(folder)) {
+      const auto divergence = read_divergence(folder);  // in its first step
       runs.push_back({{"name", entry.name},
                       {"size", entry.size},
                       {"variant", entry.variant},
                       {"seed", entry.seed},
-                      {"state", "not started"},
+                      {"state", divergence ? fmt::format("diverged at step {}", divergence->step) : "not started"},
                       {"series", json::object()}});
       continue;
     }
-    const RunData run = study::read_run(folder);
+    const RunData run = study::read_run(folder.root);
     check_metrics(run);
     runs.push_back(run_row(entry, run, max_points));
     if (is_done(run)) norms.add(entry, run);

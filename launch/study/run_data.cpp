@@ -8,7 +8,6 @@
 #include "core/base/error.h"
 #include "core/io/file.h"
 #include "trainer/checkpoint.h"
-#include "trainer/run_folder.h"
 
 namespace lamina::study {
 namespace {
@@ -56,7 +55,11 @@ RunData read_run(const fs::path& folder) {
   run.config = parse_config(io::read_file(files.config()), files.config().string());
   run.name = run.config.run.name;
   run.metrics = read_rows(files.metrics());
-  if (run.metrics.empty()) throw Error("{}: found no rows, expected at least one step", files.metrics().string());
+  if (run.metrics.empty()) {
+    const std::optional<Divergence> divergence = read_divergence(files);
+    throw Error("{}: found no rows{}, expected at least one step", files.metrics().string(),
+                divergence ? fmt::format(" (diverged: {})", divergence->reason) : "");
+  }
   if (fs::exists(files.layers())) run.layers = read_rows(files.layers());
   return run;
 }
@@ -69,6 +72,19 @@ RunProgress read_progress(const fs::path& folder) {
   const auto checkpoints = list_committed_checkpoints(files.checkpoints());
   if (!checkpoints.empty()) progress.step = read_checkpoint_info(checkpoints.back()).step;
   return progress;
+}
+
+std::optional<Divergence> find_divergence(const RunFolder& folder, const json& last_row, int64_t num_steps) {
+  if (std::optional<Divergence> told = read_divergence(folder)) return told;
+  if (!last_row.is_object() || last_row["step"].get<int64_t>() < num_steps) return std::nullopt;
+  for (const char* key : {"loss", "validation_loss"})
+    if (const auto found = last_row.find(key); found != last_row.end() && found->is_null())
+      return Divergence{num_steps, fmt::format("step {}: no finite {} at the last step", num_steps, key)};
+  return std::nullopt;
+}
+
+std::optional<Divergence> find_divergence(const RunData& run) {
+  return find_divergence(RunFolder{run.folder}, run.metrics.back(), run.config.train.num_steps);
 }
 
 std::optional<double> last_value(const RunData& run, const std::string& key) {

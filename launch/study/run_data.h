@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "configs/schema/config.h"
+#include "trainer/run_folder.h"
 
 namespace lamina::study {
 
@@ -32,6 +33,11 @@ struct RunProgress {
   bool is_done() const { return num_steps > 0 && step >= num_steps; }
 };
 RunProgress read_progress(const std::filesystem::path& folder);
+
+// Whether the run has ended in numbers that are not finite: it says so itself (diverged.json), or its row of the last step has a loss
+// or a validation loss of null, as in folders of older programs. `last_row` may be null.
+std::optional<Divergence> find_divergence(const RunFolder& folder, const nlohmann::json& last_row, int64_t num_steps);
+std::optional<Divergence> find_divergence(const RunData& run);
 
 // The last row's value of a metric that not every row has ("validation_loss"); absent when none has it.
 std::optional<double> last_value(const RunData& run, const std::string& key);

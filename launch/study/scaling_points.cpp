@@ -36,6 +36,8 @@ std::optional<double> mean_of_last(const RunData& run, const std::string& key, i
 
 // Why a run is no point yet; "" when it is one.
 std::string unfinished(const RunData& run) {
+  if (const std::optional<Divergence> divergence = find_divergence(run))
+    return fmt::format("diverged at step {}", divergence->step);
   const int64_t step = run.metrics.back()["step"].get<int64_t>(), num_steps = run.config.train.num_steps;
   return step < num_steps ? fmt::format("at step {} of {}", step, num_steps) : "";
 }
@@ -61,8 +63,7 @@ FitPoint point_of(const SweepRun& entry, const RunData& run, const MetricOptions
     loss = mean_of_last(run, "loss", options.window, config.train.num_steps);
   }
   if (!loss || !std::isfinite(*loss) || *loss <= 0)
-    throw Error("{}: found a loss that is no positive number at the end, expected one: the run diverged",
-                rows.string());
+    throw Error("{}: found a loss that is no positive number at the end, expected one", rows.string());
   point.loss = *loss;
   return point;
 }
@@ -163,7 +164,10 @@ std::vector<FitPoint> sweep_points(const SweepData& sweep, const MetricOptions& 
   for (const SweepRun& entry : sweep.runs) {
     const RunFolder files{sweep.folder / entry.name};
     if (!fs::exists(files.config()) || !fs::exists(files.metrics()) || fs::file_size(files.metrics()) == 0) {
-      warnings.push_back(entry.name + " is left out: not started");
+      const std::optional<Divergence> divergence = read_divergence(files);  // in its first step
+      warnings.push_back(
+          fmt::format("{} is left out: {}", entry.name,
+                      divergence ? fmt::format("diverged at step {}", divergence->step) : "not started"));
       continue;
     }
     const RunData run = read_run(files.root);

@@ -1,9 +1,6 @@
 #include "launch/study/sweep_runner.h"
 
-#include <fcntl.h>
-#include <sys/file.h>
 #include <sys/wait.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -19,6 +16,7 @@
 #include "core/base/error.h"
 #include "core/base/stop.h"
 #include "core/io/file.h"
+#include "core/io/folder_lock.h"
 #include "data/sampler.h"
 #include "launch/study/child_process.h"
 
@@ -34,39 +32,6 @@ constexpr int starts_without_progress = 3;
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
-
-// Held by the sweep and by the runs it has started: while one of them lives, no other sweep may start runs in the folder.
-class FolderLock {
- public:
-  explicit FolderLock(const fs::path& folder) : path_((folder / "lock").string()) {
-    fd_ = ::open(path_.c_str(), O_RDWR | O_CREAT, 0644);
-    if (fd_ < 0) throw Error("{}: can't open: {}", path_, io::describe_errno(errno));
-    if (try_lock()) return;
-    // Runs of a sweep that was killed are ending, maybe.
-    for (int tenth = 0; tenth < 300 && !stop::requested(); ++tenth) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(100));
-      if (try_lock()) return;
-    }
-    ::close(fd_);
-    throw Error("{}: another `lamina sweep`, or a run that one has started, works on this folder", path_);
-  }
-  ~FolderLock() { ::close(fd_); }
-  FolderLock(const FolderLock&) = delete;
-  FolderLock& operator=(const FolderLock&) = delete;
-
-  static bool is_held(const fs::path& folder) {
-    const int fd = ::open((folder / "lock").c_str(), O_RDWR | O_CLOEXEC);
-    if (fd < 0) return false;
-    const bool held = ::flock(fd, LOCK_SH | LOCK_NB) != 0 && errno == EWOULDBLOCK;
-    ::close(fd);
-    return held;
-  }
-
- private:
-  bool try_lock() const { return ::flock(fd_, LOCK_EX | LOCK_NB) == 0; }
-  std::string path_;
-  int fd_ = -1;
-};
 
 fs::path state_file(const fs::path& folder) {
   return folder / "state.json";
@@ -102,19 +67,20 @@ std::string clock_text() {
 
 class Runner {
  public:
-  Runner(const SweepPlan& plan, const SweepOptions& options)
-      : plan_(plan), options_(options), starts_(plan.runs.size()) {
+  Runner(const SweepPlan& plan, const SweepOptions& options, const io::FolderLock& lock)
+      : plan_(plan), options_(options), lock_(lock), starts_(plan.runs.size()) {
     for (const PlannedRun& run : plan.runs) {
       name_width_ = std::max(name_width_, run.id.name.size());
       status_.push_back(read_status(run));
     }
     for (size_t i = 0; i < status_.size(); ++i)
-      if (status_[i].state != RunState::done) queue_.push_back(i);
+      if (!has_ended(status_[i].state)) queue_.push_back(i);
   }
 
   SweepEnd run() {
     say(status_sums(status_));
     while (!queue_.empty() || !active_.empty()) {
+      if (lock_.is_lost()) stop::request("another sweep has taken this one's folder over");
       if (stop::requested() && !stopping_) tell_to_stop();
       while (!stopping_ && !queue_.empty() && static_cast<int>(active_.size()) < options_.jobs) start_next();
       reap();
@@ -124,7 +90,10 @@ class Runner {
     draw(/*force=*/true);
     write_state(plan_, status_);
     SweepEnd end;
-    for (const RunStatus& one : status_) end.failed += one.state == RunState::failed;
+    for (const RunStatus& one : status_) {
+      end.failed += one.state == RunState::failed;
+      end.diverged += one.state == RunState::diverged;
+    }
     end.is_stopped = stopping_;
     if (!options_.show_table) say(status_sums(status_));
     return end;
@@ -206,6 +175,11 @@ class Runner {
                       status.validation_loss > 0 ? fmt::format(", validation {:.4f}", status.validation_loss) : ""));
       return;
     }
+    if (status.state == RunState::diverged) {
+      say(fmt::format("{}: diverged: {}", name, status.reason));
+      return;
+    }
+    status.state = RunState::waiting;
     if (stopping_ && !is_good && (asks_to_resume || WIFSIGNALED(wait_status))) return;
     if (asks_to_resume) {
       starts_[active.run] = status.step > active.step ? 0 : starts_[active.run] + 1;
@@ -235,7 +209,7 @@ class Runner {
     std::string table;
     int lines = 1;
     for (size_t i = 0; i < status_.size(); ++i) {
-      if (status_[i].state != RunState::running && status_[i].state != RunState::failed) continue;
+      if (status_[i].state == RunState::waiting || status_[i].state == RunState::done) continue;
       if (status_[i].state == RunState::running) {
         status_[i] = read_status(planned(i));
         status_[i].state = RunState::running;
@@ -252,6 +226,7 @@ class Runner {
 
   const SweepPlan& plan_;
   const SweepOptions& options_;
+  const io::FolderLock& lock_;
   std::vector<RunStatus> status_;
   std::vector<int> starts_;  // in a row, without progress
   std::deque<size_t> queue_;
@@ -261,6 +236,21 @@ class Runner {
   int drawn_lines_ = 0;
   Clock::time_point drawn_at_{};
 };
+
+// The runs of a sweep that was killed save and end. One that goes on is not this sweep's to start.
+void wait_for_runs(const SweepPlan& plan) {
+  const auto begin = Clock::now();
+  for (const PlannedRun& run : plan.runs) {
+    if (has_ended(read_status(run).state)) continue;
+    while (const std::optional<io::LockHolder> holder = io::FolderLock::holder(run.config.run.output_dir)) {
+      stop::check();
+      if (seconds_since(begin) > 30)
+        throw Error("{}: {} works on this run, expected nobody; stop it, or let it end", run.id.name,
+                    holder->to_string());
+      std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    }
+  }
+}
 
 std::string job_name(const SweepPlan& plan, const PlannedRun& run) {
   return fmt::format("{}/{}", plan.name, run.id.name);
@@ -297,7 +287,7 @@ std::vector<RunStatus> sweep_status(const SweepPlan& plan) {
   if (fs::exists(state_file(plan.folder)))
     state = json::parse(io::read_file(state_file(plan.folder)), nullptr, /*allow_exceptions=*/false);
   const json runs = state.is_object() ? state.value("runs", json::object()) : json::object();
-  const bool is_running = FolderLock::is_held(plan.folder);
+  const bool is_running = io::FolderLock::holder(plan.folder).has_value();
   const std::map<std::string, std::string> jobs =
       fs::exists(plan.folder / "slurm") ? slurm_queue() : std::map<std::string, std::string>();
   std::vector<RunStatus> all;
@@ -305,10 +295,11 @@ std::vector<RunStatus> sweep_status(const SweepPlan& plan) {
     RunStatus status = read_status(run);
     const auto job = jobs.find(job_name(plan, run));
     const json one = runs.value(run.id.name, json::object());
-    if (status.state == RunState::done) {
+    if (has_ended(status.state)) {
     } else if (job != jobs.end()) {
       status.state = job->second == "RUNNING" || job->second == "COMPLETING" ? RunState::running : RunState::waiting;
       status.reason = "Slurm: " + job->second;
+    } else if (status.state == RunState::running) {
     } else if (one.value("state", "") == "failed") {
       status.state = RunState::failed;
       status.reason = one.value("reason", "");
@@ -322,12 +313,11 @@ std::vector<RunStatus> sweep_status(const SweepPlan& plan) {
 
 SweepEnd run_sweep(const SweepPlan& plan, const SweepOptions& options) {
   LAMINA_CHECK(options.jobs >= 1 && !options.program.empty());
-  std::error_code error;
-  fs::create_directories(plan.folder, error);
-  if (error) throw Error("{}: can't create: {}", plan.folder.string(), error.message());
-  const FolderLock lock(plan.folder);
+  io::FolderLock lock(plan.folder, "lamina sweep");
+  lock.take();
+  wait_for_runs(plan);
   write_plan(plan);
-  return Runner(plan, options).run();
+  return Runner(plan, options, lock).run();
 }
 
 int submit_sweep(const SweepPlan& plan, const SweepOptions& options) {
@@ -339,7 +329,8 @@ int submit_sweep(const SweepPlan& plan, const SweepOptions& options) {
   const std::map<std::string, std::string> jobs = slurm_queue();
   int submitted = 0;
   for (const PlannedRun& run : plan.runs) {
-    if (jobs.count(job_name(plan, run)) > 0 || read_status(run).state == RunState::done) continue;
+    const RunState state = read_status(run).state;
+    if (jobs.count(job_name(plan, run)) > 0 || has_ended(state) || state == RunState::running) continue;
     std::vector<std::string> words = {"sbatch",
                                       "--parsable",
                                       "--job-name=" + job_name(plan, run),

@@ -26,6 +26,7 @@ std::vector<RunStatus> sweep_status(const SweepPlan& plan);
 
 struct SweepEnd {
   int failed = 0;
+  int diverged = 0;
   bool is_stopped = false;  // on request (core/base/stop.h): the runs have saved, the same call goes on
 };
 

@@ -7,10 +7,13 @@
 #include <cmath>
 #include <cstring>
 #include <fstream>
+#include <optional>
 
 #include "configs/schema/decode.h"
 #include "core/base/error.h"
 #include "core/io/file.h"
+#include "core/io/folder_lock.h"
+#include "core/io/lines_from_end.h"
 #include "trainer/run_folder.h"
 
 namespace lamina::study {
@@ -31,23 +34,19 @@ bool is_free(const std::string& difference) {  // "key: now (was before)"
 }
 
 const char* name_of_state(RunState state) {
-  static constexpr const char* names[] = {"waiting", "running", "done", "failed"};
+  static constexpr const char* names[] = {"waiting", "running", "done", "failed", "diverged"};
   return names[static_cast<size_t>(state)];
 }
 
-// The last line of a file that begins with '{'; the others may be half written.
+// The last line that is a row; what is behind it may be half written.
 nlohmann::json last_row(const fs::path& path) {
-  constexpr std::streamoff tail_bytes = 16 << 10;
-  std::ifstream file(path, std::ios::binary | std::ios::ate);
-  if (!file) return {};
-  const std::streamoff size = file.tellg();
-  file.seekg(std::max<std::streamoff>(0, size - tail_bytes));
-  nlohmann::json row;
-  for (std::string line; std::getline(file, line);) {
-    nlohmann::json parsed = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
-    if (parsed.is_object() && parsed.contains("step")) row = std::move(parsed);
+  if (!fs::exists(path)) return {};
+  io::LinesFromEnd lines(path);
+  while (const std::optional<io::Line> line = lines.next()) {
+    nlohmann::json row = nlohmann::json::parse(line->text, nullptr, /*allow_exceptions=*/false);
+    if (row.is_object() && row.contains("step") && row["step"].is_number_integer()) return row;
   }
-  return row;
+  return {};
 }
 
 double number(const nlohmann::json& row, const char* key) {
@@ -78,7 +77,16 @@ RunStatus read_status(const PlannedRun& run) {
     status.tokens_per_second = number(row, "tokens_per_second");
   }
   const bool is_validated = run.config.data.validation.path.empty() || status.validation_loss > 0;
-  if (progress.is_done() && progress.step >= run.config.train.num_steps && is_validated) status.state = RunState::done;
+  // A last row counts with its checkpoint: without that, the run is to be gone on with.
+  const nlohmann::json end = progress.is_done() ? row : nlohmann::json();
+  if (const std::optional<Divergence> divergence = find_divergence(files, end, run.config.train.num_steps)) {
+    status.state = RunState::diverged;
+    status.reason = divergence->reason;
+  } else if (progress.is_done() && progress.step >= run.config.train.num_steps && is_validated) {
+    status.state = RunState::done;
+  } else if (io::FolderLock::holder(files.root)) {
+    status.state = RunState::running;
+  }
   return status;
 }
 
@@ -109,7 +117,7 @@ std::string failure_reason(const fs::path& log, int wait_status) {
 }
 
 std::string status_line(const PlannedRun& run, const RunStatus& status, size_t name_width) {
-  std::string line = fmt::format("{:<{}}  {:<7}  {:>6}/{:<6}", run.id.name, name_width, name_of_state(status.state),
+  std::string line = fmt::format("{:<{}}  {:<8}  {:>6}/{:<6}", run.id.name, name_width, name_of_state(status.state),
                                  status.step, run.config.train.num_steps);
   line += status.loss > 0 ? fmt::format("  loss {:.4f}", status.loss) : "";
   if (status.validation_loss > 0) line += fmt::format("  validation {:.4f}", status.validation_loss);
@@ -123,10 +131,12 @@ std::string status_line(const PlannedRun& run, const RunStatus& status, size_t n
 }
 
 std::string status_sums(const std::vector<RunStatus>& status) {
-  std::array<int, 4> counts{};
+  std::array<int, 5> counts{};
   for (const RunStatus& one : status) ++counts[static_cast<size_t>(one.state)];
-  return fmt::format("{} run{}: {} done, {} running, {} waiting, {} failed", status.size(),
-                     status.size() == 1 ? "" : "s", counts[2], counts[1], counts[0], counts[3]);
+  std::string sums = fmt::format("{} run{}: {} done, {} running, {} waiting, {} failed", status.size(),
+                                 status.size() == 1 ? "" : "s", counts[2], counts[1], counts[0], counts[3]);
+  if (counts[4] > 0) sums += fmt::format(", {} diverged", counts[4]);
+  return sums;
 }
 
 std::string status_table(const SweepPlan& plan, const std::vector<RunStatus>& status) {

@@ -10,7 +10,11 @@
 
 namespace lamina::study {
 
-enum class RunState { waiting, running, done, failed };
+enum class RunState { waiting, running, done, failed, diverged };
+
+inline bool has_ended(RunState state) {
+  return state == RunState::done || state == RunState::diverged;
+}
 
 struct RunStatus {
   RunState state = RunState::waiting;
@@ -18,15 +22,15 @@ struct RunStatus {
   double loss = 0;               // of the newest row; 0: none yet
   double validation_loss = 0;    // the last one; 0: none yet
   double tokens_per_second = 0;  // of the newest row
-  std::string reason;            // of a failure
+  std::string reason;            // of a failure or a divergence
 };
 
 // The folder's files for a sweep's process: the experiment of a run as it is started, and what the run prints.
 std::filesystem::path config_file(const SweepPlan& plan, const PlannedRun& run);
 std::filesystem::path log_file(const SweepPlan& plan, const PlannedRun& run);
 
-// Of one run: done when its newest checkpoint is of its last step and it was validated there (with data.validation). A damaged
-// folder is an Error.
+// Of one run: diverged when its last start ended so; done when its newest checkpoint is of its last step and it was validated there
+// (with data.validation); running while a living process has locked its folder. A damaged folder is an Error.
 RunStatus read_status(const PlannedRun& run);
 
 // Throws Error naming the run's config.yaml and the first key that differs when the folder holds results of another
@@ -37,7 +41,7 @@ void check_same_run(const PlannedRun& run);
 // The last error in a run's log, or how its process ended.
 std::string failure_reason(const std::filesystem::path& log, int wait_status);
 
-// One line for each run, then the sums: "36 runs: 12 done, 2 running, 21 waiting, 1 failed".
+// One line for each run, then the sums: "36 runs: 12 done, 2 running, 21 waiting, 1 failed", and how many diverged.
 std::string status_table(const SweepPlan& plan, const std::vector<RunStatus>& status);
 std::string status_line(const PlannedRun& run, const RunStatus& status, size_t name_width);
 std::string status_sums(const std::vector<RunStatus>& status);

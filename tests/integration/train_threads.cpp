@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "configs/schema/decode.h"
+#include "core/base/error.h"
 #include "core/base/log.h"
 #include "core/device/cpu/parallel_for.h"
 #include "parallel/comm/thread.h"
@@ -25,7 +26,10 @@ int main(int argc, char** argv) {
     resolve_data_parallel(config, ranks);
     log::configure({});
     cpu::set_num_threads(1);
-    comm::run_threads(ranks, [&](comm::Communicator& comm) { train(config, comm); });
+    comm::run_threads(ranks, [&](comm::Communicator& comm) {
+      if (const TrainResult result = train(config, comm); result.end == TrainEnd::diverged)
+        throw Error("{}", result.reason);
+    });
   } catch (const std::exception& failure) {
     std::fprintf(stderr, "%s\n", failure.what());
     return 1;

@@ -147,8 +147,8 @@ def refusals(lamina, expect, check, sweep: Path) -> None:
     expect("option", lamina("fit", sweep, "--basline", "x"), 1, error=r"did you mean --baseline\?")
     rows = sweep / "s2-standard-2" / "metrics.jsonl"
     good = rows.read_text()
-    rows.write_text(re.sub(r'"validation_loss": [\d.]+', '"validation_loss": null', good))
-    expect("diverged", lamina("fit", sweep), 1, error=r"s2-standard-2/metrics\.jsonl: found a loss that is no positive number")
+    rows.write_text(re.sub(r'"validation_loss": [\d.]+', '"validation_loss": -1', good))
+    expect("a negative loss", lamina("fit", sweep), 1, error=r"s2-standard-2/metrics\.jsonl: found a loss that is no positive number")
     rows.write_text(re.sub(r'"validation_loss": [\d.]+', '"other": 1', good))
     expect("no validation", lamina("fit", sweep), 1, error=r"s2-standard-2/metrics\.jsonl: found no validation_loss at the last step")
     rows.write_text("broken\n" + good)
@@ -158,6 +158,16 @@ def refusals(lamina, expect, check, sweep: Path) -> None:
 
 
 def unfinished(lamina, expect, check, sweep: Path) -> None:
+    diverged = sweep / "s2-standard-2" / "metrics.jsonl"   # by its last row, as of an older program
+    good = diverged.read_text()
+    diverged.write_text(re.sub(r'"validation_loss": [\d.]+', '"validation_loss": null', good))
+    note = sweep / "s3-standard-1" / "diverged.json"       # by its own note
+    note.write_text('{"step": 3, "reason": "step 3: loss nan"}\n')
+    done = lamina("fit", sweep, "--resamples", 0)
+    expect("diverged runs are left out", done, 0, error=rf"s2-standard-2 is left out: diverged at step {NUM_STEPS}")
+    check("by both signs", "s3-standard-1 is left out: diverged at step 3" in done.stderr, done.stderr)
+    diverged.write_text(good)
+    note.unlink()
     rows = sweep / "s4-standard-3" / "metrics.jsonl"
     rows.write_text("".join(line + "\n" for line in rows.read_text().splitlines()[:2]))
     shutil.rmtree(sweep / "s3-block_attnres-1")

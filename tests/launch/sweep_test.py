@@ -126,27 +126,52 @@ def one_at_a_time_owns_the_folder(lamina) -> None:
     wait_until(lambda: any(study.out.glob("*/metrics.jsonl")), "nothing started")
     status = study.run("--status")
     check("short-standard-s1  running" in status.stdout.replace("   ", "  "), status.stdout)
-    other = study.start()
-    time.sleep(1)
-    check(other.poll() is None, "a second sweep did not wait for the folder")
-    other.terminate()
-    check("another `lamina sweep`" in other.communicate(timeout=60)[0], "the second sweep gave no reason")
+    other = study.run()
+    check(other.returncode == 1 and f"process {process.pid} on" in other.stderr and "lamina sweep, since" in other.stderr,
+          f"a second sweep: {other.returncode} {other.stdout}{other.stderr}")
+    alone = lamina.run(["train", str(study.out / "configs/short-standard-s1.yaml")])
+    check(alone.returncode == 1 and "(lamina train, since" in alone.stderr, f"a start of a sweep's run: {alone.returncode} {alone.stderr}")
     process.terminate()
     process.communicate(timeout=60)
     check(process.returncode == 75, f"exit status {process.returncode}")
+    check(not list(study.out.glob("**/lock")), f"locks are left: {list(study.out.glob('**/lock'))}")
 
 
 def failures_are_told_and_do_not_stop_the_others(lamina) -> None:
-    sweep = SWEEP.replace("block: {}", "block: {train.optimizer.lr: 1.0e+30, train.grad_clip: 0}")
-    study = Study(lamina, "failing", sweep)
+    sweep = SWEEP.replace("block: {}", "block: {debug.dump_step: 2, debug.dump_path: base.yaml/x.h5}")
+    study = Study(lamina, "failing", sweep.replace("base.yaml/x.h5", f"{lamina.folder}/failing/base.yaml/x.h5"))
     done = study.run("--jobs", "2")
     check(done.returncode == 1, f"exit status {done.returncode}")
     check("4 done, 0 running, 0 waiting, 4 failed" in done.stdout, done.stdout)
-    check("short-block-s1: failed: step 2: loss" in done.stdout or "expected finite numbers" in done.stdout, done.stdout)
+    check("short-block-s1: failed: debug.dump_path: " in done.stdout and "is not a folder" in done.stdout, done.stdout)
     check(done.stderr.strip().endswith("4 of 8 runs failed; the others are done, and the same command tries the failed ones again"),
           done.stderr)
     status = study.run("--status")
-    check(status.stdout.count("failed") == 5 and "expected finite numbers" in status.stdout, status.stdout)
+    check(status.stdout.count("failed") == 5 and "is not a folder" in status.stdout, status.stdout)
+
+
+def divergences_have_ended(lamina) -> None:
+    """In the middle, in the last step's validation and in its parameters: not tried again, and a fit names them."""
+    sweep = SWEEP.replace("  long: {train.num_steps: 16}\n", "  first: {train.num_steps: 1}\n  second: {train.num_steps: 2}\n")
+    for lr, first in (("1.0e+12", "step 1: validation loss"), ("3.0e+38", "step 1: parameters/")):
+        study = Study(lamina, f"diverging-{lr}", sweep.replace("block: {}", f"block: {{train.optimizer.lr: {lr}, train.grad_clip: 0}}"))
+        done = study.run("--jobs", "2")
+        check(done.returncode == 0, f"exit status {done.returncode}: {done.stdout}{done.stderr}")
+        check("6 done, 0 running, 0 waiting, 0 failed, 6 diverged" in done.stdout and "6 of 12 runs diverged" in done.stdout, done.stdout)
+        check(f"first-block-s1: diverged: {first}" in done.stdout and "short-block-s2: diverged: step" in done.stdout, done.stdout)
+        again = study.run()
+        check(again.returncode == 0 and "started" not in again.stdout and "goes on" not in again.stdout, again.stdout)
+        status = study.run("--status")
+        check(status.stdout.count("  diverged  ") == 6 and first in status.stdout, status.stdout)
+        fit = lamina.run(["fit", str(study.out), "--resamples", "0"])
+        check(fit.returncode == 0 and "first-block-s1 is left out: diverged at step 1" in fit.stderr and
+              fit.stderr.count("is left out: diverged at step") == 6, f"fit: {fit.returncode} {fit.stdout}{fit.stderr}")
+        page = lamina.run(["report", str(study.out)])
+        check(page.returncode == 0 and "diverged at step 1" in (study.out / "report.html").read_text(), f"report: {page.stderr}")
+        # One that is wanted after all: its note removed.
+        (study.out / "first-block-s1/diverged.json").unlink()
+        rerun = study.run()
+        check(rerun.returncode == 0 and rerun.stdout.count("first-block-s1: ") == 2 and "6 diverged" in rerun.stdout, rerun.stdout)
 
 
 def never_mixes_configurations(lamina) -> None:
@@ -202,6 +227,7 @@ def main() -> None:
         survives_stops_and_kills(lamina, expected)
         one_at_a_time_owns_the_folder(lamina)
         failures_are_told_and_do_not_stop_the_others(lamina)
+        divergences_have_ended(lamina)
         never_mixes_configurations(lamina)
         bad_sweeps_write_nothing(lamina)
         several_ranks(lamina, expected)

@@ -2,6 +2,9 @@
 
 #include <gmock/gmock.h>
 
+#include <map>
+#include <memory>
+
 #include "configs/schema/decode.h"
 #include "core/io/file.h"
 #include "tests/trainer/checkpoint_support.h"
@@ -106,6 +109,93 @@ TEST(RunFolder, WithoutResultsAnotherExperimentMayBegin) {
   save(folder.path() / "checkpoints", 1, 1);  // a result
   config.model.hidden_size = 32;
   EXPECT_THROW(prepare(config), Error);
+}
+
+// Every file's content by its path.
+std::map<std::string, std::string> contents(const fs::path& folder) {
+  std::map<std::string, std::string> found;
+  for (const auto& entry : fs::recursive_directory_iterator(folder))
+    found[entry.path().string()] = entry.is_regular_file() ? io::read_file(entry.path()) : "";
+  return found;
+}
+
+TEST(RunFolder, AChecksWritesNothing) {
+  const TemporaryFolder folder;
+  Config config = small_config(folder.path() / "runs" / "x");
+  const auto self = comm::make_self_communicator();
+  check_run_folder(run_folder_of(config), config, *self);
+  EXPECT_TRUE(names_in(folder.path()).empty());
+  const RunFolder run = prepare(config);
+  io::write_file_atomically(run.metrics(), "{\"step\": 1}\n");
+  const auto before = contents(folder.path());
+  config.train.num_steps = 20;
+  check_run_folder(run, config, *self);
+  config.model.hidden_size = 64;
+  EXPECT_THROW(check_run_folder(run, config, *self), Error);
+  EXPECT_EQ(contents(folder.path()), before);
+}
+
+TEST(RunFolder, OneOfAllRanksHoldsTheLock) {
+  const TemporaryFolder folder;
+  const RunFolder run{folder.path() / "x"};
+  comm::run_threads(3, [&](comm::Communicator& comm) {
+    std::unique_ptr<io::FolderLock> lock;
+    EXPECT_TRUE(lock_run_folder(run, comm, lock));
+    EXPECT_EQ(lock != nullptr, comm.rank() == 0);
+    comm.barrier();
+    std::unique_ptr<io::FolderLock> second;
+    EXPECT_THAT(message_of([&] { lock_run_folder(run, comm, second); }), HasSubstr("(lamina train, since"));
+  });
+  EXPECT_TRUE(names_in(folder.path()).empty());
+}
+
+TEST(RunFolder, RemembersADivergence) {
+  const TemporaryFolder folder;
+  const RunFolder run{folder.path()};
+  EXPECT_FALSE(read_divergence(run));
+  remove_divergence(run);
+  write_divergence(run, {7, "step 7: loss nan, \"quoted\""});
+  ASSERT_TRUE(read_divergence(run));
+  EXPECT_EQ(read_divergence(run)->step, 7);
+  EXPECT_EQ(read_divergence(run)->reason, "step 7: loss nan, \"quoted\"");
+  remove_divergence(run);
+  EXPECT_FALSE(read_divergence(run));
+  io::write_file_atomically(run.divergence(), std::string_view("{"));
+  EXPECT_THAT(message_of([&] { read_divergence(run); }), HasSubstr("diverged.json: found no step and reason"));
+}
+
+TEST(RunFolder, TellsAValidationThatIsNotFinite) {
+  const TemporaryFolder folder;
+  const RunFolder run{folder.path()};
+  EXPECT_FALSE(has_infinite_validation(run, 2));
+  io::write_file_atomically(run.metrics(), std::string_view("{\"step\": 2, \"validation_loss\": null}\n"));
+  EXPECT_TRUE(has_infinite_validation(run, 2));
+  EXPECT_FALSE(has_infinite_validation(run, 1));
+  EXPECT_FALSE(lacks_validation(run, 2));
+  io::write_file_atomically(run.metrics(), std::string_view("{\"step\": 2, \"validation_loss\": 2.5}\n"));
+  EXPECT_FALSE(has_infinite_validation(run, 2));
+}
+
+// A number of peak_bytes for each of very many ranks.
+std::string long_row(int step) {
+  std::string row = fmt::format("{{\"step\": {}, \"peak_bytes\": [1", step);
+  while (row.size() < size_t{1} << 20) row += ", 123456789";
+  return row + "]}\n";
+}
+
+TEST(RunFolder, RowsMayHaveAnyLength) {
+  const TemporaryFolder folder;
+  const RunFolder run{folder.path()};
+  io::write_file_atomically(run.metrics(), long_row(1) + long_row(2) + long_row(3));
+  EXPECT_TRUE(lacks_validation(run, 3));
+  truncate_metrics(run, 2);
+  EXPECT_EQ(io::read_file(run.metrics()), long_row(1) + long_row(2));
+  EXPECT_TRUE(lacks_validation(run, 2));
+  io::write_file_atomically(run.metrics(), long_row(1) + long_row(2) + long_row(3).substr(0, 700'000));
+  truncate_metrics(run, 9);
+  EXPECT_EQ(io::read_file(run.metrics()), long_row(1) + long_row(2));
+  add_validation(run, 2, 0.5, 1.5);
+  EXPECT_FALSE(lacks_validation(run, 2));
 }
 
 TEST(RunFolder, AddsTheValidationThatAStopPrevented) {

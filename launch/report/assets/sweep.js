@@ -6,7 +6,7 @@ const within = estimate => short(estimate.value) + (estimate.interval ? ' [' + s
 function sweepHeader(sweep) {
   const states = {};
   for (const run of sweep.runs) {
-    const state = run.state.startsWith('at step') ? 'under way' : run.state;
+    const state = run.state.startsWith('at step') ? 'under way' : run.state.startsWith('diverged') ? 'diverged' : run.state;
     states[state] = (states[state] || 0) + 1;
   }
   return el('header', {}, el('h1', {}, sweep.name), el('p', {class: 'folder'}, sweep.folder),
