@@ -69,7 +69,7 @@ TEST(SingleThreadProduct, IsKeptByShapeAndMoves) {
   const Tensor scratch(DType::f32, {first.scratch_bytes() / 4 + 1});
   first.run(a->data, a->data, want->data, static_cast<char*>(scratch->data));
   const SingleThreadProduct second = std::move(first);
-  EXPECT_EQ(second.scratch_bytes(), kept.scratch_bytes());
+  EXPECT_EQ(second.scratch_bytes(), kept->scratch_bytes());
   second.run(a->data, a->data, got->data, static_cast<char*>(scratch->data));
   EXPECT_EQ(test::values(got), test::values(want));
 }
