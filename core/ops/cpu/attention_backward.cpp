@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <atomic>
 #include <vector>
 
 #include "core/device/cpu/parallel_for.h"
@@ -15,12 +16,13 @@
 namespace lamina::ops::cpu {
 namespace {
 
-// One head, packed for the five products: read by every thread that works on it. q is scaled.
+// One head, packed for the five products, and its dq: shared by all threads that work on it. q is scaled.
 struct PackedHead {
   float *q, *d_o;  // rows [T, qk4], [T, v4]
   float *q_panels, *k_panels, *d_o_panels;
   float *k_transposed, *v_transposed;  // panels of the transposed matrix
   float* delta;                        // [T]: <d_o, o>
+  float* dq;                           // [T, qk_padded]
 };
 
 // One thread's.
@@ -28,7 +30,31 @@ struct BackwardTile {
   float* rows;                  // [tile, max(qk4, v4)], on their way to a panel
   float *probability, *dscore;  // [tile, tile]
   float *dk, *dv;               // [tile, qk_padded], [tile, v_padded]
-  float* dq;                    // [T, qk_padded]: the sum over the key tiles of this thread
+};
+
+// Where several threads share a head, each has its own key tiles, but a query tile's dq is summed in the order of the key tiles
+// whoever has them: a key tile comes to a query tile when the one before it has been there. So the bits don't depend on the
+// number of threads. Threads take key tiles in ascending order; so the lowest that is not finished never waits.
+class TileOrder {
+ public:
+  explicit TileOrder(size_t num_tiles) : passed_(num_tiles) {}
+
+  void wait_for_turn(size_t keys, size_t queries) {
+    if (keys == 0) return;
+    std::atomic<size_t>& before = passed_[keys - 1];
+    for (size_t at = before.load(std::memory_order_acquire); at <= queries;
+         at = before.load(std::memory_order_acquire)) {
+      before.wait(at, std::memory_order_acquire);
+    }
+  }
+  // This key tile adds nothing more to query tiles below `queries`.
+  void pass(size_t keys, size_t queries) {
+    passed_[keys].store(queries, std::memory_order_release);
+    passed_[keys].notify_all();
+  }
+
+ private:
+  std::vector<std::atomic<size_t>> passed_;
 };
 
 }  // namespace
@@ -78,6 +104,7 @@ void pack(const AttentionBackward& args, const Share& share, const PackedHead& p
       for (size_t i = 0; i < shape.d_v; ++i) sum += d_o[i] * static_cast<float>(o[i]);
       packed.delta[first + r] = sum;
     }
+    std::fill_n(packed.dq + first * shape.qk_padded(), tile * shape.qk_padded(), 0.0f);
   }
 }
 
@@ -108,9 +135,9 @@ void score_gradients(float* probability, float* dscore, size_t first, size_t cou
   }
 }
 
-// All queries that see one tile of keys: its dk and dv, and its share of dq.
+// All queries that see one tile of keys: its dk and dv, and its share of dq. `order`, or null, is for heads that are shared.
 void key_tile(const AttentionBackward& args, const Share& share, const PackedHead& packed, const BackwardTile& work,
-              size_t keys) {
+              size_t keys, TileOrder* order) {
   const HeadShape shape = shape_of(args);
   const size_t qk4 = shape.qk4(), v4 = shape.v4(), qk_padded = shape.qk_padded(), v_padded = shape.v_padded();
   const size_t num_keys = shape.rows_of_tile(keys), key_rows = round_up(num_keys, block_rows);
@@ -136,43 +163,33 @@ void key_tile(const AttentionBackward& args, const Share& share, const PackedHea
                                            count, key_rows, shape.d_v, mask, work.dv, v_padded);
     multiply_masked_left<Left::transposed>({work.dscore, tile}, packed.q_panels + first * panel_width, panel, count,
                                            key_rows, shape.d_qk, mask, work.dk, qk_padded);
+    if (order != nullptr) order->wait_for_turn(keys, index);
     multiply_masked_left<Left::plain>({work.dscore, tile}, packed.k_panels + first_key * panel_width, panel, num_keys,
-                                      rows, shape.d_qk, mask, work.dq + first * qk_padded, qk_padded);
+                                      rows, shape.d_qk, mask, packed.dq + first * qk_padded, qk_padded);
+    if (order != nullptr) order->pass(keys, index + 1);
   }
+  if (order != nullptr) order->pass(keys, shape.num_tiles());
 }
 
 template <class T>
-void key_tiles(const AttentionBackward& args, const Share& share, const PackedHead& packed, const BackwardTile& work) {
+void write_key_tile(const AttentionBackward& args, const Share& share, const BackwardTile& work, size_t keys) {
   const HeadShape shape = shape_of(args);
-  std::fill(work.dq, work.dq + shape.padded_tokens() * shape.qk_padded(), 0.0f);
-  for (size_t keys = 0; keys < shape.num_tiles(); ++keys) {
-    if (!share.owns(keys)) continue;
-    key_tile(args, share, packed, work, keys);
-    for (size_t r = 0; r < shape.rows_of_tile(keys); ++r) {
-      const size_t token = keys * tile + r;
-      // dk = dS^T (scale q): the packed q carries the scale.
-      write_row(work.dk + r * shape.qk_padded(), shape.d_qk, 1.0f, row_of<T>(args.dk, share.batch, share.head, token));
-      write_row(work.dv + r * shape.v_padded(), shape.d_v, 1.0f, row_of<T>(args.dv, share.batch, share.head, token));
-    }
+  for (size_t r = 0; r < shape.rows_of_tile(keys); ++r) {
+    const size_t token = keys * tile + r;
+    // dk = dS^T (scale q): the packed q carries the scale.
+    write_row(work.dk + r * shape.qk_padded(), shape.d_qk, 1.0f, row_of<T>(args.dk, share.batch, share.head, token));
+    write_row(work.dv + r * shape.v_padded(), shape.d_v, 1.0f, row_of<T>(args.dv, share.batch, share.head, token));
   }
 }
 
-// The sum of the threads' shares of dq, in the order of the threads.
 template <class T>
-void sum_dq(const AttentionBackward& args, const Share& share, const BackwardTile* works, size_t num_works) {
-  const FloatTag d;
+void write_dq(const AttentionBackward& args, const Share& share, const PackedHead& packed) {
   const HeadShape shape = shape_of(args);
   for (size_t index = 0; index < shape.num_tiles(); ++index) {
     if (!share.owns(index)) continue;
     for (size_t r = 0; r < shape.rows_of_tile(index); ++r) {
-      const size_t token = index * tile + r, at = token * shape.qk_padded();
-      for (size_t other = 1; other < num_works; ++other) {
-        for (size_t i = 0; i < shape.qk_padded(); i += num_lanes) {
-          const auto sum = hn::Add(hn::Load(d, works[0].dq + at + i), hn::Load(d, works[other].dq + at + i));
-          hn::Store(sum, d, works[0].dq + at + i);
-        }
-      }
-      write_row(works[0].dq + at, shape.d_qk, static_cast<float>(args.scale),
+      const size_t token = index * tile + r;
+      write_row(packed.dq + token * shape.qk_padded(), shape.d_qk, static_cast<float>(args.scale),
                 row_of<T>(args.dq, share.batch, share.head, token));
     }
   }
@@ -185,18 +202,19 @@ void backward_pack(const AttentionBackward& args, const Share& share, const Pack
   else
     pack<float>(args, share, packed, work);
 }
-void backward_tiles(const AttentionBackward& args, const Share& share, const PackedHead& packed,
-                    const BackwardTile& work) {
+void backward_tile(const AttentionBackward& args, const Share& share, const PackedHead& packed,
+                   const BackwardTile& work, size_t keys, TileOrder* order) {
+  key_tile(args, share, packed, work, keys, order);
   if (args.q.dtype == DType::bf16)
-    key_tiles<bf16>(args, share, packed, work);
+    write_key_tile<bf16>(args, share, work, keys);
   else
-    key_tiles<float>(args, share, packed, work);
+    write_key_tile<float>(args, share, work, keys);
 }
-void backward_sum(const AttentionBackward& args, const Share& share, const BackwardTile* works, size_t num_works) {
+void backward_dq(const AttentionBackward& args, const Share& share, const PackedHead& packed) {
   if (args.q.dtype == DType::bf16)
-    sum_dq<bf16>(args, share, works, num_works);
+    write_dq<bf16>(args, share, packed);
   else
-    sum_dq<float>(args, share, works, num_works);
+    write_dq<float>(args, share, packed);
 }
 
 }  // namespace
@@ -207,8 +225,8 @@ HWY_AFTER_NAMESPACE();
 namespace lamina::ops::cpu {
 
 HWY_EXPORT(backward_pack);
-HWY_EXPORT(backward_tiles);
-HWY_EXPORT(backward_sum);
+HWY_EXPORT(backward_tile);
+HWY_EXPORT(backward_dq);
 
 namespace {
 
@@ -217,16 +235,46 @@ PackedHead take_head(OpContext& ctx, const HeadShape& shape) {
   return {take_floats(ctx, tokens * shape.qk4()),       take_floats(ctx, tokens * shape.v4()),
           take_floats(ctx, tokens * shape.qk_padded()), take_floats(ctx, tokens * shape.qk_padded()),
           take_floats(ctx, tokens * shape.v_padded()),  take_floats(ctx, tokens * shape.qk4()),
-          take_floats(ctx, tokens * shape.v4()),        take_floats(ctx, tokens)};
+          take_floats(ctx, tokens * shape.v4()),        take_floats(ctx, tokens),
+          take_floats(ctx, tokens * shape.qk_padded())};
 }
 
 BackwardTile take_tile(OpContext& ctx, const HeadShape& shape) {
-  return {take_floats(ctx, tile * std::max(shape.qk4(), shape.v4())),
-          take_floats(ctx, tile * tile),
-          take_floats(ctx, tile * tile),
-          take_floats(ctx, tile * shape.qk_padded()),
-          take_floats(ctx, tile * shape.v_padded()),
-          take_floats(ctx, shape.padded_tokens() * shape.qk_padded())};
+  return {take_floats(ctx, tile * std::max(shape.qk4(), shape.v4())), take_floats(ctx, tile * tile),
+          take_floats(ctx, tile * tile), take_floats(ctx, tile * shape.qk_padded()),
+          take_floats(ctx, tile * shape.v_padded())};
+}
+
+// The heads [first, first + count), which all threads work on. A head's key tiles follow each other at a distance, so that those
+// who have them seldom wait.
+void run_shared(const AttentionBackward& args, const HeadShape& shape, int64_t first, int64_t count,
+                const std::vector<PackedHead>& packed, const std::vector<BackwardTile>& work) {
+  const auto threads = static_cast<int>(work.size());
+  const size_t num_heads = static_cast<size_t>(count);
+  const auto share_of = [&](int thread, size_t n) {
+    const int64_t pair = first + static_cast<int64_t>(n);
+    return Share{pair / args.q.size(2), pair % args.q.size(2), static_cast<size_t>(thread), work.size()};
+  };
+  lamina::cpu::parallel_parts(threads, threads, [&](int thread, int64_t, int64_t) {
+    for (size_t n = 0; n < num_heads; ++n) {
+      HWY_DYNAMIC_DISPATCH(backward_pack)(args, share_of(thread, n), packed[n], work[static_cast<size_t>(thread)]);
+    }
+  });
+  std::vector<TileOrder> orders;
+  for (size_t n = 0; n < num_heads; ++n) orders.emplace_back(shape.num_tiles());
+  std::atomic<size_t> next = 0;
+  lamina::cpu::parallel_parts(threads, threads, [&](int thread, int64_t, int64_t) {
+    const BackwardTile& own = work[static_cast<size_t>(thread)];
+    for (size_t at = next++; at < num_heads * shape.num_tiles(); at = next++) {
+      const size_t n = at % num_heads;
+      HWY_DYNAMIC_DISPATCH(backward_tile)(args, share_of(thread, n), packed[n], own, at / num_heads, &orders[n]);
+    }
+  });
+  lamina::cpu::parallel_parts(threads, threads, [&](int thread, int64_t, int64_t) {
+    for (size_t n = 0; n < num_heads; ++n) {
+      HWY_DYNAMIC_DISPATCH(backward_dq)(args, share_of(thread, n), packed[n]);
+    }
+  });
 }
 
 }  // namespace
@@ -253,26 +301,12 @@ void attention_backward(OpContext& ctx, const AttentionBackward& args) {
         const auto slot = static_cast<size_t>(thread);
         const Share all{batch, head, 0, 1};
         HWY_DYNAMIC_DISPATCH(backward_pack)(args, all, packed[slot], work[slot]);
-        HWY_DYNAMIC_DISPATCH(backward_tiles)(args, all, packed[slot], work[slot]);
-        HWY_DYNAMIC_DISPATCH(backward_sum)(args, all, &work[slot], 1);
+        for (size_t keys = 0; keys < shape.num_tiles(); ++keys) {
+          HWY_DYNAMIC_DISPATCH(backward_tile)(args, all, packed[slot], work[slot], keys, nullptr);
+        }
+        HWY_DYNAMIC_DISPATCH(backward_dq)(args, all, packed[slot]);
       },
-      [&](int64_t batch, int64_t head) {
-        const auto together = [&](auto&& stage) {
-          lamina::cpu::parallel_parts(threads, threads, [&](int thread, int64_t, int64_t) {
-            stage(Share{batch, head, static_cast<size_t>(thread), static_cast<size_t>(threads)},
-                  work[static_cast<size_t>(thread)]);
-          });
-        };
-        together([&](const Share& share, const BackwardTile& own) {
-          HWY_DYNAMIC_DISPATCH(backward_pack)(args, share, packed[0], own);
-        });
-        together([&](const Share& share, const BackwardTile& own) {
-          HWY_DYNAMIC_DISPATCH(backward_tiles)(args, share, packed[0], own);
-        });
-        together([&](const Share& share, const BackwardTile&) {
-          HWY_DYNAMIC_DISPATCH(backward_sum)(args, share, work.data(), work.size());
-        });
-      });
+      [&](int64_t first, int64_t count) { run_shared(args, shape, first, count, packed, work); });
 }
 
 }  // namespace lamina::ops::cpu

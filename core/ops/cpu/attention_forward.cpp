@@ -210,17 +210,20 @@ void attention_forward(OpContext& ctx, const AttentionForward& args) {
         HWY_DYNAMIC_DISPATCH(forward_tiles)(args, {batch, head, 0, 1}, packed[slot], work[slot]);
         keep_largest(batch, head, {&work[slot], 1});
       },
-      [&](int64_t batch, int64_t head) {
+      [&](int64_t first, int64_t count) {
         const auto parts = static_cast<size_t>(threads);
-        lamina::cpu::parallel_parts(threads, threads, [&](int thread, int64_t, int64_t) {
-          const auto part = static_cast<size_t>(thread);
-          HWY_DYNAMIC_DISPATCH(forward_pack)(args, {batch, head, part, parts}, packed[0], work[part]);
-        });
-        lamina::cpu::parallel_parts(threads, threads, [&](int thread, int64_t, int64_t) {
-          const auto part = static_cast<size_t>(thread);
-          HWY_DYNAMIC_DISPATCH(forward_tiles)(args, {batch, head, part, parts}, packed[0], work[part]);
-        });
-        keep_largest(batch, head, work);
+        for (int64_t pair = first; pair < first + count; ++pair) {
+          const int64_t batch = pair / args.q.size(2), head = pair % args.q.size(2);
+          lamina::cpu::parallel_parts(threads, threads, [&](int thread, int64_t, int64_t) {
+            const auto part = static_cast<size_t>(thread);
+            HWY_DYNAMIC_DISPATCH(forward_pack)(args, {batch, head, part, parts}, packed[0], work[part]);
+          });
+          lamina::cpu::parallel_parts(threads, threads, [&](int thread, int64_t, int64_t) {
+            const auto part = static_cast<size_t>(thread);
+            HWY_DYNAMIC_DISPATCH(forward_tiles)(args, {batch, head, part, parts}, packed[0], work[part]);
+          });
+          keep_largest(batch, head, work);
+        }
       });
 }
 

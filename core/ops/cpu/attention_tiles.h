@@ -46,15 +46,15 @@ inline size_t first_key_of(const TensorView& document_starts, int64_t batch, siz
   return static_cast<size_t>(document_start(document_starts, batch, static_cast<int64_t>(token)));
 }
 
-// Heads first: `whole(thread, batch, head)` for as many as divide evenly among the threads, then the remaining heads one after the
-// other, each shared by all threads: `shared(batch, head)`.
+// Heads first: `whole(thread, batch, head)` for as many as divide evenly among the threads, then `shared(first, count)`: the
+// remaining heads, fewer than threads, counted through all sequences, each of which all threads work on.
 template <class Whole, class Shared>
 void for_heads(int64_t batch, int64_t heads, int threads, Whole&& whole, Shared&& shared) {
   const int64_t pairs = batch * heads, even = pairs / threads * threads;
   lamina::cpu::parallel_parts(even, threads, [&](int thread, int64_t begin, int64_t end) {
     for (int64_t pair = begin; pair < end; ++pair) whole(thread, pair / heads, pair % heads);
   });
-  for (int64_t pair = even; pair < pairs; ++pair) shared(pair / heads, pair % heads);
+  if (even < pairs) shared(even, pairs - even);
 }
 
 inline float* take_floats(OpContext& ctx, size_t count) {

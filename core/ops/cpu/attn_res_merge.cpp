@@ -209,15 +209,16 @@ void attn_res_merge_backward(OpContext& ctx, const AttnResMergeBackward& args) {
   const int64_t tokens = args.h.size(0), dim = args.h.size(1);
   const float* wg = weighted_queries(ctx, {&args.query, 1});
   const float* norm_weight = as_floats(ctx, args.norm_weight);
-  const int threads = lamina::cpu::threads_for(tokens, row_grain(dim));
-  const PartialSums sums(ctx, threads, 2, dim);
+  const RowParts parts(tokens, dim);
+  const PartialSums sums(ctx, parts, 2, dim);
   const auto run = HWY_DYNAMIC_DISPATCH(merge_backward);
-  lamina::cpu::parallel_parts(tokens, threads, [&](int thread, int64_t begin, int64_t end) {
-    float* of_thread = sums.of(thread);
-    run(args, {wg, norm_weight, of_thread, of_thread + padded(dim)}, begin, end);
+  parts.for_each([&](int64_t part, int64_t begin, int64_t end) {
+    float* of_part = sums.of(part);
+    run(args, {wg, norm_weight, of_part, of_part + padded(dim)}, begin, end);
   });
-  for (int64_t i = 0; i < dim; ++i) args.dnorm_weight.as<float>()[i] += sums.total(0, i);
-  if (args.partial) add_query_gradient(args.query, args.dquery, sums, 1);
+  const float* total = sums.add_up();
+  for (int64_t i = 0; i < dim; ++i) args.dnorm_weight.as<float>()[i] += total[i];
+  if (args.partial) add_query_gradient(args.query, args.dquery, total + padded(dim));
 }
 
 }  // namespace lamina::ops::cpu

@@ -299,13 +299,13 @@ void attn_res_phase1_backward(OpContext& ctx, const AttnResPhase1Backward& args)
   const int64_t tokens = args.sources[0].size(0), dim = args.sources[0].size(1);
   const int64_t num_queries = static_cast<int64_t>(args.queries.size());
   const float* wg = weighted_queries(ctx, args.queries);
-  const int threads = lamina::cpu::threads_for(tokens, row_grain(dim));
-  const PartialSums dwg(ctx, threads, num_queries, dim);
+  const RowParts parts(tokens, dim);
+  const PartialSums dwg(ctx, parts, num_queries, dim);
   const auto run = HWY_DYNAMIC_DISPATCH(phase1_backward);
-  lamina::cpu::parallel_parts(
-      tokens, threads, [&](int thread, int64_t begin, int64_t end) { run(args, wg, dwg.of(thread), begin, end); });
+  parts.for_each([&](int64_t part, int64_t begin, int64_t end) { run(args, wg, dwg.of(part), begin, end); });
+  const float* total = dwg.add_up();
   for (size_t q = 0; q < args.queries.size(); ++q) {
-    add_query_gradient(args.queries[q], args.dqueries[q], dwg, static_cast<int64_t>(q));
+    add_query_gradient(args.queries[q], args.dqueries[q], total + static_cast<int64_t>(q) * padded(dim));
   }
 }
 

@@ -6,7 +6,7 @@
 
 namespace lamina::ops::cpu {
 
-// What one thread of the merge's backward reads and adds to; [padded(dim)] each.
+// What the merge's backward reads, and what it adds to for one part of the tokens; [padded(dim)] each.
 struct MergeVectors {
   const float* wg;
   const float* norm_weight;
@@ -26,13 +26,11 @@ inline const float* weighted_queries(OpContext& ctx, std::span<const AttnResQuer
   return out;
 }
 
-// Vector `index` of `sums` is the gradient of w (.) g.
-inline void add_query_gradient(const AttnResQuery& query, const AttnResQueryGradient& dquery, const PartialSums& sums,
-                               int64_t index) {
+// `gradient` is that of w (.) g.
+inline void add_query_gradient(const AttnResQuery& query, const AttnResQueryGradient& dquery, const float* gradient) {
   for (int64_t i = 0; i < query.query.size(0); ++i) {
-    const float gradient = sums.total(index, i);
-    dquery.query.as<float>()[i] += gradient * element_of(query.norm_weight, i);
-    dquery.norm_weight.as<float>()[i] += gradient * element_of(query.query, i);
+    dquery.query.as<float>()[i] += gradient[i] * element_of(query.norm_weight, i);
+    dquery.norm_weight.as<float>()[i] += gradient[i] * element_of(query.query, i);
   }
 }
 

@@ -229,8 +229,11 @@ HWY_EXPORT(norm_backward);
 
 namespace {
 
+int64_t token_size(const TensorView& view) {
+  return view.size(1) * view.size(2);
+}
 int64_t token_grain(const TensorView& view) {
-  return row_grain(view.size(1) * view.size(2));
+  return row_grain(token_size(view));
 }
 
 const float* exponentials(OpContext& ctx, const TensorView& a_log) {
@@ -282,15 +285,16 @@ void kda_gate_forward(OpContext& ctx, const KdaGateForward& args) {
 void kda_gate_backward(OpContext& ctx, const KdaGateBackward& args) {
   const int64_t tokens = args.f.size(0), heads = args.f.size(1), d_k = args.f.size(2);
   const float* rates = exponentials(ctx, args.a_log);
-  const int threads = lamina::cpu::threads_for(tokens, token_grain(args.f));
-  const PartialSums dbias(ctx, threads, heads, d_k), d_a_log(ctx, threads, 1, heads);
+  const RowParts parts(tokens, token_size(args.f));
+  const PartialSums dbias(ctx, parts, heads, d_k), d_a_log(ctx, parts, 1, heads);
   const auto run = HWY_DYNAMIC_DISPATCH(gate_backward);
-  lamina::cpu::parallel_parts(tokens, threads, [&](int thread, int64_t begin, int64_t end) {
-    run(args, rates, dbias.of(thread), d_a_log.of(thread), begin, end);
+  parts.for_each([&](int64_t part, int64_t begin, int64_t end) {
+    run(args, rates, dbias.of(part), d_a_log.of(part), begin, end);
   });
+  const float *bias_total = dbias.add_up(), *rate_total = d_a_log.add_up();
   for (int64_t h = 0; h < heads; ++h) {
-    for (int64_t i = 0; i < d_k; ++i) args.d_dt_bias.as<float>()[h * d_k + i] += dbias.total(h, i);
-    args.d_a_log.as<float>()[h] += d_a_log.total(0, h);
+    for (int64_t i = 0; i < d_k; ++i) args.d_dt_bias.as<float>()[h * d_k + i] += bias_total[h * padded(d_k) + i];
+    args.d_a_log.as<float>()[h] += rate_total[h];
   }
 }
 
@@ -302,12 +306,12 @@ void gated_rms_norm_forward(OpContext&, const GatedRmsNormForward& args) {
 
 void gated_rms_norm_backward(OpContext& ctx, const GatedRmsNormBackward& args) {
   const int64_t tokens = args.o.size(0), dim = args.o.size(2);
-  const int threads = lamina::cpu::threads_for(tokens, token_grain(args.o));
-  const PartialSums dweight(ctx, threads, 1, dim);
+  const RowParts parts(tokens, token_size(args.o));
+  const PartialSums dweight(ctx, parts, 1, dim);
   const auto run = HWY_DYNAMIC_DISPATCH(norm_backward);
-  lamina::cpu::parallel_parts(
-      tokens, threads, [&](int thread, int64_t begin, int64_t end) { run(args, dweight.of(thread), begin, end); });
-  for (int64_t i = 0; i < dim; ++i) args.dweight.as<float>()[i] += dweight.total(0, i);
+  parts.for_each([&](int64_t part, int64_t begin, int64_t end) { run(args, dweight.of(part), begin, end); });
+  const float* total = dweight.add_up();
+  for (int64_t i = 0; i < dim; ++i) args.dweight.as<float>()[i] += total[i];
 }
 
 }  // namespace lamina::ops::cpu

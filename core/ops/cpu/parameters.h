@@ -1,4 +1,4 @@
-// Parameters as fp32 vectors for the kernels, and per-thread partial sums of their gradients.
+// Parameters as fp32 vectors for the kernels, and partial sums of their gradients.
 #pragma once
 
 #include <algorithm>
@@ -41,26 +41,48 @@ inline const float* as_floats(OpContext& ctx, const TensorView& vector) {
   return out;
 }
 
-// Sums over tokens of `num_vectors` vectors, one set per thread, added in thread order: reproducible for a given number
-// of threads.
+// Rows cut by shape alone: sums over the parts, added in their order, don't depend on the number of threads.
+struct RowParts {
+  static constexpr int64_t most = 64;
+  int64_t rows, rows_per_part, count;
+
+  // `row_size`: elements of work in a row.
+  RowParts(int64_t num_rows, int64_t row_size)
+      : rows(num_rows),
+        rows_per_part(std::max(row_grain(row_size), (num_rows + most - 1) / most)),
+        count((num_rows + rows_per_part - 1) / rows_per_part) {}
+
+  int64_t begin(int64_t part) const { return std::min(part * rows_per_part, rows); }
+
+  // body(part, begin, end)
+  template <class Body>
+  void for_each(Body&& body) const {
+    lamina::cpu::parallel_for(count, 1, [&](int64_t first, int64_t last) {
+      for (int64_t part = first; part < last; ++part) body(part, begin(part), begin(part + 1));
+    });
+  }
+};
+
+// Sums over tokens of `num_vectors` vectors, one set per part.
 class PartialSums {
  public:
-  PartialSums(OpContext& ctx, int threads, int64_t num_vectors, int64_t dim)
-      : threads_(threads),
-        num_vectors_(num_vectors),
-        stride_(padded(dim)),
-        data_(zeros(ctx, threads * num_vectors, dim)) {}
+  PartialSums(OpContext& ctx, const RowParts& parts, int64_t num_vectors, int64_t dim)
+      : count_(std::max<int64_t>(1, parts.count)),
+        size_(num_vectors * padded(dim)),
+        data_(zeros(ctx, count_ * num_vectors, dim)) {}
 
-  float* of(int thread) const { return data_ + thread * num_vectors_ * stride_; }
-  float total(int64_t vector, int64_t i) const {
-    float sum = 0;
-    for (int thread = 0; thread < threads_; ++thread) sum += of(thread)[vector * stride_ + i];
-    return sum;
+  float* of(int64_t part) const { return data_ + part * size_; }
+  // The totals, once every part is there; vector v begins at v * padded(dim).
+  const float* add_up() const {
+    for (int64_t part = 1; part < count_; ++part) {
+      const float* sums = of(part);
+      for (int64_t i = 0; i < size_; ++i) data_[i] += sums[i];
+    }
+    return data_;
   }
 
  private:
-  int threads_;
-  int64_t num_vectors_, stride_;
+  int64_t count_, size_;
   float* data_;
 };
 

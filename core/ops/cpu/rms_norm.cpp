@@ -125,13 +125,12 @@ void rms_norm_forward(OpContext& ctx, const RmsNormForward& args) {
 void rms_norm_backward(OpContext& ctx, const RmsNormBackward& args) {
   const int64_t rows = args.x.size(0), dim = args.x.size(1);
   const float* weight = as_floats(ctx, args.weight);
-  const int threads = lamina::cpu::threads_for(rows, row_grain(dim));
-  const PartialSums dweight(ctx, threads, 1, dim);
+  const RowParts parts(rows, dim);
+  const PartialSums dweight(ctx, parts, 1, dim);
   const auto run = HWY_DYNAMIC_DISPATCH(rms_backward);
-  lamina::cpu::parallel_parts(rows, threads, [&](int thread, int64_t begin, int64_t end) {
-    run(args, weight, dweight.of(thread), begin, end);
-  });
-  for (int64_t i = 0; i < dim; ++i) args.dweight.as<float>()[i] += dweight.total(0, i);
+  parts.for_each([&](int64_t part, int64_t begin, int64_t end) { run(args, weight, dweight.of(part), begin, end); });
+  const float* total = dweight.add_up();
+  for (int64_t i = 0; i < dim; ++i) args.dweight.as<float>()[i] += total[i];
 }
 
 void rms_norm_apply(OpContext& ctx, const RmsNormApply& args) {

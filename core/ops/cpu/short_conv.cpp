@@ -10,6 +10,22 @@
 #include "core/ops/cpu/sigmoid-inl.h"
 #include "core/ops/cpu/simd_rows-inl.h"
 
+#ifndef LAMINA_CORE_OPS_CPU_SHORT_CONV
+#define LAMINA_CORE_OPS_CPU_SHORT_CONV
+namespace lamina::ops::cpu {
+namespace {
+
+// A range of rows is done in one go, because at its end rows are computed twice; its sums still go part by part.
+struct WeightSums {
+  const PartialSums& sums;
+  const RowParts& parts;
+  float* of_row(int64_t row) const { return sums.of(row / parts.rows_per_part); }
+};
+
+}  // namespace
+}  // namespace lamina::ops::cpu
+#endif
+
 HWY_BEFORE_NAMESPACE();
 namespace lamina::ops::cpu::HWY_NAMESPACE {
 namespace {
@@ -75,12 +91,13 @@ void convolution_gradient(const ShortConvBackward& args, const float* weight, in
 // Tokens [begin, end) of one sequence. The last `taps` rows of dc are kept, at their token modulo taps: dx of a token needs those
 // of the next taps - 1. Behind the end they are computed by whoever needs them; only their own range counts for the weights.
 template <class T>
-void backward_tokens(const ShortConvBackward& args, const float* weight, float* dweight, float* kept, int64_t batch,
-                     int64_t begin, int64_t end) {
+void backward_tokens(const ShortConvBackward& args, const float* weight, const WeightSums& sums, float* kept,
+                     int64_t batch, int64_t begin, int64_t end) {
   const int64_t num_tokens = args.x.size(1), taps = args.weight.size(1), stride = padded(args.x.size(2));
   for (int64_t t = begin; t < end + taps - 1; ++t) {
     if (t < num_tokens) {
-      convolution_gradient<T>(args, weight, batch, t, kept + t % taps * stride, t < end ? dweight : nullptr);
+      float* dweight = t < end ? sums.of_row(batch * num_tokens + t) : nullptr;
+      convolution_gradient<T>(args, weight, batch, t, kept + t % taps * stride, dweight);
     }
     const int64_t to = t - taps + 1;
     if (to < begin) continue;
@@ -100,12 +117,12 @@ void backward_tokens(const ShortConvBackward& args, const float* weight, float* 
 }
 
 template <class T>
-void backward_rows(const ShortConvBackward& args, const float* weight, float* dweight, float* kept, int64_t begin,
-                   int64_t end) {
+void backward_rows(const ShortConvBackward& args, const float* weight, const WeightSums& sums, float* kept,
+                   int64_t begin, int64_t end) {
   const int64_t num_tokens = args.x.size(1);
   while (begin < end) {
     const int64_t batch = begin / num_tokens, stop = std::min(end, (batch + 1) * num_tokens);
-    backward_tokens<T>(args, weight, dweight, kept, batch, begin - batch * num_tokens, stop - batch * num_tokens);
+    backward_tokens<T>(args, weight, sums, kept, batch, begin - batch * num_tokens, stop - batch * num_tokens);
     begin = stop;
   }
 }
@@ -114,10 +131,10 @@ void conv_forward(const ShortConvForward& args, const float* weight, int64_t beg
   if (args.x.dtype == DType::bf16) return forward_rows<bf16>(args, weight, begin, end);
   forward_rows<float>(args, weight, begin, end);
 }
-void conv_backward(const ShortConvBackward& args, const float* weight, float* dweight, float* kept, int64_t begin,
-                   int64_t end) {
-  if (args.x.dtype == DType::bf16) return backward_rows<bf16>(args, weight, dweight, kept, begin, end);
-  backward_rows<float>(args, weight, dweight, kept, begin, end);
+void conv_backward(const ShortConvBackward& args, const float* weight, const WeightSums& sums, float* kept,
+                   int64_t begin, int64_t end) {
+  if (args.x.dtype == DType::bf16) return backward_rows<bf16>(args, weight, sums, kept, begin, end);
+  backward_rows<float>(args, weight, sums, kept, begin, end);
 }
 
 }  // namespace
@@ -161,15 +178,19 @@ void short_conv_forward(OpContext& ctx, const ShortConvForward& args) {
 void short_conv_backward(OpContext& ctx, const ShortConvBackward& args) {
   const int64_t rows = args.x.size(0) * args.x.size(1), channels = args.x.size(2), taps = args.weight.size(1);
   const float* weight = by_taps(ctx, args.weight);
-  const int threads = lamina::cpu::threads_for(rows, row_grain(channels));
-  const PartialSums dweight(ctx, threads, taps, channels);
+  const RowParts parts(rows, channels);
+  const PartialSums dweight(ctx, parts, taps, channels);
+  const int threads = lamina::cpu::threads_for(parts.count, 1);
   float* kept = zeros(ctx, threads * taps, channels);
   const auto run = HWY_DYNAMIC_DISPATCH(conv_backward);
-  lamina::cpu::parallel_parts(rows, threads, [&](int thread, int64_t begin, int64_t end) {
-    run(args, weight, dweight.of(thread), kept + thread * taps * padded(channels), begin, end);
+  lamina::cpu::parallel_parts(parts.count, threads, [&](int thread, int64_t first, int64_t last) {
+    run(args, weight, {dweight, parts}, kept + thread * taps * padded(channels), parts.begin(first), parts.begin(last));
   });
+  const float* total = dweight.add_up();
   for (int64_t channel = 0; channel < channels; ++channel) {
-    for (int64_t i = 0; i < taps; ++i) args.dweight.as<float>()[channel * taps + i] += dweight.total(i, channel);
+    for (int64_t i = 0; i < taps; ++i) {
+      args.dweight.as<float>()[channel * taps + i] += total[i * padded(channels) + channel];
+    }
   }
 }
 

@@ -247,33 +247,6 @@ TEST(Attention, BackwardEqualsFiniteDifferences) {
   }
 }
 
-TEST(Attention, BackwardIsReproducibleAndItsThreadsAgree) {
-  TestContext test;
-  const Size size{1, 300, 1, 32, 16};  // one head: threads split its tiles
-  const Inputs in = make_inputs(DType::f32, size, true, 1.0);
-  const Tensor d_o = test::normal(DType::f32, {1, 300, 1, 16}, 4);
-  Tensor o = test::poisoned(DType::f32, {1, 300, 1, 16}), lse = test::poisoned(DType::f32, {1, 1, 300});
-  const int threads = cpu::num_threads();
-  std::vector<std::vector<double>> results;
-  for (int count : {2, 2, 1, 3}) {
-    cpu::set_num_threads(count);
-    attention_forward(test.fastest, {in.q, in.k, in.v, 0.2, o, lse});
-    Inputs grad = make_inputs(DType::f32, size, false, 1.0);
-    attention_backward(test.fastest, {in.q, in.k, in.v, 0.2, o, lse, d_o, grad.q, grad.k, grad.v});
-    auto all = test::values(o);
-    for (const TensorView& view : {grad.q, grad.k, grad.v}) {
-      for (double value : test::values(view)) all.push_back(value);
-    }
-    results.push_back(all);
-  }
-  cpu::set_num_threads(threads);
-  EXPECT_EQ(results[0], results[1]);
-  for (size_t n = 0; n < results[0].size(); ++n) {
-    EXPECT_NEAR(results[0][n], results[2][n], 1e-4);
-    EXPECT_NEAR(results[0][n], results[3][n], 1e-4);
-  }
-}
-
 // Sequences of packed documents, given the documents' lengths.
 Tensor starts_of(int64_t batch, const std::vector<int64_t>& lengths) {
   int64_t tokens = 0;
@@ -351,14 +324,49 @@ TEST(Attention, PackedDocumentsEqualSeparateRuns) {
       EXPECT_LE(packed_against_separate(test.fastest, DType::bf16, 3, lengths), 0.1);  // gradients up to 8
     }
   }
-  cpu::set_num_threads(1);  // with more, a head's tiles are dealt by their number in the sequence
-  for (DType dtype : {DType::f32, DType::bf16}) {
-    EXPECT_EQ(packed_against_separate(test.fastest, dtype, 3, {64, 128, 30}), 0.0);
-    EXPECT_EQ(packed_against_separate(test.fastest, dtype, 1, {192, 64}), 0.0);
-    EXPECT_EQ(packed_against_separate(test.fastest, dtype, 1, {64, 30}, 192, 128), 0.0);
+  for (int count : {1, 3}) {
+    cpu::set_num_threads(count);
+    for (DType dtype : {DType::f32, DType::bf16}) {
+      EXPECT_EQ(packed_against_separate(test.fastest, dtype, 3, {64, 128, 30}), 0.0);
+      EXPECT_EQ(packed_against_separate(test.fastest, dtype, 1, {192, 64}), 0.0);
+      EXPECT_EQ(packed_against_separate(test.fastest, dtype, 1, {64, 30}, 192, 128), 0.0);
+    }
   }
   EXPECT_LE(packed_against_separate(test.fastest, DType::bf16, 1, {40, 90, 5, 20}, 192, 128), 0.1);
   cpu::set_num_threads(threads);
+}
+
+// Heads that don't divide evenly among the threads are shared, tile by tile.
+TEST(Attention, TheSameBitsAtAnyNumberOfThreads) {
+  TestContext test;
+  const int before = cpu::num_threads();
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    for (const int64_t heads : {1, 3, 5}) {
+      for (const auto& lengths : std::vector<std::vector<int64_t>>{{330}, {64, 100, 166}, {1, 300, 29}}) {
+        const Tensor starts = starts_of(1, lengths);
+        const Size size{1, 330, heads, 32, 16};
+        const Inputs in = make_inputs(dtype, size, true, 1.0);
+        const Tensor d_o = test::normal(dtype, {1, 330, heads, 16}, 4);
+        std::vector<double> one;
+        for (const int threads : {1, 2, 3, 4, 7, 7}) {
+          cpu::set_num_threads(threads);
+          const Tensor o = test::poisoned(dtype, d_o->shape), lse = test::poisoned(DType::f32, {1, heads, 330});
+          Inputs grad = make_inputs(dtype, size, false, 1.0);
+          for (const TensorView& view : {grad.q, grad.k, grad.v}) test::poison(view);
+          attention_forward(test.fastest, {in.q, in.k, in.v, 0.2, o, lse, starts});
+          attention_backward(test.fastest, {in.q, in.k, in.v, 0.2, o, lse, d_o, grad.q, grad.k, grad.v, starts});
+          auto all = test::values(o);
+          for (const TensorView& view : {lse.view(), grad.q, grad.k, grad.v}) {
+            const auto more = test::values(view);
+            all.insert(all.end(), more.begin(), more.end());
+          }
+          if (threads == 1) one = all;
+          EXPECT_TRUE(all == one) << name_of(dtype) << ", " << heads << " heads, " << threads << " threads";
+        }
+      }
+    }
+  }
+  cpu::set_num_threads(before);
 }
 
 // A document's logits must not be disturbed by a neighbour's, however large.

@@ -1,7 +1,9 @@
 #include "core/ops/matmul.h"
 
+#include <array>
 #include <thread>
 
+#include "core/device/cpu/parallel_for.h"
 #include "core/ops/cpu/matmul.h"
 #include "tests/support/op_test.h"
 
@@ -178,6 +180,35 @@ TEST(Matmul, RefusesWhatIsNoProduct) {
   EXPECT_THROW(matmul(test.fastest, {broadcast, b, c, GradMode::overwrite}), InternalError);
   test::Tensor square(DType::f32, {8, 4});
   EXPECT_THROW(matmul(test.fastest, {a, b, square.view().transposed(), GradMode::overwrite}), InternalError);
+}
+
+// At another number of threads oneDNN may add in another order; at the same one it never does. Sums as long as weight gradients',
+// which it splits, among them.
+TEST(Matmul, TheSameBitsAtTheSameNumberOfThreads) {
+  const int before = lamina::cpu::num_threads();
+  TestContext test;
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    for (const auto& [m, n, k] :
+         std::vector<std::array<int64_t, 3>>{{333, 200, 64}, {100, 1, 2048}, {48, 64, 2048}, {256, 128, 768}}) {
+      const test::Tensor a = test::normal(dtype, {m, k}, 1), b = test::normal(dtype, {k, n}, 2),
+                         left = test::normal(dtype, {k, m}, 3), right = test::normal(dtype, {n, k}, 4);
+      for (const int threads : {1, 2, 3, 4, 7}) {
+        lamina::cpu::set_num_threads(threads);
+        std::vector<std::vector<double>> first;
+        for (int repeat = 0; repeat < 3; ++repeat) {
+          const test::Tensor plain = test::poisoned(dtype, {m, n}), forward = test::poisoned(dtype, {m, n}),
+                             weight = test::normal(DType::f32, {m, n}, 5);
+          matmul(test.fastest, {a, b, plain, GradMode::overwrite});
+          matmul(test.fastest, {a, right.view().transposed(), forward, GradMode::overwrite});
+          matmul(test.fastest, {left.view().transposed(), b, weight, GradMode::accumulate});
+          std::vector<std::vector<double>> all = {test::values(plain), test::values(forward), test::values(weight)};
+          if (repeat == 0) first = all;
+          EXPECT_TRUE(all == first) << name_of(dtype) << " " << m << " x " << n << " x " << k << ", " << threads;
+        }
+      }
+    }
+  }
+  lamina::cpu::set_num_threads(before);
 }
 
 // Several ranks as threads of one process use the same kernels at the same time.
