@@ -50,8 +50,8 @@ struct CheckpointInfo {
   int world_size = 0;              // set by save_checkpoint from the communicator
   int data_parallel = 0;
   std::string program_version;
-  std::string written_at;  // UTC, ISO 8601; set by save_checkpoint
-  std::map<std::string, std::string> extra;
+  std::string written_at;                    // UTC, ISO 8601; set by save_checkpoint
+  std::map<std::string, std::string> extra;  // "threads" of a run's: as threads_of_ranks() has them
 };
 
 struct CheckpointTensor {

@@ -6,6 +6,7 @@
 
 #include "core/base/error.h"
 #include "core/base/stop.h"
+#include "core/device/cpu/parallel_for.h"
 #include "core/device/stream.h"
 
 namespace lamina {
@@ -98,6 +99,12 @@ std::vector<std::string> gather_text(comm::Communicator& comm, const std::string
     texts.push_back(unpacked(words, num_bytes));
   }
   return texts;
+}
+
+std::string threads_of_ranks(comm::Communicator& comm) {
+  const std::vector<std::string> all = gather_text(comm, std::to_string(cpu::num_threads()));
+  const bool equal = std::all_of(all.begin(), all.end(), [&](const std::string& each) { return each == all.front(); });
+  return broadcast_text(comm, all.empty() ? "" : equal ? all.front() : fmt::format("{}", fmt::join(all, ", ")));
 }
 
 std::string broadcast_text(comm::Communicator& comm, const std::string& text) {

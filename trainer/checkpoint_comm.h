@@ -31,6 +31,9 @@ bool stop_requested_anywhere(comm::Communicator& comm, bool* other = nullptr);
 // Collective. Rank 0 gets every rank's text, in rank order; the others get nothing.
 std::vector<std::string> gather_text(comm::Communicator& comm, const std::string& text);
 
+// Collective. The threads that each rank computes with: "2", or "2, 1, 1" where they differ. All ranks get the same.
+std::string threads_of_ranks(comm::Communicator& comm);
+
 // Collective. Everybody gets rank 0's text.
 std::string broadcast_text(comm::Communicator& comm, const std::string& text);
 

@@ -70,7 +70,8 @@ class Trainer {
         local_sequences_(config.train.global_batch_size / engine_.mesh().data),
         tokens_(static_cast<size_t>(local_sequences_ * config.data.seq_len)),
         targets_(tokens_.size()),
-        flops_per_token_(model::training_flops_per_token(config.model, config.data.seq_len).total()) {}
+        flops_per_token_(model::training_flops_per_token(config.model, config.data.seq_len).total()),
+        threads_(threads_of_ranks(comm)) {}
   TrainResult run();
 
  private:
@@ -79,6 +80,7 @@ class Trainer {
   void check_writable();
   void resume();
   void begin_writing();
+  void warn_of_other_threads(const CheckpointInfo& saved) const;
   void measure_peak();
   void step();
   void check_finite(double loss, double grad_norm);
@@ -129,6 +131,7 @@ class Trainer {
   std::vector<int32_t> tokens_, targets_;
   Clock::time_point start_, saved_;  // of the first step; of the last checkpoint, or start_
   double flops_per_token_;
+  std::string threads_;     // of the ranks
   double peak_gflops_ = 0;  // of one rank
 };
 
@@ -168,8 +171,9 @@ void Trainer::resume() {
   } else if (!checkpoint) {
     engine_.initialise();
   } else {
+    CheckpointInfo info;
     run_and_agree(comm_, [&] {
-      const CheckpointInfo info = read_checkpoint_info(*checkpoint);
+      info = read_checkpoint_info(*checkpoint);
       if (info.sampler_fingerprint != sampler_.fingerprint())
         throw Error("{}: was trained on other data: expected {}, found {}", checkpoint->string(),
                     info.sampler_fingerprint, sampler_.fingerprint());
@@ -178,6 +182,7 @@ void Trainer::resume() {
     });
     engine_.publish();
     log::info("resumed from {} at step {}", checkpoint->string(), step_);
+    warn_of_other_threads(info);
   }
   first_step_ = step_;
   run_and_agree(comm_, [&] {
@@ -205,6 +210,20 @@ void Trainer::begin_writing() {
     events_ = tensorboard::EventWriter(folder_.root, step_);
     if (again) events_.write_metrics(step_, validation_row(*again));
   });
+}
+
+// Of everything that a step computes on a CPU only oneDNN's products depend on the number of threads: of fp32 and bf16.
+void Trainer::warn_of_other_threads(const CheckpointInfo& saved) const {
+  const auto before = saved.extra.find("threads");
+  if (config_.run.device != "cpu" || config_.train.precision == Precision::fp64 || saved.world_size != comm_.size() ||
+      before == saved.extra.end() || before->second == threads_) {
+    return;
+  }
+  log::warning(
+      "resumed with {} thread(s) per rank, saved with {}: matrix products may add in another order, so these are not "
+      "the "
+      "same bits as of a run that never stopped; run.num_threads sets the number",
+      threads_, before->second);
 }
 
 // Sums in place; returns the first value.
@@ -500,6 +519,7 @@ void Trainer::save_checkpoint() {
   info.seed = config_.run.seed;
   info.data_parallel = engine_.mesh().data;
   info.program_version = program_version;
+  info.extra["threads"] = threads_;
   store_tokenizer(info, identity_of(sampler_.tokenizer()));
   const trace::Scope scope(tracer_.recorder(), trace::Track::phases, "checkpoint");
   const auto started = Clock::now();

@@ -125,7 +125,8 @@ void describe(V& v, RunConfig& c) {
         "usable). fp64 "
         "runs on the CPU only.");
   v.key("num_threads", c.num_threads, Rule().at_least(0),
-        "Threads per rank; 0: the cores that this process may use, shared with the other ranks on them.");
+        "Threads per rank; 0: the cores that this process may use, shared with the other ranks on them. A resumed run "
+        "gives the same bits at the same number.");
 }
 
 template <class V>

@@ -189,6 +189,21 @@ def change_ranks(lamina: Lamina) -> None:
     print("one rank's checkpoint goes on with two", flush=True)
 
 
+def change_threads(lamina: Lamina) -> None:
+    """The checkpoint knows the number of threads; another number is no obstacle, but it is said."""
+    warning = "thread(s) per rank, saved with"
+    run = lamina.train("threads", changes(3, dump=False))
+    inspected = lamina.run(["inspect", str(run)])
+    expect("\nthreads        1\n" in inspected.stdout, f"inspect does not tell the number of threads:\n{inspected.stdout}")
+    config = str(lamina.write_config("threads", changes(9, dump=False)))
+    same = lamina.run(["train", config, "train.num_steps=6"])
+    expect(same.returncode == 0 and warning not in same.stderr, f"a warning without a reason: {same.stderr}")
+    other = lamina.run(["train", config, "train.num_steps=9", "run.num_threads=2"])
+    expect(other.returncode == 0 and f"resumed with 2 {warning} 1" in other.stderr, f"not a word of the threads: {other.stderr}")
+    expect("\nthreads        2\n" in lamina.run(["inspect", str(run)]).stdout, "inspect does not tell the new number of threads")
+    print("another number of threads: said", flush=True)
+
+
 def main() -> None:
     if len(sys.argv) != 2:
         raise SystemExit(__doc__)
@@ -201,6 +216,7 @@ def main() -> None:
         take_the_previous(lamina)
         refuse_when_all_are_damaged(lamina)
         change_ranks(lamina)
+        change_threads(lamina)
 
 
 if __name__ == "__main__":
