@@ -14,7 +14,7 @@
 namespace lamina {
 namespace {
 
-struct Options {
+struct FitArguments {
   std::string sweep, table, output;
   std::string metric = "validation_loss";
   std::string at;
@@ -22,7 +22,7 @@ struct Options {
   study::FitOptions fit;
 };
 
-std::vector<study::FitPoint> read_points(const Options& options) {
+std::vector<study::FitPoint> read_points(const FitArguments& options) {
   if (options.sweep.empty() == options.table.empty())
     throw Error("fit: found {}, expected one of them (lamina fit --help)",
                 options.sweep.empty() ? "neither a sweep's folder nor --table" : "a sweep's folder and --table");
@@ -39,7 +39,7 @@ std::vector<study::FitPoint> read_points(const Options& options) {
   return points;
 }
 
-void fit(Options options) {
+void fit(FitArguments options) {
   if (!options.at.empty()) {
     try {
       options.fit.at = study::parse_compute(options.at);
@@ -59,7 +59,7 @@ void fit(Options options) {
 }  // namespace
 
 void register_fit(CLI::App& app) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<FitArguments>();
   CLI::App* command = app.add_subcommand(
       "fit", "Fit scaling laws to a sweep: loss over compute, gains between variants, the best size per budget");
   command->footer(

@@ -17,7 +17,7 @@
 namespace lamina {
 namespace {
 
-struct Options {
+struct SweepArguments {
   std::string file;
   study::SweepOptions sweep;
   std::string slurm_options;
@@ -52,7 +52,7 @@ std::vector<std::string> words_of(const std::string& text) {
   return words;
 }
 
-void sweep(Options& options) {
+void sweep(SweepArguments& options) {
   const study::SweepPlan plan = study::load_sweep(options.file);
   if (options.status) {
     fmt::print("{}", study::status_table(plan, study::sweep_status(plan)));
@@ -87,7 +87,7 @@ void sweep(Options& options) {
 }  // namespace
 
 void register_sweep(CLI::App& app) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<SweepArguments>();
   CLI::App* command = app.add_subcommand("sweep", "Train the runs of a study: sizes x variants x seeds");
   command->footer(
       "Examples:\n"

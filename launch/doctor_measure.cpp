@@ -1,8 +1,8 @@
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 #include <functional>
 
+#include "core/base/clock.h"
 #include "core/device/buffer.h"
 #include "core/device/cpu/parallel_for.h"
 #include "core/device/cuda_device.h"
@@ -11,12 +11,6 @@
 
 namespace lamina::doctor {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 // The best of what fits into about half a second, after one that warms up; `work` ends when its result is there.
 double best_seconds(const std::function<void()>& work) {

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "core/base/clock.h"
 #include "core/base/error.h"
 #include "core/device/buffer.h"
 #include "core/device/cuda_device.h"
@@ -12,12 +13,6 @@
 
 namespace lamina::doctor {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 double wall_clock() {
   return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();

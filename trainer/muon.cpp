@@ -2,16 +2,13 @@
 
 #include "core/ops/elementwise.h"
 #include "core/ops/newton_schulz.h"
+#include "core/tensor/elements.h"
 
 namespace lamina {
 namespace {
 
 // Of what an owner assembles at a time: 64 MiB in fp32.
 constexpr int64_t round_elements = int64_t{16} << 20;
-
-TensorView array(const Buffer& buffer, DType dtype, int64_t offset, int64_t count) {
-  return {static_cast<char*>(buffer.data()) + offset * size_of(dtype), dtype, {count}, buffer.device()};
-}
 
 }  // namespace
 
@@ -44,22 +41,22 @@ void MuonGroup::run_round(ops::OpContext& ctx, DType products, const MuonRankRou
     return Slice{parameters_[static_cast<size_t>(piece.matrix)], piece.begin, piece.end};
   };
   const auto message_of = [&](const MuonSend& piece) {
-    return array(message_, acc_, piece.message_offset, piece.end - piece.begin);
+    return elements_of(message_, acc_, piece.message_offset, piece.end - piece.begin);
   };
   for (const MuonSend& piece : round.sent) write(slice_of(piece), message_of(piece));
-  const TensorView message = array(message_, acc_, 0, round.num_sent);
-  const TensorView received = array(received_, acc_, 0, round.num_received);
+  const TensorView message = elements_of(message_, acc_, 0, round.num_sent);
+  const TensorView received = elements_of(received_, acc_, 0, round.num_received);
   group_.all_to_all_v(message, round.send_counts, received, round.receive_counts, ctx.stream).wait();
   for (const MuonReceive& copy : round.received)
-    ops::cast(ctx, {array(received_, acc_, copy.message_offset, copy.num_elements),
-                    array(assembled_, acc_, copy.assembled_offset, copy.num_elements)});
+    ops::cast(ctx, {elements_of(received_, acc_, copy.message_offset, copy.num_elements),
+                    elements_of(assembled_, acc_, copy.assembled_offset, copy.num_elements)});
   for (const MuonBatch& batch : round.batches) {
-    const TensorView flat = array(assembled_, acc_, batch.offset, batch.count * batch.rows * batch.columns);
+    const TensorView flat = elements_of(assembled_, acc_, batch.offset, batch.count * batch.rows * batch.columns);
     ops::newton_schulz(ctx, {flat.reshaped({batch.count, batch.rows, batch.columns}), products});
   }
   for (const MuonReceive& copy : round.received)
-    ops::cast(ctx, {array(assembled_, acc_, copy.assembled_offset, copy.num_elements),
-                    array(received_, acc_, copy.message_offset, copy.num_elements)});
+    ops::cast(ctx, {elements_of(assembled_, acc_, copy.assembled_offset, copy.num_elements),
+                    elements_of(received_, acc_, copy.message_offset, copy.num_elements)});
   group_.all_to_all_v(received, round.receive_counts, message, round.send_counts, ctx.stream).wait();
   for (const MuonSend& piece : round.sent) apply(slice_of(piece), message_of(piece));
 }

@@ -6,16 +6,9 @@
 #include "core/ops/adamw.h"
 #include "core/ops/elementwise.h"
 #include "core/ops/muon.h"
+#include "core/tensor/elements.h"
 
 namespace lamina {
-namespace {
-
-TensorView array(const Buffer& buffer, DType dtype, int64_t offset, int64_t count) {
-  return {static_cast<char*>(buffer.data()) + offset * size_of(dtype), dtype, {count}, buffer.device()};
-}
-
-}  // namespace
-
 ShardedOptimizer::ShardedOptimizer(const OptimizerConfig& config, model::Parameters& parameters,
                                    const OwnerGroups& owners, MemoryLedger* ledger)
     : config_(config), parameters_(parameters), slice_of_(parameters.specs().size(), -1) {
@@ -80,7 +73,7 @@ void ShardedOptimizer::book(std::vector<Run>& runs, model::ParameterGroup& group
     buffers_.emplace_back(count * size_of(acc), device, ledger, "optimizer");
   masters = first = second = 0;
   const auto take = [&](size_t buffer, int64_t& offset, int64_t count) {
-    const TensorView view = array(buffers_[at + buffer], acc, offset, count);
+    const TensorView view = elements_of(buffers_[at + buffer], acc, offset, count);
     offset += count;
     return view;
   };

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 
+#include "core/base/clock.h"
 #include "core/device/buffer.h"
 #include "core/device/cpu/parallel_for.h"
 #include "core/ops/matmul.h"
@@ -11,8 +12,6 @@
 
 namespace lamina {
 namespace {
-
-using Clock = std::chrono::steady_clock;
 
 DType dtype_of_precision(Precision precision) {
   switch (precision) {
@@ -55,7 +54,7 @@ class Product {
     ops::matmul(ctx_, {a_, b_.transposed(), c_, ops::GradMode::overwrite});
     ctx_.stream.synchronize();
     ctx_.scratch.reset();
-    return std::chrono::duration<double>(Clock::now() - begin).count();
+    return seconds_since(begin);
   }
   double gflops(double seconds) const {
     const auto n = static_cast<double>(size_);
@@ -82,7 +81,7 @@ double measure_peak_gflops(Precision precision, Stream& stream) {
   ops::OpContext ctx{stream, scratch, refusals, ops::Backend::fastest};
 
   const Clock::time_point begin = Clock::now();
-  const auto spent = [&] { return std::chrono::duration<double>(Clock::now() - begin).count(); };
+  const auto spent = [&] { return seconds_since(begin); };
   double best = 0;
   for (int64_t size = 128;; size *= 2) {
     Product product(size, dtype, ctx);

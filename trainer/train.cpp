@@ -1,12 +1,12 @@
 #include "trainer/train.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <memory>
 #include <optional>
 
 #include "configs/schema/decode.h"
+#include "core/base/clock.h"
 #include "core/base/log.h"
 #include "core/base/stop.h"
 #include "core/ops/elementwise.h"
@@ -32,12 +32,6 @@
 
 namespace lamina {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 // As in the row of a step that validates.
 JsonRow validation_row(const Evaluation& evaluation) {

@@ -1,13 +1,13 @@
 #include "trainer/verify.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <map>
 #include <mutex>
 #include <set>
 
 #include "configs/schema/decode.h"
+#include "core/base/clock.h"
 #include "core/base/rng.h"
 #include "core/device/cpu/parallel_for.h"
 #include "core/tensor/host_copy.h"
@@ -24,7 +24,6 @@
 namespace lamina {
 namespace {
 
-using Clock = std::chrono::steady_clock;
 using Gradients = std::map<std::string, std::vector<double>>;
 
 // ---- One step ----
@@ -329,10 +328,6 @@ void Verifier::run_layout(LayoutReport& report) const {
     report.gradient_difference = difference;
     report.worst_tensor = name;
   }
-}
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
 Verification Verifier::run(const std::vector<Layout>& layouts) {

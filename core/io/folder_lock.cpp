@@ -16,6 +16,7 @@
 #include <system_error>
 #include <utility>
 
+#include "core/base/clock.h"
 #include "core/base/log.h"
 #include "core/base/stop.h"
 #include "core/io/file.h"
@@ -24,7 +25,7 @@ namespace lamina::io {
 namespace {
 
 namespace fs = std::filesystem;
-using Clock = std::chrono::steady_clock;
+
 
 constexpr std::chrono::milliseconds poll_interval{100};
 

@@ -59,18 +59,18 @@ void check_shared_keys(const TensorView& nope, const TensorView& shared, const T
                "k_nope {}, k_shared {}, k {}", nope.to_string(), shared.to_string(), k.to_string());
 }
 
-constexpr Implementation<AttentionForward> forward_implementations[] = {
+constexpr Implementation<AttentionForward> attention_forward_implementations[] = {
     LAMINA_CUDA_IMPLEMENTATION(attention_forward){"cpu", cpu::refuses, cpu::attention_forward},
     {"ref", nullptr, ref::attention_forward},
 };
-constexpr Implementation<AttentionBackward> backward_implementations[] = {
+constexpr Implementation<AttentionBackward> attention_backward_implementations[] = {
     LAMINA_CUDA_IMPLEMENTATION(attention_backward){"cpu", cpu::refuses, cpu::attention_backward},
     {"ref", nullptr, ref::attention_backward},
 };
-constexpr Implementation<PackSharedKeys> pack_implementations[] = {
+constexpr Implementation<PackSharedKeys> pack_shared_keys_implementations[] = {
     LAMINA_CUDA_IMPLEMENTATION(pack_shared_keys){"ref", nullptr, ref::pack_shared_keys},
 };
-constexpr Implementation<UnpackSharedKeys> unpack_implementations[] = {
+constexpr Implementation<UnpackSharedKeys> unpack_shared_keys_implementations[] = {
     LAMINA_CUDA_IMPLEMENTATION(unpack_shared_keys){"ref", nullptr, ref::unpack_shared_keys},
 };
 
@@ -78,22 +78,22 @@ constexpr Implementation<UnpackSharedKeys> unpack_implementations[] = {
 
 void attention_forward(OpContext& ctx, const AttentionForward& args) {
   validate(args);
-  dispatch<AttentionForward>(ctx, "attention_forward", forward_implementations, args);
+  dispatch<AttentionForward>(ctx, "attention_forward", attention_forward_implementations, args);
 }
 
 void attention_backward(OpContext& ctx, const AttentionBackward& args) {
   validate(args);
-  dispatch<AttentionBackward>(ctx, "attention_backward", backward_implementations, args);
+  dispatch<AttentionBackward>(ctx, "attention_backward", attention_backward_implementations, args);
 }
 
 void pack_shared_keys(OpContext& ctx, const PackSharedKeys& args) {
   check_shared_keys(args.k_nope, args.k_shared, args.k);
-  dispatch<PackSharedKeys>(ctx, "pack_shared_keys", pack_implementations, args);
+  dispatch<PackSharedKeys>(ctx, "pack_shared_keys", pack_shared_keys_implementations, args);
 }
 
 void unpack_shared_keys(OpContext& ctx, const UnpackSharedKeys& args) {
   check_shared_keys(args.dk_nope, args.dk_shared, args.dk);
-  dispatch<UnpackSharedKeys>(ctx, "unpack_shared_keys", unpack_implementations, args);
+  dispatch<UnpackSharedKeys>(ctx, "unpack_shared_keys", unpack_shared_keys_implementations, args);
 }
 
 }  // namespace lamina::ops

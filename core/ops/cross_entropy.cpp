@@ -50,7 +50,7 @@ int64_t piece_size(int64_t num_tokens, int64_t vocab, DType acc, DeviceKind devi
   return num_pieces == 0 ? 1 : (num_tokens + num_pieces - 1) / num_pieces;
 }
 
-constexpr Implementation<SoftmaxCrossEntropy> implementations[] = {
+constexpr Implementation<SoftmaxCrossEntropy> cross_entropy_implementations[] = {
     LAMINA_CUDA_IMPLEMENTATION(softmax_cross_entropy)  //
     {"cpu", cpu::refuses, cpu::softmax_cross_entropy},
     {"ref", nullptr, ref::softmax_cross_entropy},
@@ -74,7 +74,7 @@ void linear_cross_entropy(OpContext& ctx, const LinearCrossEntropy& args) {
     linear(ctx, x, args.weight, logits);
     const TensorView dlogits = args.dx ? all_dlogits.slice(0, 0, end - begin) : TensorView();
     dispatch<SoftmaxCrossEntropy>(
-        ctx, "softmax_cross_entropy", implementations,
+        ctx, "softmax_cross_entropy", cross_entropy_implementations,
         {logits, args.targets.slice(0, begin, end), args.token_loss.slice(0, begin, end), args.grad_scale, dlogits});
     if (!args.dx) continue;
     linear_input_gradient(ctx, dlogits, args.weight, args.dx.slice(0, begin, end), GradMode::overwrite);

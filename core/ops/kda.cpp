@@ -42,10 +42,10 @@ Shapes validate_inputs(const Args& args) {
   return shapes;
 }
 
-constexpr Implementation<KdaForward> forward_implementations[] = {
+constexpr Implementation<KdaForward> kda_forward_implementations[] = {
     LAMINA_CUDA_IMPLEMENTATION(kda_forward){"cpu", cpu::kda_forward_refuses, cpu::kda_forward},
     {"ref", nullptr, ref::kda_forward}};
-constexpr Implementation<KdaBackward> backward_implementations[] = {
+constexpr Implementation<KdaBackward> kda_backward_implementations[] = {
     LAMINA_CUDA_IMPLEMENTATION(kda_backward){"cpu", cpu::kda_backward_refuses, cpu::kda_backward},
     {"ref", nullptr, ref::kda_backward}};
 
@@ -55,7 +55,7 @@ void kda_forward(OpContext& ctx, const KdaForward& args) {
   const Shapes shapes = validate_inputs(args);
   expect(args.o, "o", args.q.dtype, shapes.value);
   expect_state(args.final_state, "final_state", accumulation_dtype(args.q.dtype), shapes.state);
-  dispatch<KdaForward>(ctx, "kda_forward", forward_implementations, args);
+  dispatch<KdaForward>(ctx, "kda_forward", kda_forward_implementations, args);
 }
 
 void kda_backward(OpContext& ctx, const KdaBackward& args) {
@@ -69,7 +69,7 @@ void kda_backward(OpContext& ctx, const KdaBackward& args) {
   expect(args.dg, "dg", acc, shapes.key);
   expect(args.dbeta, "dbeta", acc, shapes.scalar);
   expect_state(args.d_initial_state, "d_initial_state", acc, shapes.state);
-  dispatch<KdaBackward>(ctx, "kda_backward", backward_implementations, args);
+  dispatch<KdaBackward>(ctx, "kda_backward", kda_backward_implementations, args);
 }
 
 }  // namespace lamina::ops

@@ -34,7 +34,7 @@ void validate(const Matmul& args) {
                b.to_string(), c.to_string());
 }
 
-constexpr Implementation<Matmul> implementations[] = {
+constexpr Implementation<Matmul> matmul_implementations[] = {
     LAMINA_CUDA_IMPLEMENTATION(matmul)  //
     {"cpu", cpu::refuses, cpu::matmul},
     {"cpu through fp32", cpu::widened_refuses, cpu::matmul_widened},
@@ -45,7 +45,7 @@ constexpr Implementation<Matmul> implementations[] = {
 
 void matmul(OpContext& ctx, const Matmul& args) {
   validate(args);
-  dispatch<Matmul>(ctx, "matmul", implementations, args);
+  dispatch<Matmul>(ctx, "matmul", matmul_implementations, args);
 }
 
 }  // namespace lamina::ops

@@ -20,11 +20,11 @@ void validate(const TensorView& x, const TensorView& weight, const TensorView& d
   check_document_starts(document_starts, x.size(0), x.size(1));
 }
 
-constexpr Implementation<ShortConvForward> forward_implementations[] = {
+constexpr Implementation<ShortConvForward> short_conv_forward_implementations[] = {
     LAMINA_CUDA_IMPLEMENTATION(short_conv_forward)  //
     {"cpu", cpu::short_conv_forward_refuses, cpu::short_conv_forward},
     {"ref", nullptr, ref::short_conv_forward}};
-constexpr Implementation<ShortConvBackward> backward_implementations[] = {
+constexpr Implementation<ShortConvBackward> short_conv_backward_implementations[] = {
     LAMINA_CUDA_IMPLEMENTATION(short_conv_backward)  //
     {"cpu", cpu::short_conv_backward_refuses, cpu::short_conv_backward},
     {"ref", nullptr, ref::short_conv_backward}};
@@ -34,7 +34,7 @@ constexpr Implementation<ShortConvBackward> backward_implementations[] = {
 void short_conv_forward(OpContext& ctx, const ShortConvForward& args) {
   validate(args.x, args.weight, args.document_starts);
   expect(args.y, "y", args.x.dtype, args.x.shape);
-  dispatch<ShortConvForward>(ctx, "short_conv_forward", forward_implementations, args);
+  dispatch<ShortConvForward>(ctx, "short_conv_forward", short_conv_forward_implementations, args);
 }
 
 void short_conv_backward(OpContext& ctx, const ShortConvBackward& args) {
@@ -44,7 +44,7 @@ void short_conv_backward(OpContext& ctx, const ShortConvBackward& args) {
   LAMINA_CHECK(args.dx.data != args.dy.data || args.dx.num_elements() == 0, "dx is dy, whose later tokens it needs");
   expect(args.dweight, "dweight", args.weight.dtype, args.weight.shape);
   expect_contiguous(args.dweight, "dweight");
-  dispatch<ShortConvBackward>(ctx, "short_conv_backward", backward_implementations, args);
+  dispatch<ShortConvBackward>(ctx, "short_conv_backward", short_conv_backward_implementations, args);
 }
 
 }  // namespace lamina::ops

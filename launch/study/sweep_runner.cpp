@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "configs/schema/decode.h"
+#include "core/base/clock.h"
 #include "core/base/error.h"
 #include "core/base/stop.h"
 #include "core/io/file.h"
@@ -24,14 +25,9 @@ namespace lamina::study {
 namespace {
 
 namespace fs = std::filesystem;
-using Clock = std::chrono::steady_clock;
 using nlohmann::json;
 
 constexpr int starts_without_progress = 3;
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 fs::path state_file(const fs::path& folder) {
   return folder / "state.json";

@@ -1,20 +1,14 @@
 #include "parallel/pipeline/executor.h"
 
 #include <algorithm>
-#include <chrono>
 #include <utility>
 
+#include "core/base/clock.h"
 #include "core/base/error.h"
 
 namespace lamina::pipeline {
 
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 // A hop's two directions have a tag each, named by the chunk that receives, so that messages between the same two ranks match
 // by chunk; micro-batches of a chunk come in order.

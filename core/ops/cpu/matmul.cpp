@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <array>
-#include <oneapi/dnnl/dnnl.hpp>
 #include <unordered_map>
 
 #include "core/device/cpu/parallel_for.h"
+#include "core/ops/cpu/onednn.h"
 
 namespace lamina::ops::cpu {
 namespace {
@@ -59,12 +59,6 @@ Problem problem_of(const Matmul& args) {
           omp_in_parallel() != 0 ? 1 : lamina::cpu::num_threads()};
 }
 
-// Shared by all threads; immutable after construction.
-const dnnl::engine& engine() {
-  static const dnnl::engine cpu_engine(dnnl::engine::kind::cpu, 0);
-  return cpu_engine;
-}
-
 dnnl::memory::desc describe(int64_t rows, int64_t cols, DType dtype, const Layout& layout) {
   const auto type = dtype == DType::bf16 ? dnnl::memory::data_type::bf16 : dnnl::memory::data_type::f32;
   const auto strides =
@@ -89,9 +83,9 @@ Primitive make_primitive(const Problem& problem) {
     attributes.set_post_ops(sum);
   }
 #if DNNL_VERSION_MAJOR >= 3
-  const dnnl::matmul::primitive_desc description(engine(), a, b, c, attributes);
+  const dnnl::matmul::primitive_desc description(onednn_engine(), a, b, c, attributes);
 #else
-  const dnnl::matmul::primitive_desc description(dnnl::matmul::desc(a, b, c), attributes, engine());
+  const dnnl::matmul::primitive_desc description(dnnl::matmul::desc(a, b, c), attributes, onednn_engine());
 #endif
   return {a, b, c, description.scratchpad_desc(), dnnl::matmul(description)};
 }
@@ -109,7 +103,7 @@ struct KeyHash {
 struct PrimitiveCache {
   static constexpr size_t capacity = 512;  // experts see a new number of tokens every step
   std::unordered_map<std::array<int64_t, 12>, Primitive, KeyHash> primitives;
-  dnnl::stream stream{engine()};
+  dnnl::stream stream{onednn_engine()};
 
   const Primitive& get(const Problem& problem) {
     const auto key = problem.key();
@@ -125,9 +119,9 @@ void run_primitive(OpContext& ctx, const Matmul& args, const Problem& problem) {
   const Primitive& primitive = cache.get(problem);
   const auto scratch_bytes = static_cast<int64_t>(primitive.scratchpad.get_size());
   const TensorView scratch = ctx.scratch.take(DType::f32, {(scratch_bytes + 3) / 4});
-  const dnnl::memory a(primitive.a, engine(), args.a.data), b(primitive.b, engine(), args.b.data);
-  const dnnl::memory c(primitive.c, engine(), args.c.data);
-  const dnnl::memory scratchpad(primitive.scratchpad, engine(), scratch.data);
+  const dnnl::memory a(primitive.a, onednn_engine(), args.a.data), b(primitive.b, onednn_engine(), args.b.data);
+  const dnnl::memory c(primitive.c, onednn_engine(), args.c.data);
+  const dnnl::memory scratchpad(primitive.scratchpad, onednn_engine(), scratch.data);
   primitive.matmul.execute(
       cache.stream, {{DNNL_ARG_SRC, a}, {DNNL_ARG_WEIGHTS, b}, {DNNL_ARG_DST, c}, {DNNL_ARG_SCRATCHPAD, scratchpad}});
   cache.stream.wait();
@@ -148,9 +142,7 @@ const char* refuses(const Matmul& args) {
   if (args.a.dtype == DType::f64) return "oneDNN has no float64";
   if (args.a.size(1) == 0) return "a sum over nothing";
   if (args.a.dtype == DType::bf16) {
-    // Instruction sets are sets of bits, each including what it builds upon.
-    constexpr int avx512 = static_cast<int>(dnnl::cpu_isa::avx512_core);
-    static const bool has_bf16 = (static_cast<int>(dnnl::get_effective_cpu_isa()) & avx512) == avx512;
+    static const bool has_bf16 = onednn_has(dnnl::cpu_isa::avx512_core);
     if (!has_bf16) return "oneDNN multiplies bf16 on processors with AVX-512 only";
   }
   return nullptr;

@@ -2,9 +2,9 @@
 
 #include <array>
 #include <map>
-#include <oneapi/dnnl/dnnl.hpp>
 
 #include "core/device/cpu/parallel_for.h"
+#include "core/ops/cpu/onednn.h"
 
 namespace lamina::ops::cpu {
 namespace {
@@ -30,11 +30,6 @@ std::map<Key, SingleThreadProduct>& known() {
   return products;
 }
 
-const dnnl::engine& engine() {
-  static const dnnl::engine cpu_engine(dnnl::engine::kind::cpu, 0);
-  return cpu_engine;
-}
-
 // oneDNN fixes a primitive's partition over threads when it is made, and sgemm's when it is called.
 class OneThread {
  public:
@@ -55,11 +50,6 @@ dnnl::memory::desc describe(int64_t rows, int64_t cols, DType dtype, bool transp
   const auto type = dtype == DType::bf16 ? dnnl::memory::data_type::bf16 : dnnl::memory::data_type::f32;
   const auto strides = transposed ? dnnl::memory::dims{1, leading} : dnnl::memory::dims{leading, 1};
   return {dnnl::memory::dims{rows, cols}, type, strides};
-}
-
-bool has_bf16() {
-  constexpr int avx512 = static_cast<int>(dnnl::cpu_isa::avx512_core);
-  return (static_cast<int>(dnnl::get_effective_cpu_isa()) & avx512) == avx512;
 }
 
 int64_t aligned(int64_t bytes) {
@@ -90,7 +80,7 @@ struct SingleThreadProduct::Primitive {
 
 SingleThreadProduct::SingleThreadProduct(const ProductShape& shape) : shape_(shape) {
   if (shape.in == DType::f32) return;
-  if (shape.widened || !has_bf16()) {
+  if (shape.widened || !onednn_has(dnnl::cpu_isa::avx512_core)) {
     scratch_bytes_ = aligned(4 * shape.m * shape.k) + aligned(4 * shape.k * shape.n) + aligned(4 * shape.m * shape.n);
     return;
   }
@@ -101,9 +91,9 @@ SingleThreadProduct::SingleThreadProduct(const ProductShape& shape) : shape_(sha
   dnnl::primitive_attr attributes;
   attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
 #if DNNL_VERSION_MAJOR >= 3
-  const dnnl::matmul::primitive_desc description(engine(), a, b, c, attributes);
+  const dnnl::matmul::primitive_desc description(onednn_engine(), a, b, c, attributes);
 #else
-  const dnnl::matmul::primitive_desc description(dnnl::matmul::desc(a, b, c), attributes, engine());
+  const dnnl::matmul::primitive_desc description(dnnl::matmul::desc(a, b, c), attributes, onednn_engine());
 #endif
   primitive_ =
       std::make_unique<Primitive>(Primitive{a, b, c, description.scratchpad_desc(), dnnl::matmul(description)});
@@ -132,11 +122,11 @@ void SingleThreadProduct::run(const void* a, const void* b, void* c, char* scrat
                  static_cast<float*>(c), shape_.c_leading, accumulate);
   }
   if (!primitive_) return run_widened(a, b, c, scratch);
-  thread_local dnnl::stream stream{engine()};
+  thread_local dnnl::stream stream{onednn_engine()};
   // oneDNN's interface has no const data.
-  const dnnl::memory left(primitive_->a, engine(), const_cast<void*>(a)),
-      right(primitive_->b, engine(), const_cast<void*>(b)), out(primitive_->c, engine(), c),
-      scratchpad(primitive_->scratchpad, engine(), scratch);
+  const dnnl::memory left(primitive_->a, onednn_engine(), const_cast<void*>(a)),
+      right(primitive_->b, onednn_engine(), const_cast<void*>(b)), out(primitive_->c, onednn_engine(), c),
+      scratchpad(primitive_->scratchpad, onednn_engine(), scratch);
   const OneThread one;
   primitive_->matmul.execute(
       stream,

@@ -24,7 +24,7 @@ Rows<T> rows_of(const TensorView& view, int64_t batch, int64_t head) {
 }
 
 template <class T>
-acc_t<T> dot(const T* a, const T* b, int64_t width) {
+acc_t<T> dot_of(const T* a, const T* b, int64_t width) {
   acc_t<T> sum = 0;
   for (int64_t d = 0; d < width; ++d) sum += static_cast<acc_t<T>>(a[d]) * static_cast<acc_t<T>>(b[d]);
   return sum;
@@ -43,7 +43,7 @@ void forward_head(const AttentionForward& args, int64_t batch, int64_t head, acc
     const int64_t start = document_start(args.document_starts, batch, i);
     Acc largest = -std::numeric_limits<Acc>::infinity();
     for (int64_t j = start; j <= i; ++j) {
-      probability[j] = scale * dot(q.row(i), k.row(j), d_qk);
+      probability[j] = scale * dot_of(q.row(i), k.row(j), d_qk);
       largest = std::max(largest, probability[j]);
     }
     Acc total = 0;
@@ -79,11 +79,11 @@ void backward_head(const AttentionBackward& args, int64_t batch, int64_t head, c
   std::fill(sums.dk, sums.dk + num_tokens * d_qk, Acc{0});
   std::fill(sums.dv, sums.dv + num_tokens * d_v, Acc{0});
   for (int64_t i = 0; i < num_tokens; ++i) {
-    const Acc delta = dot(d_o.row(i), o.row(i), d_v);
+    const Acc delta = dot_of(d_o.row(i), o.row(i), d_v);
     std::fill(sums.dq, sums.dq + d_qk, Acc{0});
     for (int64_t j = document_start(args.document_starts, batch, i); j <= i; ++j) {
-      const Acc p = std::exp(scale * dot(q.row(i), k.row(j), d_qk) - lse[i]);
-      const Acc ds = scale * p * (dot(d_o.row(i), v.row(j), d_v) - delta);
+      const Acc p = std::exp(scale * dot_of(q.row(i), k.row(j), d_qk) - lse[i]);
+      const Acc ds = scale * p * (dot_of(d_o.row(i), v.row(j), d_v) - delta);
       for (int64_t d = 0; d < d_qk; ++d) {
         sums.dq[d] += ds * static_cast<Acc>(k.row(j)[d]);
         sums.dk[j * d_qk + d] += ds * static_cast<Acc>(q.row(i)[d]);

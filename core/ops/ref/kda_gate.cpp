@@ -6,10 +6,6 @@
 namespace lamina::ops::ref {
 namespace {
 
-template <class A>
-A sigmoid(A x) {
-  return A(1) / (A(1) + std::exp(-x));
-}
 // Linear above 20, where log(1 + e^-x) is below fp32's rounding of x.
 template <class A>
 A softplus(A x) {

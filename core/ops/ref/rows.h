@@ -3,6 +3,7 @@
 #pragma once
 
 #include <bit>
+#include <cmath>
 #include <cstdint>
 #include <vector>
 
@@ -88,6 +89,11 @@ Row<A> load_vector(const TensorView& vector) {
   row.shape = {1, vector.size(0)};
   row.strides = {vector.size(0), 1};
   return load_row<A>(row, 0);
+}
+
+template <class A>
+A sigmoid(A x) {
+  return A(1) / (A(1) + std::exp(-x));
 }
 
 template <class A>

@@ -8,11 +8,6 @@ namespace lamina::ops::ref {
 namespace {
 
 template <class A>
-A sigmoid(A z) {
-  return A(1) / (A(1) + std::exp(-z));
-}
-
-template <class A>
 A weight_of(const TensorView& weight, int64_t t) {
   return weight ? weight.as<A>()[t] : A(1);
 }
