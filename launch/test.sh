@@ -122,9 +122,13 @@ check_format() {
 # doesn't look for: its folder goes to the end of the search, behind clang's versions of everything else in it.
 check_tidy() {
   local status=0 log
-  cmake --preset cpu-release -B build-lint -DLAMINA_QUICK_BUILD=OFF -DLAMINA_BUILD_TESTS=OFF -DLAMINA_BUILD_BENCH=OFF >/dev/null &&
-    cmake --build build-lint --target lamina_event_proto generated/git_commit.h >/dev/null || { count "configuring for clang-tidy" 1; return; }
   log=$(mktemp)
+  if ! { cmake --preset cpu-release -B build-lint -DLAMINA_QUICK_BUILD=OFF -DLAMINA_BUILD_TESTS=OFF -DLAMINA_BUILD_BENCH=OFF &&
+    cmake --build build-lint --target lamina_event_proto generated/git_commit.h; } >"$log" 2>&1; then
+    cat "$log"
+    count "configuring for clang-tidy" 1
+    return
+  fi
   run-clang-tidy -p build-lint -quiet -j "$(nproc)" -extra-arg="-idirafter$(g++ -print-file-name=include)" \
     -extra-arg=-Wno-unknown-warning-option "$root/(core|configs|parallel|data|model|trainer|launch)/.*\.cpp$" \
     >"$log" 2>&1 || status=$?

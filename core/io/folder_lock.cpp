@@ -26,7 +26,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-
 constexpr std::chrono::milliseconds poll_interval{100};
 
 std::string first_line(const char* path) {
