@@ -13,9 +13,10 @@ namespace {
 
 namespace fs = std::filesystem;
 
-class Loader {
- public:
-  explicit Loader(const fs::path& checkpoint)
+}  // namespace
+
+struct CheckpointReader::State {
+  explicit State(const fs::path& checkpoint)
       : checkpoint_(checkpoint),
         manifest_(read_manifest(checkpoint)),
         layouts_(make_tensor_layouts(manifest_.shards)) {}
@@ -86,8 +87,6 @@ class Loader {
   std::vector<char> buffer_;
 };
 
-}  // namespace
-
 CheckpointInfo read_checkpoint_info(const fs::path& checkpoint) {
   return read_manifest(checkpoint).info;
 }
@@ -96,33 +95,28 @@ std::vector<CheckpointTensor> list_checkpoint_tensors(const fs::path& checkpoint
   return CheckpointReader(checkpoint).tensors();
 }
 
-struct CheckpointReader::State {
-  Loader loader;
-};
-
-CheckpointReader::CheckpointReader(const fs::path& checkpoint)
-    : state_(std::make_unique<State>(State{Loader(checkpoint)})) {}
+CheckpointReader::CheckpointReader(const fs::path& checkpoint) : state_(std::make_unique<State>(checkpoint)) {}
 CheckpointReader::~CheckpointReader() = default;
 CheckpointReader::CheckpointReader(CheckpointReader&&) noexcept = default;
 CheckpointReader& CheckpointReader::operator=(CheckpointReader&&) noexcept = default;
 
 const CheckpointInfo& CheckpointReader::info() const {
-  return state_->loader.info();
+  return state_->info();
 }
 
 std::vector<CheckpointTensor> CheckpointReader::tensors() const {
   std::vector<CheckpointTensor> tensors;
-  for (const auto& [name, layout] : state_->loader.layouts()) tensors.push_back(layout.tensor);
+  for (const auto& [name, layout] : state_->layouts()) tensors.push_back(layout.tensor);
   return tensors;
 }
 
 void CheckpointReader::load(const TensorPiece& wanted) {
-  state_->loader.load(wanted);
+  state_->load(wanted);
 }
 
 void load_checkpoint(const fs::path& checkpoint, std::span<const TensorPiece> wanted) {
-  Loader loader(checkpoint);
-  for (const TensorPiece& piece : wanted) loader.load(piece);
+  CheckpointReader reader(checkpoint);
+  for (const TensorPiece& piece : wanted) reader.load(piece);
 }
 
 }  // namespace lamina
