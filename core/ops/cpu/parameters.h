@@ -41,15 +41,16 @@ inline const float* as_floats(OpContext& ctx, const TensorView& vector) {
   return out;
 }
 
-// Rows cut by shape alone: sums over the parts, added in their order, don't depend on the number of threads.
+// Rows cut by shape alone: sums over the parts, added in their order, don't depend on the number of threads. To clear and add the
+// sums of a part takes as long as a row or less, so parts have many.
 struct RowParts {
-  static constexpr int64_t most = 64;
+  static constexpr int64_t most = 64, fewest_rows = 64;
   int64_t rows, rows_per_part, count;
 
   // `row_size`: elements of work in a row.
   RowParts(int64_t num_rows, int64_t row_size)
       : rows(num_rows),
-        rows_per_part(std::max(row_grain(row_size), (num_rows + most - 1) / most)),
+        rows_per_part(std::max({row_grain(row_size), fewest_rows, (num_rows + most - 1) / most})),
         count((num_rows + rows_per_part - 1) / rows_per_part) {}
 
   int64_t begin(int64_t part) const { return std::min(part * rows_per_part, rows); }
