@@ -111,7 +111,7 @@ build() {
   # In CI a warning is an error; for users, whose compiler may be newer than any that was seen, it is not.
   [[ -z ${LAMINA_WERROR:-} ]] || options+=("-DLAMINA_WERROR=$LAMINA_WERROR")
   # Lets the compiler cache, where there is one, serve another clone of the same sources.
-  export CCACHE_BASEDIR=$root CCACHE_NOHASHDIR=1
+  export CCACHE_BASEDIR=$root CCACHE_NOHASHDIR=1 CCACHE_SLOPPINESS=pch_defines,time_macros
   say "configuring build/ (preset cpu-release)"
   local log
   log=$(mktemp)
