@@ -19,21 +19,21 @@ using nlohmann::json;
 using study::RunData;
 
 constexpr std::array always_there = {"loss", "grad_norm", "lr", "tokens", "tokens_per_second"};
-constexpr std::array curves = {"loss",
-                               "validation_loss",
-                               "validation_bits_per_byte",
-                               "lr",
-                               "grad_norm",
-                               "aux_loss",
-                               "tokens_per_second",
-                               "mfu",
-                               "pipeline.bubble",
-                               "pipeline.bubble_bound",
-                               "pipeline.efficiency",
-                               "comm_bytes.pipeline_hidden",
-                               "comm_bytes.pipeline_blocks",
-                               "comm_bytes.data",
-                               "comm_bytes.expert"};
+constexpr std::array metrics_drawn = {"loss",
+                                      "validation_loss",
+                                      "validation_bits_per_byte",
+                                      "lr",
+                                      "grad_norm",
+                                      "aux_loss",
+                                      "tokens_per_second",
+                                      "mfu",
+                                      "pipeline.bubble",
+                                      "pipeline.bubble_bound",
+                                      "pipeline.efficiency",
+                                      "comm_bytes.pipeline_hidden",
+                                      "comm_bytes.pipeline_blocks",
+                                      "comm_bytes.data",
+                                      "comm_bytes.expert"};
 
 // The last row's that has them: they grow only. An entry per rank.
 json peak_bytes(const RunData& run) {
@@ -143,7 +143,7 @@ json run_document(const RunData& run, const Limits& limits) {
   const std::string yaml = to_yaml(run.config);
   const auto keys = flatten_config(yaml);
   json series = json::object();
-  for (const char* key : curves) {
+  for (const char* key : metrics_drawn) {
     const Series all = read_series(run.metrics, key);
     if (!all.step.empty()) series[key] = to_json(thin(all, limits.points));
   }
