@@ -124,7 +124,8 @@ check_tidy() {
   local status=0 log
   log=$(mktemp)
   if ! { cmake --preset cpu-release -B build-lint -DLAMINA_QUICK_BUILD=OFF -DLAMINA_BUILD_TESTS=OFF -DLAMINA_BUILD_BENCH=OFF &&
-    cmake --build build-lint --target lamina_event_proto generated/git_commit.h; } >"$log" 2>&1; then
+    cmake --build build-lint --target lamina_event_proto &&
+    cmake -DSOURCE="$root" -DOUTPUT="$root/build-lint/generated/git_commit.h" -P launch/git_commit.cmake; } >"$log" 2>&1; then
     cat "$log"
     count "configuring for clang-tidy" 1
     return
