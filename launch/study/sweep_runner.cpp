@@ -291,16 +291,17 @@ std::vector<RunStatus> sweep_status(const SweepPlan& plan) {
     RunStatus status = read_status(run);
     const auto job = jobs.find(job_name(plan, run));
     const json one = runs.value(run.id.name, json::object());
-    if (has_ended(status.state)) {
-    } else if (job != jobs.end()) {
+    const bool is_open = !has_ended(status.state);
+    if (is_open && job != jobs.end()) {
       status.state = job->second == "RUNNING" || job->second == "COMPLETING" ? RunState::running : RunState::waiting;
       status.reason = "Slurm: " + job->second;
-    } else if (status.state == RunState::running) {
-    } else if (one.value("state", "") == "failed") {
-      status.state = RunState::failed;
-      status.reason = one.value("reason", "");
-    } else if (one.value("state", "") == "running" && is_running) {
-      status.state = RunState::running;
+    } else if (is_open && status.state != RunState::running) {
+      if (one.value("state", "") == "failed") {
+        status.state = RunState::failed;
+        status.reason = one.value("reason", "");
+      } else if (one.value("state", "") == "running" && is_running) {
+        status.state = RunState::running;
+      }
     }
     all.push_back(std::move(status));
   }
