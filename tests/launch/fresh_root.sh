@@ -91,23 +91,25 @@ mounts() {  # folder
   for name in 0:stdin 1:stdout 2:stderr; do ln -s "/proc/self/fd/${name%%:*}" "$1/dev/${name##*:}"; done
 }
 
-# CPU seconds of all that this shell has started and waited for.
-children_seconds() {
+# Sets `seconds`: the CPU's, of all that this shell has started and waited for. (A subshell would have waited for nothing.)
+count_seconds() {
   times >"$folder/times"
-  sed -n 2p "$folder/times" | awk '{ for (i = 1; i <= 2; ++i) { split($i, t, /[ms]/); sum += 60 * t[1] + t[2] } printf "%.0f", sum }'
+  seconds=$(awk 'NR == 2 { for (i = 1; i <= 2; ++i) { split($i, t, /[ms]/); sum += 60 * t[1] + t[2] } printf "%.0f", sum }' "$folder/times")
 }
 
 failed=0 table=()
 typed() {  # what it is called, a command line as a newcomer types it in the clone
-  local name=$1 line=$2 status=0 started=$SECONDS cpu
+  local name=$1 line=$2 status=0 started=$SECONDS before
   printf '\n=== %s, %s: %s\n' "$suite" "$user" "$line"
-  cpu=$(children_seconds)
+  count_seconds
+  before=$seconds
   env -i PATH="$PATH" TERM="${TERM:-dumb}" ${http_proxy:+http_proxy="$http_proxy"} ${https_proxy:+https_proxy="$https_proxy"} \
     ${LAMINA_WERROR:+LAMINA_WERROR="$LAMINA_WERROR"} \
     chroot "$folder/root" su --whitelist-environment=TERM,http_proxy,https_proxy,LAMINA_WERROR - "$user" -c "cd /lamina && $line" \
     </dev/null || status=$?
+  count_seconds
   table+=("$(printf '%-16s %-9s %-24s %5d s %6d s CPU   %s' "$suite" "$user" "$name" $((SECONDS - started)) \
-    $(($(children_seconds) - cpu)) "$([[ $status -eq 0 ]] && echo passed || echo "FAILED ($status)")")")
+    $((seconds - before)) "$([[ $status -eq 0 ]] && echo passed || echo "FAILED ($status)")")")
   [[ $status -eq 0 ]] || failed=$((failed + 1))
   return "$status"
 }
