@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what is missing and builds Lamina. Debian 12 or newer, Ubuntu 22.04 or newer; as root or with sudo.
+# Installs what is missing and builds Lamina, as root or with sudo. Seen to work on bare Debian 12 and 13; made for Ubuntu, too, not tried.
 #   launch/setup.sh            the program: build/lamina
 #   launch/setup.sh --tests    also the test packages, the tests and the benchmarks
 #   launch/setup.sh --with P   also package P (as often as needed)
