@@ -15,7 +15,7 @@
 #                          LD_LIBRARY_PATH are passed on when set
 #   --restart N            start again up to N times when the job stops early or fails (for clusters without a scheduler)
 #   --restart-delay S      seconds before that (default 10)
-#   --binary FILE          default: build/lamina
+#   --binary FILE          default: build/lamina of this script's tree, or the bin/lamina that it was installed with
 #   --ssh COMMAND          default: ssh; such as "ssh -p 2222 -i KEY"
 #   --host-timeout S       a host that does not answer for so long ends the job (default 30)
 #   --mpirun-option WORD   a further argument for mpirun (as often as needed)
@@ -32,7 +32,7 @@
 # The exit status is the job's: 0 done, 75 stopped early (the same command goes on), 76 diverged (not started again: it would go the same
 # way), anything else a failure.
 set -euo pipefail
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+root=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)   # installed: share/lamina, and bin/lamina-mpirun leads here
 resume=75 diverged=76   # core/base/stop.h
 
 say() { echo "mpirun.sh: $*" >&2 || true; }   # the terminal may be gone
@@ -85,7 +85,9 @@ await() {  # pid
 }
 
 hosts=() ranks_per_node=0 bind=cores interface="" ucx_devices="" passed=() restarts=0 restart_delay=10
-binary=$root/build/lamina ssh=ssh host_timeout=30 extra=() checks=1 dry_run=0
+binary=$root/build/lamina
+[[ -e $binary || ! -x $root/../../bin/lamina ]] || binary=$root/../../bin/lamina
+ssh=ssh host_timeout=30 extra=() checks=1 dry_run=0
 
 whole() { [[ $2 =~ ^[0-9]+$ ]] || die "$1: found '$2', expected a whole number"; }
 

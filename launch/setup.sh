@@ -5,6 +5,10 @@
 #   launch/setup.sh --with P   also package P (as often as needed)
 #   launch/setup.sh --mpi M    openmpi (default) or mpich: the MPI that is installed and built with
 #   launch/setup.sh --target T build only target T of CMake's (as often as needed)
+#   launch/setup.sh --cuda     build-cuda/lamina instead, for NVIDIA GPUs too (preset cuda-release); the CUDA toolkit must be here
+#   launch/setup.sh --prefix P then install into P, a tree that may be moved: bin/lamina, share/lamina/configs, the launch scripts, and
+#                              share/lamina/packages, the packages of this release that it needs
+#   launch/setup.sh --packages FILE   only install the packages that FILE names, one a line; build nothing
 # Safe to run again: when nothing changed it installs nothing and builds nothing.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -19,15 +23,18 @@ test_packages=(ccache libgtest-dev libgmock-dev libbenchmark-dev python3 python3
 say() { echo "setup: $*"; }
 die() { echo "setup: error: $*" >&2; exit 1; }
 
-usage() { sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+usage() { sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"; }
 
-with_tests=0 mpi=openmpi only=()
+with_tests=0 mpi=openmpi only=() preset=cpu-release build=build prefix="" package_file=""
 while [[ $# -gt 0 ]]; do
   case $1 in
     --tests) with_tests=1; packages+=("${test_packages[@]}") ;;
     --with) [[ $# -gt 1 ]] || die "--with needs the name of a package"; packages+=("$2"); shift ;;
     --mpi) [[ ${2:-} == openmpi || ${2:-} == mpich ]] || die "--mpi: found '${2:-}', expected openmpi or mpich"; mpi=$2; shift ;;
     --target) [[ $# -gt 1 ]] || die "--target needs the name of a target"; only+=("$2"); shift ;;
+    --cuda) preset=cuda-release build=build-cuda ;;
+    --prefix) [[ ${2:-} == /* ]] || die "--prefix: found '${2:-}', expected a folder, from / on"; prefix=$2; shift ;;
+    --packages) [[ -r ${2:-} ]] || die "--packages: can't read '${2:-}'"; package_file=$2; shift ;;
     -h|--help) usage; exit 0 ;;
     *) die "unknown option '$1' (--help)" ;;
   esac
@@ -102,7 +109,7 @@ build() {
   if [[ $with_tests -eq 1 ]]; then
     options=(-DLAMINA_BUILD_TESTS=ON -DLAMINA_BUILD_BENCH=ON)
     targets=()
-  elif grep -qs '^LAMINA_BUILD_TESTS:BOOL=ON' build/CMakeCache.txt && installed libgtest-dev && installed libbenchmark-dev; then
+  elif grep -qs '^LAMINA_BUILD_TESTS:BOOL=ON' "$build/CMakeCache.txt" && installed libgtest-dev && installed libbenchmark-dev; then
     options=()
   fi
   [[ ${#only[@]} -eq 0 ]] || targets=(--target "${only[@]}")
@@ -112,21 +119,46 @@ build() {
   [[ -z ${LAMINA_WERROR:-} ]] || options+=("-DLAMINA_WERROR=$LAMINA_WERROR")
   # Lets the compiler cache, where there is one, serve another clone of the same sources.
   export CCACHE_BASEDIR=$root CCACHE_NOHASHDIR=1 CCACHE_SLOPPINESS=pch_defines,time_macros
-  say "configuring build/ (preset cpu-release)"
+  say "configuring $build/ (preset $preset)"
   local log
   log=$(mktemp)
-  if ! cmake --preset cpu-release "${options[@]}" >"$log" 2>&1; then
+  if ! cmake --preset "$preset" "${options[@]}" >"$log" 2>&1; then
     cat "$log" >&2
     rm -f "$log"
-    die "cmake could not configure build/: its reason stands above"
+    die "cmake could not configure $build/: its reason stands above"
   fi
   rm -f "$log"
   say "building on $(nproc) cores"
-  cmake --build build -j "$(nproc)" "${targets[@]}" || die "the build failed: the compiler's reason stands above"
+  cmake --build "$build" -j "$(nproc)" "${targets[@]}" || die "the build failed: the compiler's reason stands above"
 }
 
+# What the program needs while it runs: the packages of its libraries, and MPI's launcher with its way to other hosts.
+runtime_packages() {
+  local library
+  printf '%s\n' openssh-client "$([[ $mpi == mpich ]] && echo mpich || echo openmpi-bin)"
+  ldd "$build/lamina" | sed -n 's/.*=> \(\/[^ ]*\).*/\1/p' | while read -r library; do
+    # Where /lib is a link to /usr/lib, a release may know the file by either name.
+    for library in "$library" "$(realpath "$library")" "${library#/usr}" "/usr$library"; do
+      dpkg-query -S "$library" 2>/dev/null | sed 's/[:,].*//' && break
+    done
+  done | sort -u
+}
+
+install_tree() {
+  cmake --install "$build" --prefix "$prefix" >/dev/null || die "could not install into $prefix: its reason stands above"
+  runtime_packages >"$prefix/share/lamina/packages"
+  say "installed: $prefix/bin/lamina"
+}
+
+if [[ -n $package_file ]]; then
+  mapfile -t packages < <(grep -v '^ *\(#.*\)\{0,1\}$' "$package_file")
+  [[ ${#packages[@]} -gt 0 ]] || die "--packages: $package_file names no package"
+  install_missing
+  exit
+fi
 cd "$root"
 install_missing
 check_cmake
 build
-say "done: build/lamina"
+say "done: $build/lamina"
+[[ -z $prefix ]] || install_tree
