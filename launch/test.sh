@@ -5,6 +5,7 @@
 #   launch/test.sh --lint         clang-format and clang-tidy, of the version that the tree follows (14)
 #   launch/test.sh --sanitizers   unit tests under the address, undefined-behaviour and thread sanitizers
 #   launch/test.sh --all          all of the above
+#   launch/test.sh --alone        each source compiled alone, which shows a missing #include (the usual build takes a few at once)
 #   launch/test.sh --fresh SUITE[:mpich]...        as root: a bare root of each release (bookworm, trixie, ...), HEAD cloned into it, and
 #                                 README's two commands typed there, by root and by an ordinary user with sudo; leaves nothing behind
 #   launch/test.sh --fresh-start SUITE[:mpich]...  the same up to a first test: install, configure, build, train a few steps, by root
@@ -18,7 +19,7 @@ cd "$root"
 die() { echo "test: error: $*" >&2; exit 1; }
 usage() { sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"; }
 
-tests=0 cuda=0 lint=0 sanitizers=0 cluster=0 fresh=() fresh_start=()
+tests=0 cuda=0 lint=0 sanitizers=0 alone=0 cluster=0 fresh=() fresh_start=()
 [[ $# -gt 0 ]] || tests=1
 while [[ $# -gt 0 ]]; do
   option=$1
@@ -28,6 +29,7 @@ while [[ $# -gt 0 ]]; do
     --lint) lint=1 ;;
     --sanitizers) sanitizers=1 ;;
     --all) tests=1 cuda=1 lint=1 sanitizers=1 ;;
+    --alone) alone=1 ;;
     --cluster) cluster=1 ;;
     --fresh|--fresh-start)
       [[ $# -gt 0 && $1 != -* ]] || die "$option needs a release: $option bookworm"
@@ -118,24 +120,35 @@ check_format() {
   count clang-format "$status"
 }
 
-# Each source alone, so that an #include that is missing shows. Headers are judged through the sources that include them. The OpenMP header is the compiler's own, which clang-tidy
-# doesn't look for: its folder goes to the end of the search, behind clang's versions of everything else in it.
+# As the quick build compiles them, a few sources at once: most of the work is what they include. Headers and sources are judged through
+# those. The OpenMP header is the compiler's own, which clang-tidy doesn't look for: its folder goes to the end of the search, behind
+# clang's versions of everything else in it.
 check_tidy() {
   local status=0 log
   log=$(mktemp)
-  if ! { cmake --preset cpu-release -B build-lint -DLAMINA_QUICK_BUILD=OFF -DLAMINA_BUILD_TESTS=OFF -DLAMINA_BUILD_BENCH=OFF &&
+  if ! { cmake --preset cpu-release -B build-lint -DLAMINA_QUICK_BUILD=ON -DLAMINA_BUILD_TESTS=OFF -DLAMINA_BUILD_BENCH=OFF &&
     cmake --build build-lint --target lamina_event_proto &&
     cmake -DSOURCE="$root" -DOUTPUT="$root/build-lint/generated/git_commit.h" -P launch/git_commit.cmake; } >"$log" 2>&1; then
     cat "$log"
     count "configuring for clang-tidy" 1
     return
   fi
-  run-clang-tidy -p build-lint -quiet -j "$(nproc)" -extra-arg="-idirafter$(g++ -print-file-name=include)" \
-    -extra-arg=-Wno-unknown-warning-option "$root/(core|configs|parallel|data|model|trainer|launch)/.*\.cpp$" \
-    >"$log" 2>&1 || status=$?
+  run-clang-tidy -p build-lint -quiet -j "$(nproc)" -checks=-bugprone-suspicious-include \
+    -header-filter='/(core|configs|parallel|data|model|trainer|launch)/.*\.(h|cpp)$' \
+    -extra-arg="-idirafter$(g++ -print-file-name=include)" -extra-arg=-Wno-unknown-warning-option \
+    "/Unity/unity_|$root/(core|configs|parallel|data|model|trainer|launch)/.*\.cpp$" >"$log" 2>&1 || status=$?
   [[ $status -eq 0 ]] || grep -E -A 4 '(warning|error):' "$log" || tail -n 40 "$log"
   rm -f "$log"
   count clang-tidy "$status"
+}
+
+# Compiled a few at once, a source may live on what its neighbours include.
+check_alone() {
+  section "each source alone"
+  local status=0
+  { cmake --preset cpu-release -B build-alone -DLAMINA_QUICK_BUILD=OFF -DLAMINA_WERROR=ON -DCMAKE_CXX_FLAGS_RELEASE=-O0 >/dev/null &&
+    cmake --build build-alone -j "$(nproc)"; } || status=$?
+  count "build of each source alone" "$status"
 }
 
 check_sanitizers() {
@@ -198,7 +211,7 @@ check_fresh() {
 }
 
 # Bare roots set themselves up.
-if [[ $((tests + cuda + lint + sanitizers + cluster)) -gt 0 ]]; then
+if [[ $((tests + cuda + lint + sanitizers + alone + cluster)) -gt 0 ]]; then
   section "set-up"
   cluster_packages=()
   [[ $cluster -eq 0 ]] || cluster_packages=(--with openssh-server --with iproute2 --with slurm-wlm --with util-linux --with procps)
@@ -215,6 +228,7 @@ if [[ $lint -eq 1 ]]; then
   if is_version_14 clang-tidy; then check_tidy; fi
 fi
 [[ $sanitizers -eq 0 ]] || check_sanitizers
+[[ $alone -eq 0 ]] || check_alone
 [[ $cluster -eq 0 ]] || check_cluster
 check_fresh
 

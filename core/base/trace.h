@@ -3,14 +3,15 @@
 // allocated or timed.
 #pragma once
 
-#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
 
+#include "core/base/clock.h"
+
 namespace lamina::trace {
 
-using Clock = std::chrono::steady_clock;
+using lamina::Clock;
 
 enum class Track : uint8_t {
   phases,   // of the trainer; they may contain each other
