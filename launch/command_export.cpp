@@ -44,11 +44,12 @@ void register_export(CLI::App& app) {
       "Examples:\n"
       "  lamina export --checkpoint runs/tiny --output exported/tiny\n"
       "  lamina export --checkpoint runs/tiny/checkpoints/step-00000400 --output exported/tiny-fp32 --dtype fp32\n"
-      "Writes model-00001-of-000NN.safetensors .., model.safetensors.index.json and config.json, from any layout.\n"
+      "Writes model-00001-of-000NN.safetensors .., model.safetensors.index.json, config.json and\n"
+      "generation_config.json, from any layout.\n"
       "A model that transformers' built-in kimi_linear computes is written as that. Any other (Attention Residuals, a\n"
-      "bounded gate, other epsilons) is written as Lamina's own architecture, which other programs refuse to load; "
-      "the\n"
-      "output says why. `lamina import` reads both.");
+      "bounded gate, documents apart, other epsilons) is Lamina's own architecture, and the folder has its code in "
+      "one\n"
+      "file: transformers loads it with trust_remote_code=True and refuses it without. `lamina import` reads both.");
   command->add_option("--checkpoint", options->checkpoint, "A checkpoint, or a run folder (its newest)")->required();
   command->add_option("--output", options->output, "Folder to make")->required();
   command
@@ -65,9 +66,9 @@ void register_export(CLI::App& app) {
     how.max_shard_bytes = static_cast<int64_t>(std::min(options->max_shard_gb * 1e9, 9e18));
     const fs::path output = without_slash(options->output);
     const ExportSummary summary = export_checkpoint(resolve_checkpoint(options->checkpoint, *comm), output, how);
-    fmt::print("architecture   {}\n", summary.reasons.empty()
-                                          ? "kimi_linear, which transformers has built in"
-                                          : "Lamina's own, which other programs refuse, because of");
+    fmt::print("architecture   {}\n",
+               summary.reasons.empty() ? "kimi_linear, which transformers has built in"
+                                       : "Lamina's own, whose code is in the folder (trust_remote_code), because of");
     for (const std::string& reason : summary.reasons) fmt::print("               {}\n", reason);
     if (!summary.has_token_ids)
       fmt::print(

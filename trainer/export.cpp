@@ -9,6 +9,7 @@
 #include "data/token_file.h"
 #include "model/parameters.h"
 #include "trainer/checkpoint.h"
+#include "trainer/export_code.h"
 #include "trainer/export_values.h"
 #include "trainer/hf_config.h"
 #include "trainer/identity.h"
@@ -67,6 +68,22 @@ TokenizerIdentity tokenizer_of(const CheckpointInfo& info, const Config& config)
   return stored;
 }
 
+HfModel describe(const fs::path& checkpoint, const CheckpointInfo& info, const Config& config,
+                 const ExportOptions& options) {
+  HfModel hf{
+      config.model, config.data.seq_len, options.dtype, tokenizer_of(info, config), config.model.tie_word_embeddings,
+      std::nullopt};
+  if (config.data.document_mask) {
+    if (hf.tokenizer.ids.eos.size() != 1)
+      throw Error(
+          "{}: data.document_mask: the token that ends a document is unknown, without which nothing else can compute "
+          "the model: neither the checkpoint nor its training data {} says it",
+          checkpoint.string(), config.data.train.front().path);
+    hf.document_end = hf.tokenizer.ids.eos.front();
+  }
+  return hf;
+}
+
 DType stored_dtype(const std::vector<CheckpointTensor>& stored, const std::string& name) {
   for (const CheckpointTensor& tensor : stored)
     if (tensor.name == name) return tensor.dtype;
@@ -104,8 +121,11 @@ ExportSummary export_checkpoint(const fs::path& checkpoint, const fs::path& outp
   check_parameters(checkpoint.string(), stored, specs);
   const DType stored_as = stored_dtype(stored, "parameters/" + specs.front().name);
 
-  NewFolder folder(output);
+  const HfModel hf = describe(checkpoint, reader.info(), config, options);
   ExportSummary summary;
+  summary.reasons = reasons_against_kimi_linear(hf);
+  summary.has_token_ids = !hf.tokenizer.ids.eos.empty();
+  NewFolder folder(output);
   ModelHash hash;
   nlohmann::ordered_json weight_map = nlohmann::ordered_json::object();
   for (const ExportShard& shard : make_export_shards(config.model, options)) {
@@ -132,11 +152,9 @@ ExportSummary export_checkpoint(const fs::path& checkpoint, const fs::path& outp
   index["metadata"] = {{"total_size", summary.num_bytes}, {"total_parameters", summary.num_parameters}};
   index["weight_map"] = std::move(weight_map);
   io::write_file_atomically(folder.path() / "model.safetensors.index.json", index.dump(2) + "\n");
-  const HfModel hf{config.model, config.data.seq_len, options.dtype, tokenizer_of(reader.info(), config),
-                   config.model.tie_word_embeddings};
-  summary.reasons = reasons_against_kimi_linear(config.model);
-  summary.has_token_ids = !hf.tokenizer.ids.eos.empty();
   io::write_file_atomically(folder.path() / "config.json", to_hf_config(hf));
+  io::write_file_atomically(folder.path() / "generation_config.json", to_generation_config(hf.tokenizer.ids));
+  if (!summary.reasons.empty()) io::write_file_atomically(folder.path() / modeling_file, modeling_code());
   folder.publish();
   return summary;
 }

@@ -46,6 +46,14 @@ std::vector<int64_t> layers_with(const ModelConfig& c, Mixer mixer) {
   return layers;
 }
 
+// Where transformers finds the classes, with trust_remote_code.
+void add_code(nlohmann::ordered_json& out) {
+  const std::string module = std::string(modeling_file).substr(0, std::string_view(modeling_file).size() - 3);
+  for (const auto& [key, name] : {std::pair{"AutoConfig", "LaminaConfig"}, std::pair{"AutoModel", "LaminaModel"},
+                                  std::pair{"AutoModelForCausalLM", "LaminaForCausalLM"}})
+    out["auto_map"][key] = module + "." + name;
+}
+
 void add_attention(nlohmann::ordered_json& out, const ModelConfig& c) {
   out["num_attention_heads"] = c.num_attention_heads;
   out["num_key_value_heads"] = c.num_attention_heads;
@@ -87,8 +95,7 @@ void add_mlp(nlohmann::ordered_json& out, const ModelConfig& c) {
 }
 
 // The ids always: where they are absent, kimi_linear takes the released model's, which a small vocabulary doesn't have.
-void add_tokenizer(nlohmann::ordered_json& out, const TokenizerIdentity& tokenizer) {
-  const TokenIds& ids = tokenizer.ids;
+void add_token_ids(nlohmann::ordered_json& out, const TokenIds& ids) {
   const auto id_or_null = [](const std::optional<int64_t>& id) {
     return id ? nlohmann::ordered_json(*id) : nlohmann::ordered_json();
   };
@@ -98,7 +105,6 @@ void add_tokenizer(nlohmann::ordered_json& out, const TokenizerIdentity& tokeniz
   else
     out["eos_token_id"] = id_or_null(ids.eos.empty() ? std::nullopt : std::optional(ids.eos.front()));
   out["pad_token_id"] = id_or_null(ids.pad);
-  if (!tokenizer.hash.empty()) out["tokenizer_hash"] = tokenizer.hash;
 }
 
 // Keys of one JSON object, with the place for messages.
@@ -247,7 +253,8 @@ void parse_residual(const Keys& keys, ModelConfig& c) {
 
 }  // namespace
 
-std::vector<std::string> reasons_against_kimi_linear(const ModelConfig& c) {
+std::vector<std::string> reasons_against_kimi_linear(const HfModel& hf) {
+  const ModelConfig& c = hf.model;
   std::vector<std::string> reasons;
   const auto add = [&](const std::string& key, const auto& value, const std::string& reason) {
     reasons.push_back(fmt::format("{}: {}: {}", key, value, reason));
@@ -262,22 +269,25 @@ std::vector<std::string> reasons_against_kimi_linear(const ModelConfig& c) {
     add("rms_norm_eps", c.rms_norm_eps,
         fmt::format("with q_lora_rank, kimi_linear's norm of the queries' latent has always {}", latent_eps));
   if (c.num_experts == 1) add("num_experts", c.num_experts, "kimi_linear's router needs two");
+  if (hf.document_end) add("document_mask", true, "kimi_linear reads over the ends of documents");
   return reasons;
 }
 
 std::string to_hf_config(const HfModel& hf) {
   const ModelConfig& c = hf.model;
-  const bool is_own = !reasons_against_kimi_linear(c).empty();
+  const bool is_own = !reasons_against_kimi_linear(hf).empty();
   nlohmann::ordered_json out;
   out["architectures"] = {is_own ? "LaminaForCausalLM" : "KimiLinearForCausalLM"};
   out["model_type"] = is_own ? own_model_type : kimi_linear;
+  if (is_own) add_code(out);
   for (const auto& [key, value] : fixed_keys)
     if (value != json(true)) out[key] = value;
   out["dtype"] = hf.dtype == DType::bf16 ? "bfloat16" : "float32";
   out["hidden_size"] = c.hidden_size;
   out["num_hidden_layers"] = c.num_hidden_layers;
   out["vocab_size"] = c.vocab_size;
-  add_tokenizer(out, hf.tokenizer);
+  add_token_ids(out, hf.tokenizer.ids);
+  if (!hf.tokenizer.hash.empty()) out["tokenizer_hash"] = hf.tokenizer.hash;
   out["tie_word_embeddings"] = c.tie_word_embeddings && !hf.tied_head_written_out;
   if (hf.tied_head_written_out) out["tied_head_written_out"] = true;
   out["initializer_range"] = c.initializer_range;
@@ -288,6 +298,13 @@ std::string to_hf_config(const HfModel& hf) {
   add_mlp(out, c);
   out["residual"] = name_of_residual(c.residual);
   if (c.residual == Residual::block_attnres) out["attn_res_block_size"] = c.attn_res_block_size;
+  if (hf.document_end) out["document_end_token_id"] = *hf.document_end;
+  return out.dump(2) + "\n";
+}
+
+std::string to_generation_config(const TokenIds& ids) {
+  nlohmann::ordered_json out;
+  add_token_ids(out, ids);
   return out.dump(2) + "\n";
 }
 
@@ -319,6 +336,16 @@ HfModel parse_hf_config(const std::string& text, const std::string& file) {
   parse_attention(keys, root, file, c);
   parse_mlp(keys, c);
   parse_residual(keys, c);
+  if (keys.has("document_end_token_id")) {
+    int64_t id = -1;
+    keys.read("document_end_token_id", id);
+    if (id < 0 || id >= c.vocab_size)
+      throw keys.fault("document_end_token_id", id, fmt::format("a token from 0 to {}", c.vocab_size - 1));
+    if (hf.tokenizer.ids.eos.empty()) hf.tokenizer.ids.eos = {id};
+    if (hf.tokenizer.ids.eos != std::vector<int64_t>{id})
+      throw keys.fault("document_end_token_id", id, fmt::format("eos_token_id, {}", keys.at("eos_token_id").dump()));
+    hf.document_end = id;
+  }
   if (keys.has("dtype") && keys.at("dtype") == "float32") hf.dtype = DType::f32;
   return hf;
 }

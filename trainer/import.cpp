@@ -109,6 +109,7 @@ Config placeholder_experiment(const HfModel& hf) {
   config.train.num_steps = config.train.global_batch_size = config.train.micro_batch_size = 1;
   config.train.optimizer.lr = 1e-3;
   config.train.lr_schedule.name = LrScheduleName::constant;
+  config.data.document_mask = hf.document_end.has_value();
   return config;
 }
 
@@ -120,6 +121,10 @@ ExportSummary import_model(const fs::path& from, const fs::path& checkpoint, con
   Config config = experiment ? *experiment : placeholder_experiment(hf);
   if (experiment) {
     check_same_model(config_file, hf.model, experiment->model);
+    if (hf.document_end.has_value() != experiment->data.document_mask)
+      throw Error("{}: document_end_token_id: {}, expected {} with data.document_mask: {} in the configuration",
+                  config_file, hf.document_end ? std::to_string(*hf.document_end) + " found" : "not found",
+                  experiment->data.document_mask ? "a token" : "none", experiment->data.document_mask);
     if (config.model.vocab_size == 0) config.model.vocab_size = hf.model.vocab_size;
   } else {
     config.model = hf.model;

@@ -133,7 +133,8 @@ TEST_P(Models, Fp32ThereAndBackIsTheSameBytes) {
   EXPECT_EQ(one.num_shards, 1);
   EXPECT_EQ(one.hash, first.hash);
   EXPECT_THAT(names_in(folder.path() / "one"),
-              testing::ElementsAre("config.json", "model-00001-of-00001.safetensors", "model.safetensors.index.json"));
+              testing::ElementsAre("config.json", "generation_config.json", "model-00001-of-00001.safetensors",
+                                   "model.safetensors.index.json", "modeling_lamina.py"));
 }
 
 TEST_P(Models, Bf16IsRoundedOnceAndThenStays) {
@@ -298,7 +299,7 @@ class BadImport : public testing::Test {
 };
 
 TEST_F(BadImport, FilesThatAreNotWhatTheIndexSays) {
-  const std::string shard = std::next(whole_.begin())->first;  // after config.json
+  const std::string shard = whole_.lower_bound("model-")->first;
   fs::remove(from_ / shard);
   EXPECT_EQ(fault(), "from/" + shard + ": can't open: No such file or directory");
   fs::remove(from_ / index_);
@@ -360,7 +361,7 @@ TEST_F(BadImport, ConfigurationsThatAreNotThisArchitecture) {
 
 TEST(HfConfig, KeysOfTheReleasedModel) {
   const Config config = config_of(kimi);
-  const std::string text = to_hf_config({config.model, 16, DType::bf16, {}, false});
+  const std::string text = to_hf_config({config.model, 16, DType::bf16, {}, false, {}});
   const auto json = nlohmann::json::parse(text);
   EXPECT_EQ(json.at("linear_attn_config").at("kda_layers"), nlohmann::json::array({1, 2}));  // counted from 1
   EXPECT_EQ(json.at("linear_attn_config").at("full_attn_layers"), nlohmann::json::array({3}));
@@ -384,8 +385,12 @@ TEST(HfConfig, KeysOfTheReleasedModel) {
   EXPECT_THAT(fault("\"sigmoid\"", "\"softmax\""), testing::HasSubstr("moe_router_activation_func: found \"softmax\""));
 }
 
+HfModel hf_model(const std::vector<std::string>& overrides, const TokenizerIdentity& tokenizer = {}) {
+  return {config_of(overrides).model, 16, DType::f32, tokenizer, false, std::nullopt};
+}
+
 nlohmann::json hf_json(const std::vector<std::string>& overrides, const TokenizerIdentity& tokenizer = {}) {
-  return nlohmann::json::parse(to_hf_config({config_of(overrides).model, 16, DType::f32, tokenizer, false}));
+  return nlohmann::json::parse(to_hf_config(hf_model(overrides, tokenizer)));
 }
 
 std::vector<std::string> with(std::vector<std::string> list, const std::vector<std::string>& more) {
@@ -406,7 +411,7 @@ TEST(HfConfig, IsKimiLinearOnlyWhereThatComputesTheModel) {
     const auto json = hf_json(overrides);
     EXPECT_EQ(json.at("architectures"), nlohmann::json::array({"KimiLinearForCausalLM"}));
     EXPECT_EQ(json.at("model_type"), "kimi_linear");
-    EXPECT_TRUE(reasons_against_kimi_linear(config_of(overrides).model).empty());
+    EXPECT_TRUE(reasons_against_kimi_linear(hf_model(overrides)).empty());
   }
   const std::vector<std::pair<std::vector<std::string>, std::string>> other = {
       {{"model.q_lora_rank=null"}, "residual: block_attnres: kimi_linear has no Attention Residuals"},
@@ -421,8 +426,54 @@ TEST(HfConfig, IsKimiLinearOnlyWhereThatComputesTheModel) {
     const auto json = hf_json(overrides);
     EXPECT_EQ(json.at("architectures"), nlohmann::json::array({"LaminaForCausalLM"})) << reason;
     EXPECT_EQ(json.at("model_type"), "lamina") << reason;
-    EXPECT_THAT(reasons_against_kimi_linear(config_of(overrides).model), testing::ElementsAre(reason));
+    EXPECT_THAT(reasons_against_kimi_linear(hf_model(overrides)), testing::ElementsAre(reason));
   }
+}
+
+// transformers finds the code by the configuration; only in folders that have it.
+TEST(HfConfig, SaysWhereTheCodeIs) {
+  EXPECT_EQ(hf_json(kimi).at("auto_map"),
+            nlohmann::json({{"AutoConfig", "modeling_lamina.LaminaConfig"},
+                            {"AutoModel", "modeling_lamina.LaminaModel"},
+                            {"AutoModelForCausalLM", "modeling_lamina.LaminaForCausalLM"}}));
+  EXPECT_FALSE(hf_json(plain).contains("auto_map"));
+}
+
+TEST(HfConfig, DocumentsApart) {
+  const TokenizerIdentity tokenizer{"", {7, std::nullopt, {7}}};
+  const HfModel apart{config_of(plain).model, 16, DType::f32, tokenizer, false, 7};
+  EXPECT_THAT(reasons_against_kimi_linear(apart),
+              testing::ElementsAre("document_mask: true: kimi_linear reads over the ends of documents"));
+  auto json = nlohmann::json::parse(to_hf_config(apart));
+  EXPECT_EQ(json.at("model_type"), "lamina");
+  EXPECT_EQ(json.at("document_end_token_id"), 7);
+  EXPECT_EQ(parse_hf_config(json.dump(), "c").document_end, 7);
+  json["document_end_token_id"] = 31;
+  EXPECT_EQ(message([&] { parse_hf_config(json.dump(), "c"); }),
+            "c: document_end_token_id: found 31, expected a token from 0 to 30");
+  json["document_end_token_id"] = 8;
+  EXPECT_EQ(message([&] { parse_hf_config(json.dump(), "c"); }),
+            "c: document_end_token_id: found 8, expected eos_token_id, 7");
+  json["eos_token_id"] = nullptr;
+  EXPECT_EQ(parse_hf_config(json.dump(), "c").tokenizer.ids.eos, std::vector<int64_t>{8});
+}
+
+TEST(Export, DocumentsApartThereAndBack) {
+  const TemporaryFolder folder;
+  const Config config = config_of(with(plain, {"data.document_mask=true"}));
+  write_checkpoint(folder.path() / "unknown", config, 1);
+  EXPECT_THAT(message([&] { export_checkpoint(folder.path() / "unknown", folder.path() / "x", {}); }),
+              testing::HasSubstr("data.document_mask: the token that ends a document is unknown"));
+  EXPECT_FALSE(fs::exists(folder.path() / "x"));
+  write_checkpoint(folder.path() / "c", config, 1, TokenizerIdentity{"", {7, std::nullopt, {7}}});
+  export_checkpoint(folder.path() / "c", folder.path() / "a", {});
+  EXPECT_TRUE(fs::exists(folder.path() / "a/modeling_lamina.py"));
+  import_model(folder.path() / "a", folder.path() / "plain", {});
+  import_model(folder.path() / "a", folder.path() / "back", config);
+  EXPECT_TRUE(parse_config(read_checkpoint_info(folder.path() / "plain").config_yaml, "c").data.document_mask);
+  EXPECT_EQ(message([&] { import_model(folder.path() / "a", folder.path() / "no", config_of(plain)); }),
+            (folder.path() / "a/config.json").string() +
+                ": document_end_token_id: 7 found, expected none with data.document_mask: false in the configuration");
 }
 
 // What kimi_linear's configuration can't read as null.
