@@ -9,7 +9,7 @@ Run it with a Python that has h5py, torch and yaml, as for the integration tests
 Every tensor has its place, the logits are those of the float64 reference and the losses of single tokens those of a step dump within
 1e-5 of the largest in fp32, and 64 greedily generated tokens are the same with and without the cache. Models that `lamina export` writes
 as kimi_linear load as they are; those of Lamina's own architecture with trust_remote_code, and without it transformers refuses them.
-Nothing asks the network.
+What transformers saves of either is imported again. Nothing asks the network.
 """
 import json
 import os
@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "integration"))
 import numpy  # noqa: E402
 import torch  # noqa: E402
 from compare_dump import Dump, model_config, reference  # noqa: E402
-from training import Lamina, merged  # noqa: E402
+from training import Lamina  # noqa: E402
 
 TRANSFORMERS = "5.24.0"
 TOLERANCE = 1e-5
@@ -113,7 +113,16 @@ for folder in sys.argv[1:]:
             both = torch.stack([tokens[0, :9], torch.cat([torch.zeros(4, dtype=torch.long), tokens[0, :5]])])
             made = model.generate(both, attention_mask=mask, max_new_tokens=16, do_sample=False, eos_token_id=-1)
             short = model.generate(tokens[:1, :5], max_new_tokens=16, do_sample=False, eos_token_id=-1)
+            for original in (True, False):
+                model.save_pretrained(f"{folder}/saved-{original}", save_original_format=original)
             found["padded"] = [made[0].tolist() == found["cache True"][:25], made[1, 4:].tolist() == short[0].tolist()]
+        if own:   # beams change places in the cache; and it can be trained on
+            beams = [model.generate(tokens[:1, :9], max_new_tokens=12, num_beams=3, use_cache=cache, eos_token_id=-1).tolist() for cache in (True, False)]
+            loss = model(tokens, labels=tokens).loss
+            loss.backward()
+            expected = torch.nn.functional.cross_entropy(model(tokens).logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+            without = [name for name, parameter in model.named_parameters() if parameter.grad is None and ".experts." not in name]
+            found["more"] = {"beams": beams[0] == beams[1], "loss": abs(loss.item() - expected.item()) < 1e-5, "gradients": not without}
     except Exception as error:
         found["error"] = f"{type(error).__name__}: {error}"
 print("\n" + json.dumps(out))  # the question whether to trust leaves a line open
@@ -169,7 +178,12 @@ def reference_logits(dump: Dump, config, dtype) -> torch.Tensor:
     return torch.stack(rows)
 
 
-def check_right(name: str, folder: Path, dump: Dump, found: dict, architecture: str) -> None:
+def hash_in(said: str) -> str:
+    return next(line for line in said.splitlines() if line.startswith("hash "))
+
+
+def check_right(lamina: Lamina, name: str, exported: tuple[Path, str, Dump], found: dict, architecture: str) -> None:
+    folder, said, dump = exported
     expect("error" not in found, f"{name}: {found}")
     # A shared expert of width 0 has matrices there, without elements.
     missing = [key for key in found["info"].pop("missing_keys", []) if not (name == "mla-no-shared-expert" and ".shared_experts." in key)]
@@ -184,11 +198,22 @@ def check_right(name: str, folder: Path, dump: Dump, found: dict, architecture: 
     of_logits = (logits - ours).abs().max().item()
     of_losses = (token_loss - dump.token_loss.flatten()).abs().max().item()
     expect(found["cache True"] == found["cache False"], f"{name}: with the cache {found['cache True']}, without {found['cache False']}")
+    for original in (True, False):   # what transformers saves is imported as what was exported, whatever names it has
+        back = folder.parent / f"{folder.name}-{original}-imported"
+        imported = run(lamina, "import", "--from", str(folder / f"saved-{original}"), "--output", str(back))
+        expect(hash_in(imported) == hash_in(said), f"{name}: saved by transformers, imported as {imported}, was {said}")
+    expect(all(found.get("more", {}).values()), f"{name}: {found.get('more')}")
     expect(found["padded"] == [True, True], f"{name}: padded prompts {found['padded']}")
     print(f"{name}: logits differ by at most {of_logits:.1e} (largest {largest:.1f}; the reference in fp32: {of_rounding:.1e}), losses by {of_losses:.1e}; "
           f"mean loss {token_loss.mean().item():.6f}, ours {dump.token_loss.mean().item():.6f}", flush=True)
     limit = TOLERANCE * max(largest, 1.0)
     expect(of_logits < limit and of_losses < limit, f"{name}: expected less than {limit:.1e}")
+
+
+def run(lamina: Lamina, *arguments: str) -> str:
+    done = lamina.run(list(arguments))
+    expect(done.returncode == 0, f"{arguments}: {done.stderr}")
+    return done.stdout
 
 
 def main() -> None:
@@ -198,21 +223,20 @@ def main() -> None:
         environment = Path(sys.argv[2]).resolve() if len(sys.argv) == 3 else make_environment(Path(folder))
         lamina = Lamina(sys.argv[1], Path(folder))
         lamina.prepare()
-        short = lamina.run(["prepare", "--document-separator", " ", "--output", str(lamina.folder / "words"), str(lamina.folder / "text.txt")])
-        expect(short.returncode == 0, short.stderr)
+        run(lamina, "prepare", "--document-separator", " ", "--output", str(lamina.folder / "words"), str(lamina.folder / "text.txt"))
         right = {name: export(lamina, name, model) for name, model in RIGHT.items()}
         own = {name: export(lamina, name, model) for name, (model, _) in OWN.items()}
         rounded = {name: export(lamina, name, RIGHT[name], "bf16") for name in ("kimi", "mla-dense-tied")}
         found = read(environment, [exported[0] for group in (right, own, rounded) for exported in group.values()])
         print(f"transformers {found['version']}", flush=True)
-        for name, (exported, said, dump) in right.items():
+        for name, (exported, said, _) in right.items():
             expect("kimi_linear, which transformers has built in" in said, f"{name}: {said}")
-            check_right(name, exported, dump, found[str(exported)], "KimiLinearForCausalLM")
-        for name, (exported, said, dump) in own.items():
+            check_right(lamina, name, right[name], found[str(exported)], "KimiLinearForCausalLM")
+        for name, (exported, said, _) in own.items():
             expect(f" {OWN[name][1]}: " in said and "Lamina's own" in said, f"{name}: {said}")
             refused = found[str(exported)]["refused"] or ""
             expect("trust_remote_code" in refused, f"{name}: without trust: {refused}")
-            check_right(name, exported, dump, found[str(exported)], "LaminaForCausalLM")
+            check_right(lamina, name, own[name], found[str(exported)], "LaminaForCausalLM")
         for name, (exported, _, _) in rounded.items():
             result = found[str(exported)]
             expect("error" not in result and not result["info"], f"{name} in bf16: {result}")

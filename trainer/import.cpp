@@ -11,6 +11,7 @@
 #include "trainer/export_values.h"
 #include "trainer/hf_config.h"
 #include "trainer/identity.h"
+#include "trainer/tensor_sources.h"
 #include "trainer/version.h"
 
 namespace lamina {
@@ -25,7 +26,9 @@ constexpr const char* single_file = "model.safetensors";
 // The shards of an exported model, opened and checked against the index and the model.
 class ExportedModel {
  public:
-  ExportedModel(const fs::path& folder, const std::map<std::string, Shape>& expected) : folder_(folder) {
+  // `wanted`: every tensor of the model.
+  ExportedModel(const fs::path& folder, const std::map<std::string, Shape>& wanted, const ModelConfig& model)
+      : folder_(folder) {
     if (fs::exists(folder_ / index_file))
       read_index();
     else if (fs::exists(folder_ / single_file))
@@ -33,15 +36,16 @@ class ExportedModel {
     else
       throw Error("{}: not found, expected an exported model's index, or {} alone", (folder_ / index_file).string(),
                   single_file);
-    check_tensors(expected);
+    check_tensors(find_tensors(wanted, model));
   }
 
-  const SafetensorsFile& file_of(const std::string& tensor) const { return shards_.at(place_.at(tensor)); }
-  std::pair<std::vector<char>, DType> values_of(const std::string& tensor) const {
-    const SafetensorsFile& file = file_of(tensor);
-    std::vector<char> values(static_cast<size_t>(file.entry(tensor).num_bytes()));
-    file.read(tensor, values);
-    return {std::move(values), file.entry(tensor).dtype};
+  std::pair<std::vector<char>, DType> values_of(const std::string& wanted, int64_t num_elements) const {
+    const TensorSource& source = sources_.at(wanted);
+    const SafetensorsFile& file = shards_.at(place_.at(source.tensor));
+    const DType dtype = file.entry(source.tensor).dtype;
+    std::vector<char> values(static_cast<size_t>(num_elements * size_of(dtype)));
+    file.read(source.tensor, source.begin * size_of(dtype), values);
+    return {std::move(values), dtype};
   }
   int64_t num_shards() const { return static_cast<int64_t>(shards_.size()); }
 
@@ -79,10 +83,30 @@ class ExportedModel {
         throw Error("{}: tensor {} is also in {}", file.path().string(), entry.name, at->second);
   }
 
+  // The tensors that the model's own are read from.
+  std::map<std::string, Shape> find_tensors(const std::map<std::string, Shape>& wanted, const ModelConfig& model) {
+    std::map<std::string, Shape> expected;
+    for (const auto& [name, shape] : wanted) {
+      for (TensorSource& source : sources_of(name, shape, model)) {
+        if (!place_.contains(source.tensor)) continue;
+        expected.emplace(source.tensor, source.shape);
+        if (const auto [at, is_new] = sources_.emplace(name, source); !is_new)
+          throw Error("{}: tensor {} is there twice, as {} and as {}", folder_.string(), name, at->second.tensor,
+                      source.tensor);
+      }
+      if (!sources_.contains(name))
+        throw Error("{}: tensor {} {} not found among its {}", folder_.string(), name, shape.to_string(),
+                    place_.size());
+    }
+    return expected;
+  }
+
   void check_tensors(const std::map<std::string, Shape>& expected) const {
     for (const auto& [tensor, name] : place_) {
       const std::string file = (folder_ / name).string();
       const SafetensorsEntry& entry = shards_.at(name).entry(tensor);
+      if (entry.shape.num_elements() == 0)
+        continue;  // as transformers keeps the shared experts of a model that has none
       const auto found = expected.find(tensor);
       if (found == expected.end()) throw Error("{}: tensor {} is not one of the model in config.json", file, tensor);
       if (!(entry.shape == found->second))
@@ -90,15 +114,12 @@ class ExportedModel {
                     found->second.to_string());
       if (entry.dtype == DType::i32) throw Error("{}: tensor {}: I32 found, expected BF16, F32 or F64", file, tensor);
     }
-    for (const auto& [tensor, shape] : expected)
-      if (!place_.contains(tensor))
-        throw Error("{}: tensor {} {} not found among its {}", folder_.string(), tensor, shape.to_string(),
-                    place_.size());
   }
 
   fs::path folder_;
   std::map<std::string, SafetensorsFile> shards_;
-  std::map<std::string, std::string> place_;  // shard of each tensor
+  std::map<std::string, std::string> place_;     // shard of each tensor
+  std::map<std::string, TensorSource> sources_;  // of each tensor of the model
 };
 
 Config placeholder_experiment(const HfModel& hf) {
@@ -134,7 +155,7 @@ ExportSummary import_model(const fs::path& from, const fs::path& checkpoint, con
   std::map<std::string, Shape> tensors;
   for (const model::ParameterSpec& spec : specs) tensors[spec.name] = spec.shape;
   if (hf.tied_head_written_out) tensors[head_tensor] = tensors.at(embedding_tensor);
-  const ExportedModel exported(from, tensors);
+  const ExportedModel exported(from, tensors, config.model);
 
   CheckpointInfo info;
   info.config_yaml = to_yaml(config);
@@ -148,8 +169,9 @@ ExportSummary import_model(const fs::path& from, const fs::path& checkpoint, con
   ExportSummary summary;
   ModelHash hash;
   const auto read = [&](const std::string& name) {
-    auto values = exported.values_of(name);
-    const SafetensorsEntry& entry = exported.file_of(name).entry(name);
+    const Shape& shape = tensors.at(name);
+    auto values = exported.values_of(name, shape.num_elements());
+    const SafetensorsEntry entry{name, values.second, shape};
     hash.add(entry, values.first);
     ++summary.num_tensors;
     summary.num_parameters += entry.shape.num_elements();
@@ -158,7 +180,7 @@ ExportSummary import_model(const fs::path& from, const fs::path& checkpoint, con
   };
   if (hf.tied_head_written_out) {
     const auto head = read(head_tensor);
-    if (head != exported.values_of(embedding_tensor))
+    if (head != exported.values_of(embedding_tensor, tensors.at(embedding_tensor).num_elements()))
       throw Error(
           "{}: {} differs from {}, expected the same values with tied_head_written_out; without that key the "
           "model is imported with two matrices",

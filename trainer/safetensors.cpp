@@ -256,11 +256,18 @@ const SafetensorsEntry& SafetensorsFile::entry(const std::string& name) const {
 }
 
 void SafetensorsFile::read(const std::string& name, std::span<char> out) const {
+  LAMINA_CHECK(static_cast<int64_t>(out.size()) == entry(name).num_bytes(), "{}: {} bytes for {}", name, out.size(),
+               entry(name).num_bytes());
+  read(name, 0, out);
+}
+
+void SafetensorsFile::read(const std::string& name, int64_t offset, std::span<char> out) const {
   const size_t index = index_of(name);
-  LAMINA_CHECK(static_cast<int64_t>(out.size()) == tensors_[index].num_bytes(), "{}: {} bytes for {}", name, out.size(),
-               tensors_[index].num_bytes());
+  const auto count = static_cast<int64_t>(out.size());
+  LAMINA_CHECK(offset >= 0 && offset + count <= tensors_[index].num_bytes(), "{}: {} bytes from {} of {}", name, count,
+               offset, tensors_[index].num_bytes());
   try {
-    file_.read(offsets_[index], static_cast<int64_t>(out.size()), out.data());
+    file_.read(offsets_[index] + offset, count, out.data());
   } catch (const Error& error) {
     throw Error("{}: tensor {}: {}", path_.string(), name, error.what());
   }

@@ -54,8 +54,9 @@ class SafetensorsFile {
   const std::filesystem::path& path() const { return path_; }
   const std::vector<SafetensorsEntry>& tensors() const { return tensors_; }  // by place
   bool has(const std::string& name) const { return index_.contains(name); }
-  const SafetensorsEntry& entry(const std::string& name) const;   // Error when it is not there
-  void read(const std::string& name, std::span<char> out) const;  // entry(name).num_bytes()
+  const SafetensorsEntry& entry(const std::string& name) const;                   // Error when it is not there
+  void read(const std::string& name, std::span<char> out) const;                  // entry(name).num_bytes()
+  void read(const std::string& name, int64_t offset, std::span<char> out) const;  // bytes of it from `offset` on
 
  private:
   size_t index_of(const std::string& name) const;

@@ -510,6 +510,103 @@ TEST(HfConfig, IdsOfSpecialTokens) {
   EXPECT_EQ(parse_hf_config(json.dump(), "c").tokenizer.ids, (TokenIds{std::nullopt, std::nullopt, {30}}));
 }
 
+// ---- What transformers' save_pretrained makes of an export (5.24.0; tests/transformers_test.py runs the real one) ----
+
+using Tensors = std::map<std::string, std::pair<Shape, std::vector<float>>>;
+
+Tensors read_tensors(const fs::path& file) {
+  Tensors tensors;
+  const SafetensorsFile shard(file);
+  for (const SafetensorsEntry& entry : shard.tensors()) {
+    auto& [shape, values] = tensors[entry.name];
+    shape = entry.shape;
+    values.resize(static_cast<size_t>(shape.num_elements()));
+    shard.read(entry.name, {reinterpret_cast<char*>(values.data()), values.size() * sizeof(float)});
+  }
+  return tensors;
+}
+
+void write_tensors(const fs::path& file, const Tensors& tensors) {
+  std::vector<SafetensorsEntry> entries;
+  for (const auto& [name, tensor] : tensors) entries.push_back({name, DType::f32, tensor.first});
+  SafetensorsWriter writer(file, entries);
+  for (const SafetensorsEntry& entry : writer.tensors())
+    writer.write(tensors.at(entry.name).second.data(), entry.num_bytes());
+  writer.finish();
+}
+
+// Joins tensors one after the other, and removes them.
+void join(Tensors& tensors, const std::string& name, const Shape& shape, const std::vector<std::string>& parts) {
+  std::vector<float> values;
+  for (const std::string& part : parts) {
+    const std::vector<float>& more = tensors.at(part).second;
+    values.insert(values.end(), more.begin(), more.end());
+    tensors.erase(part);
+  }
+  tensors[name] = {shape, values};
+}
+
+void rename(Tensors& tensors, const std::string& from, const std::string& to) {
+  Tensors renamed;
+  for (auto& [name, tensor] : tensors) {
+    std::string other = name;
+    if (const size_t at = name.find(from); at != std::string::npos) other.replace(at, from.size(), to);
+    renamed[other] = std::move(tensor);
+  }
+  tensors = std::move(renamed);
+}
+
+TEST(Import, WhatTransformersSaves) {
+  const TemporaryFolder folder;
+  const Config config = config_of(with(kimi, {"model.gate_lower_bound=null"}));
+  write_checkpoint(folder.path() / "c", config, 1);
+  const ExportSummary exported = export_checkpoint(folder.path() / "c", folder.path() / "a", {.dtype = DType::f32});
+  const Tensors ours = read_tensors(folder.path() / "a/model-00001-of-00001.safetensors");
+  const auto import = [&](const std::string& name, const Tensors& tensors) {
+    const fs::path from = folder.path() / name;
+    fs::create_directory(from);
+    fs::copy_file(folder.path() / "a/config.json", from / "config.json", fs::copy_options::overwrite_existing);
+    write_tensors(from / "model.safetensors", tensors);
+    const ExportSummary summary = import_model(from, folder.path() / (name + "-back"), config);
+    EXPECT_EQ(summary.hash, exported.hash) << name;
+    EXPECT_EQ(summary.num_tensors, exported.num_tensors) << name;
+  };
+  // As the released names but for the dense MLP.
+  Tensors original = ours;
+  rename(original, "layers.0.mlp.", "layers.0.block_sparse_moe.");
+  import("original", original);
+  // And as its modules have them: layers 0 and 1 are KDA, 1 and 2 have 5 experts of width 7.
+  Tensors fused = ours;
+  for (const std::string layer : {"model.layers.1.", "model.layers.2."}) {
+    std::vector<std::string> gates_and_ups, downs;
+    for (int expert = 0; expert < 5; ++expert) {
+      const std::string at = fmt::format("{}block_sparse_moe.experts.{}.", layer, expert);
+      gates_and_ups.insert(gates_and_ups.end(), {at + "w1.weight", at + "w3.weight"});
+      downs.push_back(at + "w2.weight");
+    }
+    join(fused, layer + "mlp.experts.gate_up_proj", {5, 14, 12}, gates_and_ups);
+    join(fused, layer + "mlp.experts.down_proj", {5, 12, 7}, downs);
+  }
+  for (const std::string layer : {"model.layers.0.self_attn.", "model.layers.1.self_attn."}) {
+    join(fused, layer + "conv1d.weight", {96, 1, 4},
+         {layer + "q_conv1d.weight", layer + "k_conv1d.weight", layer + "v_conv1d.weight"});
+    for (const char* part : {"f_a_proj.", "f_b_proj.", "dt_bias", "A_log"})
+      rename(fused, layer + part, layer + "forget_gate." + part);
+  }
+  rename(fused, ".block_sparse_moe.", ".mlp.");
+  fused["model.layers.2.mlp.nothing.weight"] = {{0, 12}, {}};  // shared experts of a model without
+  import("fused", fused);
+  // Not both, and nothing else.
+  Tensors both = fused;
+  both["model.layers.1.block_sparse_moe.experts.0.w1.weight"] =
+      ours.at("model.layers.1.block_sparse_moe.experts.0.w1.weight");
+  EXPECT_THAT(message([&] { import("both", both); }), testing::HasSubstr("experts.0.w1.weight is there twice, as"));
+  Tensors wrong = fused;
+  wrong["model.layers.1.mlp.experts.down_proj"].first = {5, 7, 12};
+  EXPECT_THAT(message([&] { import("wrong", wrong); }),
+              testing::HasSubstr("mlp.experts.down_proj: shape [5, 7, 12] found, expected [5, 12, 7]"));
+}
+
 TEST(Export, TheTokenizerGoesWithTheModel) {
   const TemporaryFolder folder;
   const TokenizerIdentity tokenizer{"0123456789abcdef", {7, std::nullopt, {7}}};
