@@ -17,6 +17,7 @@
 #include "model/parameters.h"
 #include "parallel/comm/thread.h"
 #include "trainer/checkpoint.h"
+#include "trainer/identity.h"
 #include "trainer/restore.h"
 #include "trainer/run_folder.h"
 
@@ -65,8 +66,8 @@ std::string check_parameters(const Config& config, const Sampler& sampler) {
     return "";
   const auto self = comm::make_self_communicator();
   const fs::path checkpoint = resolve_checkpoint(init_from, *self);
-  check_start(checkpoint, config, sampler);
-  return checkpoint.string();
+  const size_t num_new = check_start(checkpoint, config, sampler);
+  return checkpoint.string() + (num_new == 0 ? "" : "; new: " + describe_new(num_new));
 }
 
 const char* plural(int64_t count) {

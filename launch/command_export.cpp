@@ -11,6 +11,7 @@
 #include "launch/commands.h"
 #include "parallel/comm/thread.h"
 #include "trainer/export.h"
+#include "trainer/identity.h"
 #include "trainer/restore.h"
 
 namespace lamina {
@@ -93,7 +94,8 @@ void register_import(CLI::App& app) {
   command->add_option("--from", options->from, "Folder with config.json and safetensors files")->required();
   command->add_option("--output", options->output, "Checkpoint folder to make")->required();
   command->add_option("--config", options->config,
-                      "Experiment file that the checkpoint gets; its model must be that of config.json");
+                      "Experiment file that the checkpoint gets; its model must be that of config.json, or that with\n"
+                      "Attention Residuals instead of the standard residual");
   command->add_option("overrides", options->overrides, "key.path=value, each replaces one key of --config");
   command->callback([options] {
     std::optional<Config> experiment;
@@ -102,7 +104,9 @@ void register_import(CLI::App& app) {
     else if (!options->overrides.empty())
       throw Error("{}: an override needs --config", options->overrides.front());
     const fs::path output = without_slash(options->output);
-    print("imported", output, import_model(options->from, output, experiment));
+    const ExportSummary summary = import_model(options->from, output, experiment);
+    print("imported", output, summary);
+    if (summary.num_new > 0) fmt::print("new            {}\n", describe_new(summary.num_new));
   });
 }
 

@@ -37,7 +37,8 @@ struct ExportSummary {
   std::vector<std::string>
       reasons;                // of an export: why it is written as Lamina's own architecture; empty: as kimi_linear
   bool has_token_ids = true;  // of an export: false where the checkpoint doesn't know its tokenizer
-  uint64_t hash = 0;  // XXH3 over names, dtypes, shapes and bytes of all tensors, however they are cut into shards
+  size_t num_new = 0;  // of an import: parameters that the model there doesn't have (check_model_to_start_from())
+  uint64_t hash = 0;   // XXH3 over names, dtypes, shapes and bytes of all tensors, however they are cut into shards
 };
 
 // `checkpoint`: of any layout. `output` must not exist, or be an empty folder; it appears whole or not at all. Any element is
@@ -46,8 +47,9 @@ ExportSummary export_checkpoint(const std::filesystem::path& checkpoint, const s
                                 const ExportOptions& options);
 
 // Makes a committed checkpoint of an exported or released model's parameters: for `lamina eval`, `sample`, `inspect`, `export` and
-// checkpoint.init_from, not to resume from. The configuration is `experiment`, whose model must be that of config.json; without
-// one, config.json's model and placeholders for data and training. `checkpoint` must not exist.
+// checkpoint.init_from, not to resume from. The configuration is `experiment`, whose model must be that of config.json, or that with
+// Attention Residuals instead of the standard residual; without one, config.json's model and placeholders for data and training.
+// `checkpoint` must not exist.
 ExportSummary import_model(const std::filesystem::path& from, const std::filesystem::path& checkpoint,
                            const std::optional<Config>& experiment);
 

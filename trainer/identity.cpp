@@ -101,6 +101,28 @@ void check_same_model(const std::string& name, const ModelConfig& found, const M
       throw Error("{}: {}: {} found, expected {} as in the configuration", name, key, a, b);
 }
 
+std::vector<model::ParameterSpec> check_model_to_start_from(const std::string& name, const ModelConfig& found,
+                                                            const ModelConfig& expected) {
+  if (found.residual != Residual::standard || expected.residual == Residual::standard) {
+    check_same_model(name, found, expected);
+    return {};
+  }
+  ModelConfig changed = found;
+  changed.residual = expected.residual;
+  changed.attn_res_block_size = expected.attn_res_block_size;
+  check_same_model(name, changed, expected);
+  std::set<std::string> old;
+  for (const model::ParameterSpec& spec : model::parameter_specs(found)) old.insert(spec.name);
+  std::vector<model::ParameterSpec> added;
+  for (model::ParameterSpec& spec : model::parameter_specs(changed))
+    if (!old.contains(spec.name)) added.push_back(std::move(spec));
+  return added;
+}
+
+std::string describe_new(size_t num_parameters) {
+  return fmt::format("{} tensors of Attention Residuals: queries zero, norms one", num_parameters);
+}
+
 void check_parameters(const std::string& checkpoint, const std::vector<CheckpointTensor>& stored,
                       const std::vector<model::ParameterSpec>& specs) {
   const std::string group = "parameters/";

@@ -44,6 +44,13 @@ void check_tokenizer(const CheckpointInfo& info, const std::string& checkpoint, 
 // initialised and balanced doesn't count; a vocab_size of 0 is any.
 void check_same_model(const std::string& name, const ModelConfig& found, const ModelConfig& expected);
 
+// The same, but that a model with the standard residual may become one with Attention Residuals, whose depth reads are new: their
+// queries begin at zero, so that a read is the mean of what the standard residual sums, and the norm after it removes the factor
+// (its epsilon aside). Returns the new parameters, by depth; none: the same model.
+std::vector<model::ParameterSpec> check_model_to_start_from(const std::string& name, const ModelConfig& found,
+                                                            const ModelConfig& expected);
+std::string describe_new(size_t num_parameters);  // "22 tensors of Attention Residuals: queries zero, norms one"
+
 // The stored parameters are the model's, no more and no less.
 void check_parameters(const std::string& checkpoint, const std::vector<CheckpointTensor>& stored,
                       const std::vector<model::ParameterSpec>& specs);

@@ -140,8 +140,9 @@ ExportSummary import_model(const fs::path& from, const fs::path& checkpoint, con
   const std::string config_file = (from / "config.json").string();
   const HfModel hf = parse_hf_config(io::read_file(config_file), config_file);
   Config config = experiment ? *experiment : placeholder_experiment(hf);
+  std::vector<model::ParameterSpec> added;
   if (experiment) {
-    check_same_model(config_file, hf.model, experiment->model);
+    added = check_model_to_start_from(config_file, hf.model, experiment->model);
     if (hf.document_end.has_value() != experiment->data.document_mask)
       throw Error("{}: document_end_token_id: {}, expected {} with data.document_mask: {} in the configuration",
                   config_file, hf.document_end ? std::to_string(*hf.document_end) + " found" : "not found",
@@ -154,6 +155,7 @@ ExportSummary import_model(const fs::path& from, const fs::path& checkpoint, con
   const std::vector<model::ParameterSpec> specs = model::parameter_specs(config.model);
   std::map<std::string, Shape> tensors;
   for (const model::ParameterSpec& spec : specs) tensors[spec.name] = spec.shape;
+  for (const model::ParameterSpec& spec : added) tensors.erase(spec.name);
   if (hf.tied_head_written_out) tensors[head_tensor] = tensors.at(embedding_tensor);
   const ExportedModel exported(from, tensors, config.model);
 
@@ -187,13 +189,25 @@ ExportSummary import_model(const fs::path& from, const fs::path& checkpoint, con
           config_file, head_tensor, embedding_tensor);
   }
   const DType stored = config.train.precision == Precision::fp64 ? DType::f64 : DType::f32;
-  for (const model::ParameterSpec& spec : specs) {
-    auto [values, dtype] = read(spec.name);
-    convert_values(values, dtype, stored);
+  const auto write = [&](const model::ParameterSpec& spec, std::vector<char>& values) {
     const int64_t count = spec.shape.num_elements();
     writer.write({"parameters/" + spec.name, spec.shape, 0, count, TensorView(values.data(), stored, {count})});
+  };
+  for (const model::ParameterSpec& spec : specs) {
+    if (!tensors.contains(spec.name)) continue;
+    auto [values, dtype] = read(spec.name);
+    convert_values(values, dtype, stored);
+    write(spec, values);
+  }
+  for (const model::ParameterSpec& spec : added) {
+    const int64_t count = spec.shape.num_elements();
+    std::vector<char> values(static_cast<size_t>(count * size_of(stored)));
+    model::initialise_range(spec, config.run.seed, config.model.initializer_range, 0,
+                            TensorView(values.data(), stored, {count}));
+    write(spec, values);
   }
   writer.commit();
+  summary.num_new = added.size();
   summary.num_shards = exported.num_shards();
   summary.hash = hash.digest();
   return summary;

@@ -1,5 +1,9 @@
 #include "trainer/restore.h"
 
+#include <set>
+#include <string>
+#include <vector>
+
 #include "configs/schema/decode.h"
 #include "core/base/log.h"
 #include "model/parameters.h"
@@ -26,36 +30,43 @@ void check_model(const std::filesystem::path& checkpoint, const CheckpointReader
   check_parameters(name, reader.tensors(), model::parameter_specs(model));
 }
 
-void load_masters(CheckpointReader& reader, Engine& engine) {
+void load_masters(CheckpointReader& reader, Engine& engine, const std::set<std::string>& added = {}) {
   for (const TensorPiece& piece : engine.optimizer().state())
-    if (piece.name.starts_with("parameters/")) reader.load(piece);
+    if (piece.name.starts_with("parameters/") && !added.contains(piece.name)) reader.load(piece);
 }
 
-void check_start(const std::filesystem::path& checkpoint, const CheckpointReader& reader, const Config& config,
-                 const Sampler& sampler) {
-  check_model(checkpoint, reader, config.model);
+std::vector<model::ParameterSpec> check_start(const std::filesystem::path& checkpoint, const CheckpointReader& reader,
+                                              const Config& config, const Sampler& sampler) {
+  const ModelConfig stored = parse_config(reader.info().config_yaml, checkpoint.string()).model;
+  auto added = check_model_to_start_from(checkpoint.string(), stored, config.model);
+  check_parameters(checkpoint.string(), reader.tensors(), model::parameter_specs(stored));
   check_tokenizer(reader.info(), checkpoint.string(), sampler.tokenizer().hash(), config.data.train.front().path);
   const std::optional<DataIdentity> trained = stored_data(reader.info());
   if (const int64_t seen = trained ? sampler.num_trained_validation_sequences(*trained) : 0; seen > 0)
     log::info("{} was trained on {} of the {} validation sequences: their loss says little", checkpoint.string(), seen,
               sampler.num_validation_sequences());
+  return added;
 }
 
 }  // namespace
 
-void check_start(const std::filesystem::path& checkpoint, const Config& config, const Sampler& sampler) {
-  check_start(checkpoint, CheckpointReader(checkpoint), config, sampler);
+size_t check_start(const std::filesystem::path& checkpoint, const Config& config, const Sampler& sampler) {
+  return check_start(checkpoint, CheckpointReader(checkpoint), config, sampler).size();
 }
 
-void load_parameters(const std::filesystem::path& path, Engine& engine, const Sampler& sampler,
-                     comm::Communicator& comm) {
+size_t load_parameters(const std::filesystem::path& path, Engine& engine, const Sampler& sampler,
+                       comm::Communicator& comm) {
   const std::filesystem::path checkpoint = resolve_checkpoint(path, comm);
+  std::set<std::string> added;
   run_and_agree(comm, [&] {
     CheckpointReader reader(checkpoint);
-    check_start(checkpoint, reader, engine.config(), sampler);
-    load_masters(reader, engine);
+    for (const model::ParameterSpec& spec : check_start(checkpoint, reader, engine.config(), sampler))
+      added.insert("parameters/" + spec.name);
+    if (!added.empty()) engine.initialise();
+    load_masters(reader, engine, added);
   });
   engine.publish();
+  return added.size();
 }
 
 Restored restore_parameters(const std::filesystem::path& path, comm::Communicator& comm,

@@ -1,5 +1,6 @@
 // A model from a checkpoint, for evaluation, sampling and runs that start from it. What is loaded is the whole model: Error naming
-// the key of `model` in which the checkpoint and the configuration differ (trainer/identity.h), or the tensor that has no place.
+// the key of `model` in which the checkpoint and the configuration differ (trainer/identity.h), or the tensor that has no place. A run
+// that starts may add Attention Residuals to a model with the standard residual (check_model_to_start_from()).
 #pragma once
 
 #include <filesystem>
@@ -28,10 +29,12 @@ Restored restore_parameters(const std::filesystem::path& path, comm::Communicato
                             const std::function<void(Config&)>& adjust = {}, int device_index = 0);
 
 // Error when a run of `config` can't start from the checkpoint: another model, or another tokenizer than that of `sampler`'s data.
-void check_start(const std::filesystem::path& checkpoint, const Config& config, const Sampler& sampler);
+// Returns how many parameters are new.
+size_t check_start(const std::filesystem::path& checkpoint, const Config& config, const Sampler& sampler);
 
-// The same into an engine that exists, whose masters and parameters they become, after check_start(). Collective.
-void load_parameters(const std::filesystem::path& path, Engine& engine, const Sampler& sampler,
-                     comm::Communicator& comm);
+// The same into an engine that exists, whose masters and parameters they become, after check_start(). Collective. Returns how many
+// parameters are new, as at the start of training.
+size_t load_parameters(const std::filesystem::path& path, Engine& engine, const Sampler& sampler,
+                       comm::Communicator& comm);
 
 }  // namespace lamina

@@ -160,8 +160,9 @@ void Trainer::check_writable() {
 void Trainer::resume() {
   const auto checkpoint = find_checkpoint(folder_.checkpoints(), comm_);
   if (!checkpoint && !config_.checkpoint.init_from.empty()) {
-    load_parameters(config_.checkpoint.init_from, engine_, sampler_, comm_);
-    log::info("parameters from {}", config_.checkpoint.init_from);
+    const size_t num_new = load_parameters(config_.checkpoint.init_from, engine_, sampler_, comm_);
+    log::info("parameters from {}{}", config_.checkpoint.init_from,
+              num_new == 0 ? "" : "; new: " + describe_new(num_new));
   } else if (!checkpoint) {
     engine_.initialise();
   } else {

@@ -87,6 +87,27 @@ TEST(SameModel, WhatDoesNotChangeIt) {
       << "the tokenizer's";
 }
 
+TEST(ModelToStartFrom, MayGainAttentionResiduals) {
+  const ModelConfig standard = model_of({"model.residual=standard", "model.attn_res_block_size=null"});
+  for (const auto& [change, each] : {std::pair<std::vector<std::string>, size_t>{{}, 4},
+                                     {{"model.residual=full_attnres", "model.attn_res_block_size=null"}, 4}}) {
+    const ModelConfig asked = model_of(change);
+    const auto added = check_model_to_start_from("c", standard, asked);
+    EXPECT_EQ(added.size(), each * static_cast<size_t>(asked.num_hidden_layers) + 2);
+    for (const model::ParameterSpec& spec : added) {
+      EXPECT_THAT(spec.name, testing::HasSubstr("_res_"));
+      EXPECT_EQ(spec.init, spec.name.ends_with("_proj.weight") ? model::Init::zeros : model::Init::ones) << spec.name;
+    }
+    EXPECT_EQ(message([&] { check_model_to_start_from("c", asked, standard); }).substr(0, 19), "c: model.residual: ");
+  }
+  EXPECT_TRUE(check_model_to_start_from("c", standard, standard).empty());
+  EXPECT_TRUE(check_model_to_start_from("c", model_of(), model_of()).empty());
+  EXPECT_THAT(message([&] { check_model_to_start_from("c", standard, model_of({"model.rms_norm_eps=1e-6"})); }),
+              StartsWith("c: model.rms_norm_eps: "));
+  EXPECT_THAT(message([&] { check_model_to_start_from("c", model_of(), model_of({"model.attn_res_block_size=1"})); }),
+              StartsWith("c: model.attn_res_block_size: "));
+}
+
 TEST(StoredTokenizer, HashAndIds) {
   CheckpointInfo info;
   EXPECT_EQ(stored_tokenizer(info).hash, "");
