@@ -9,6 +9,7 @@
 #include "core/base/error.h"
 #include "core/base/hash.h"
 #include "launch/commands.h"
+#include "launch/program.h"
 #include "parallel/comm/thread.h"
 #include "trainer/export.h"
 #include "trainer/identity.h"
@@ -64,6 +65,7 @@ void register_export(CLI::App& app) {
     const auto comm = comm::make_self_communicator();
     ExportOptions how;
     how.dtype = options->dtype == "fp32" ? DType::f32 : DType::bf16;
+    how.program = program_name();
     how.max_shard_bytes = static_cast<int64_t>(std::min(options->max_shard_gb * 1e9, 9e18));
     const fs::path output = without_slash(options->output);
     const ExportSummary summary = export_checkpoint(resolve_checkpoint(options->checkpoint, *comm), output, how);
@@ -74,6 +76,7 @@ void register_export(CLI::App& app) {
     if (!summary.has_token_ids)
       fmt::print(
           "token ids      null: the checkpoint doesn't know its tokenizer, and its training data is not there\n");
+    if (!summary.no_tokenizer.empty()) fmt::print("tokenizer      not for AutoTokenizer: {}\n", summary.no_tokenizer);
     print("exported", output, summary);
   });
 }

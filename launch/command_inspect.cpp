@@ -86,6 +86,10 @@ void inspect(const InspectOptions& options) {
   if (const auto contents = info.extra.find("contents"); contents == info.extra.end())
     fmt::print("sampler        {} sequences consumed, fingerprint {}, seed {}\n", thousands(info.sequences_consumed),
                info.sampler_fingerprint, info.seed);
+  fmt::print("tokenizer      {}\n", !info.tokenizer                 ? "none"
+                                    : info.tokenizer->model.empty() ? info.tokenizer->name
+                                                                    : fmt::format("{}, {} bytes", info.tokenizer->name,
+                                                                                  info.tokenizer->model.size()));
   for (const auto& [key, value] : info.extra) fmt::print("{:<14} {}\n", key, value);
   print_totals(tensors);
   print_configuration(info.config_yaml);

@@ -34,7 +34,7 @@ void register_sample(CLI::App& app) {
       ->capture_default_str();
   command->add_option("--seed", options->sample.seed, "Same seed, same text")->capture_default_str();
   command->add_option("--tokenizer-from", options->sample.data_path,
-                      "Token folder with the tokenizer; default: the run's training data");
+                      "Token folder with the tokenizer; default: the checkpoint's own");
   command->add_option("--threads", options->num_threads, "0: all cores")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();

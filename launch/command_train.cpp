@@ -6,6 +6,7 @@
 #include "core/base/stop.h"
 #include "launch/commands.h"
 #include "launch/process.h"
+#include "launch/program.h"
 #include "launch/rank_map.h"
 #include "trainer/train.h"
 
@@ -42,7 +43,7 @@ void register_train(CLI::App& app) {
         config.run,
         [&](World& world) {
           log_rank_map(world);
-          result = train(config, world.comm, world.device.index);
+          result = train(config, world.comm, {world.device.index, program_commit()});
         },
         config.parallel);
     if (result.end == TrainEnd::stopped) throw Stopped("the run has more to do");

@@ -1,5 +1,4 @@
 #include <fmt/ranges.h>
-#include <git_commit.h>
 
 #include <chrono>
 #include <csignal>
@@ -14,7 +13,7 @@
 #include "core/base/stop.h"
 #include "launch/commands.h"
 #include "launch/process.h"
-#include "trainer/version.h"
+#include "launch/program.h"
 
 namespace lamina {
 namespace {
@@ -79,9 +78,7 @@ std::string usage_message(const CLI::App& app, const CLI::ParseError& failure, i
 
 int run(int argc, char** argv) {
   CLI::App app("Lamina pretrains language models with Attention Residuals.", "lamina");
-  const std::string commit = LAMINA_GIT_COMMIT;
-  app.set_version_flag("--version",
-                       fmt::format("lamina {}{}", program_version, commit.empty() ? "" : " (" + commit + ")"));
+  app.set_version_flag("--version", program_name());
   app.require_subcommand(1);
   app.footer(
       "Example:\n"

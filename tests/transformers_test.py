@@ -9,10 +9,11 @@ Run it with a Python that has h5py, torch and yaml, as for the integration tests
 Every tensor has its place, the logits are those of the float64 reference and the losses of single tokens those of a step dump within
 1e-5 of the largest in fp32, and 64 greedily generated tokens are the same with and without the cache. Models that `lamina export` writes
 as kimi_linear load as they are; those of Lamina's own architecture with trust_remote_code, and without it transformers refuses them.
-What transformers saves of either is imported again. Nothing asks the network.
+What transformers saves of either is imported again. AutoTokenizer gives the tokens of `lamina prepare`. Nothing asks the network.
 """
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,10 +21,11 @@ from pathlib import Path
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(Path(__file__).resolve().parent / "integration"))
+import h5py  # noqa: E402
 import numpy  # noqa: E402
 import torch  # noqa: E402
 from compare_dump import Dump, model_config, reference  # noqa: E402
-from training import Lamina  # noqa: E402
+from training import Lamina, text  # noqa: E402
 
 TRANSFORMERS = "5.24.0"
 TOLERANCE = 1e-5
@@ -128,6 +130,25 @@ for folder in sys.argv[1:]:
 print("\n" + json.dumps(out))  # the question whether to trust leaves a line open
 """
 
+# The tokens of each folder's texts, and what becomes of them. Without trust: a tokenizer needs no code.
+TOKENS = r"""
+import json, sys
+import transformers
+transformers.logging.set_verbosity_error()
+out = {}
+for folder in sys.argv[1:]:
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        ids = [tokenizer(text).input_ids for text in json.load(open(folder + "/texts.json"))]
+        out[folder] = {"ids": ids, "back": [tokenizer.decode(one[1:]) for one in ids], "length": len(tokenizer),
+                       "special": [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id]}
+    except Exception as error:
+        out[folder] = {"error": f"{type(error).__name__}: {error}"}
+print("\n" + json.dumps(out))
+"""
+TEXTS = ["the quick brown fox", "  two spaces\n\n\ttab \r\n \u2713 \u4f60\u597d \U0001f600 end ", "</s> <0x41> <s> <unk> <|end_of_document|>",
+         "x", " ", "\n", "\u2581 \u0120\u00e9", "don't stop; it's 12,345.67 o'clock!", text(1500)]
+
 
 def expect(condition: bool, message: str) -> None:
     if not condition:
@@ -141,9 +162,9 @@ def make_environment(folder: Path) -> Path:
     return environment
 
 
-def read(environment: Path, folders: list[Path]) -> dict:
+def read(environment: Path, folders: list[Path], program: str = READER) -> dict:
     with tempfile.TemporaryDirectory() as home:   # of the code that it copies out of the folders
-        done = subprocess.run([str(environment / "bin" / "python"), "-c", READER, *map(str, folders)], check=False, capture_output=True,
+        done = subprocess.run([str(environment / "bin" / "python"), "-c", program, *map(str, folders)], check=False, capture_output=True,
                               text=True, stdin=subprocess.DEVNULL, env={**os.environ, "HF_HOME": home, "HF_HUB_OFFLINE": "1"})
     expect(done.returncode == 0, f"the reader failed:\n{done.stderr}")
     return json.loads(done.stdout.strip().splitlines()[-1])
@@ -210,6 +231,44 @@ def check_right(lamina: Lamina, name: str, exported: tuple[Path, str, Dump], fou
     expect(of_logits < limit and of_losses < limit, f"{name}: expected less than {limit:.1e}")
 
 
+def check_tokenizers(lamina: Lamina, environment: Path) -> None:
+    """AutoTokenizer gives the tokens of `lamina prepare`, after the one that ends a document, and decodes them to the text."""
+    folders, expected = {}, {}
+    source = lamina.folder / "text.txt"
+    for kind in ("bytes", "bpe", "unigram"):
+        tokens, spec = lamina.folder / f"tokens-{kind}", "bytes"
+        if kind != "bytes":
+            spec = f"sentencepiece:{lamina.folder / kind}.model"
+            letters = lamina.folder / "letters.txt"   # in which the names of bytes are spelt
+            letters.write_text("<0x0123456789ABCDEF> " * 50)
+            run(lamina, "tokenizer", "--vocab-size", "340", "--model-type", kind, "--output", spec.split(":")[1], str(source), str(letters))
+        files = []
+        for i, sample in enumerate(TEXTS):
+            files.append(lamina.folder / f"sample-{i}.txt")
+            files[-1].write_bytes(sample.encode())
+        run(lamina, "prepare", "--tokenizer", spec, "--output", str(tokens), str(source))
+        run(lamina, "prepare", "--tokenizer", spec, "--output", str(tokens) + "-samples", *map(str, files))
+        with h5py.File(f"{tokens}-samples/tokens.h5", "r") as file:
+            starts, ids = [*file["document_starts"][()].tolist(), len(file["tokens"])], file["tokens"][()].tolist()
+        expected[kind] = [ids[begin:end] for begin, end in zip(starts, starts[1:])]
+        trained = lamina.train(f"tokenizer-{kind}", {"data": {"train": [{"path": str(tokens)}]}})
+        shutil.rmtree(tokens)   # the checkpoint has it
+        folders[kind] = lamina.folder / f"tokenizer-{kind}-exported"
+        said = run(lamina, "export", "--checkpoint", str(trained), "--output", str(folders[kind]))
+        expect("tokenizer  " not in said, f"{kind}: {said}")
+        (folders[kind] / "texts.json").write_text(json.dumps(TEXTS))
+    found = read(environment, list(folders.values()), TOKENS)
+    for kind, folder in folders.items():
+        result = found[str(folder)]
+        expect("error" not in result, f"{kind}: {result}")
+        end = expected[kind][0][-1]
+        for sample, ours, theirs, back in zip(TEXTS, expected[kind], result["ids"], result["back"]):
+            expect(theirs == [end, *ours[:-1]] and ours[-1] == end, f"{kind}: {sample[:60]!r}: {theirs[:20]}, ours {ours[:20]}")
+            expect(back == sample.replace("\u2581", "\u2581" if kind == "bytes" else " "), f"{kind}: {sample[:60]!r} comes back as {back[:60]!r}")
+        expect(result["special"] == [end, end, None], f"{kind}: {result['special']}")
+        print(f"tokenizer {kind}: {sum(map(len, expected[kind]))} tokens of {len(TEXTS)} texts are the same", flush=True)
+
+
 def run(lamina: Lamina, *arguments: str) -> str:
     done = lamina.run(list(arguments))
     expect(done.returncode == 0, f"{arguments}: {done.stderr}")
@@ -224,6 +283,7 @@ def main() -> None:
         lamina = Lamina(sys.argv[1], Path(folder))
         lamina.prepare()
         run(lamina, "prepare", "--document-separator", " ", "--output", str(lamina.folder / "words"), str(lamina.folder / "text.txt"))
+        check_tokenizers(lamina, environment)
         right = {name: export(lamina, name, model) for name, model in RIGHT.items()}
         own = {name: export(lamina, name, model) for name, (model, _) in OWN.items()}
         rounded = {name: export(lamina, name, RIGHT[name], "bf16") for name in ("kimi", "mla-dense-tied")}

@@ -3,7 +3,8 @@
 //   shard-00000.h5 ..   one per rank: the element ranges it owns, as 1-d datasets "/<tensor>[<begin>:<end>]"
 //   checkpoint.h5       "/<tensor>" with its logical shape (virtual datasets over the shards), the run's state as
 //   attributes,
-//                       and "/table": every file, tensor and piece with its place in the file and its checksum (JSON)
+//                       "/tokenizer": the SentencePiece model, and "/table": every file, tensor and piece with its place in
+//                       the file and its checksum (JSON)
 //   COMMITTED           written last: size and checksum of checkpoint.h5, and its own checksum
 //
 // Checksums (XXH3) cover every byte of every file: a piece each, and the rest of a shard (HDF5's own records) once;
@@ -41,6 +42,12 @@ struct TensorPiece {
   TensorView data;  // contiguous, end - begin elements; fp32, fp64 or int32, on the CPU
 };
 
+// As a token file keeps it (data/tokenizer.h).
+struct StoredTokenizer {
+  std::string name, model;
+  bool operator==(const StoredTokenizer&) const = default;
+};
+
 struct CheckpointInfo {
   int64_t step = 0;
   std::string config_yaml;  // resolved
@@ -51,6 +58,7 @@ struct CheckpointInfo {
   int data_parallel = 0;
   std::string program_version;
   std::string written_at;                    // UTC, ISO 8601; set by save_checkpoint
+  std::optional<StoredTokenizer> tokenizer;  // absent: of an older program, or imported without
   std::map<std::string, std::string> extra;  // "threads" of a run's: as threads_of_ranks() has them
 };
 

@@ -141,6 +141,10 @@ void write_info(io::Hdf5File& file, const CheckpointInfo& info) {
   file.write_attribute("/", "data_parallel", int64_t{info.data_parallel});
   file.write_attribute("/", "program_version", info.program_version);
   file.write_attribute("/", "written_at", utc_now());
+  if (!info.tokenizer) return;
+  file.write_attribute("/", "tokenizer", info.tokenizer->name);
+  const int64_t size = static_cast<int64_t>(info.tokenizer->model.size());
+  if (size > 0) file.write("/tokenizer", io::ElementType::u8, std::span(&size, 1), info.tokenizer->model.data());
 }
 
 CheckpointInfo read_info(const io::Hdf5File& file) {
@@ -154,6 +158,14 @@ CheckpointInfo read_info(const io::Hdf5File& file) {
   info.data_parallel = static_cast<int>(file.read_int("/", "data_parallel"));
   info.program_version = file.read_string("/", "program_version");
   info.written_at = file.read_string("/", "written_at");
+  if (file.has_attribute("/", "tokenizer")) {
+    info.tokenizer = StoredTokenizer{file.read_string("/", "tokenizer"), ""};
+    std::string& model = info.tokenizer->model;
+    if (file.has("/tokenizer")) {
+      model.resize(static_cast<size_t>(file.info("/tokenizer").num_elements()));
+      file.read("/tokenizer", io::ElementType::u8, 0, static_cast<int64_t>(model.size()), model.data());
+    }
+  }
   return info;
 }
 

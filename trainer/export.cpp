@@ -1,23 +1,27 @@
 #include "trainer/export.h"
 
+#include <map>
 #include <nlohmann/json.hpp>
 #include <utility>
 
 #include "configs/schema/decode.h"
 #include "core/base/log.h"
 #include "core/io/file.h"
-#include "data/token_file.h"
 #include "model/parameters.h"
 #include "trainer/checkpoint.h"
 #include "trainer/export_code.h"
+#include "trainer/export_tokenizer.h"
 #include "trainer/export_values.h"
 #include "trainer/hf_config.h"
 #include "trainer/identity.h"
+#include "trainer/model_card.h"
 
 namespace lamina {
 namespace {
 
 namespace fs = std::filesystem;
+
+constexpr const char* no_tokenizer = "the checkpoint has none, and its training data is not there";
 
 DType exported_dtype(const std::string& name, DType dtype) {
   const bool is_decay = name.ends_with(".A_log") || name.ends_with(".dt_bias");
@@ -55,24 +59,11 @@ class NewFolder {
   bool published_ = false;
 };
 
-// The ids that a checkpoint of an older program doesn't have are those of its data's tokenizer, where that is still there.
-TokenizerIdentity tokenizer_of(const CheckpointInfo& info, const Config& config) {
-  TokenizerIdentity stored = stored_tokenizer(info);
-  if (!stored.ids.eos.empty() || stored.hash.empty()) return stored;
-  try {
-    const auto tokenizer = TokenFile::open(config.data.train.front().path).make_tokenizer();
-    if (tokenizer->hash() == stored.hash) return identity_of(*tokenizer);
-  } catch (const Error& error) {
-    log::debug("the tokenizer of the training data: {}", error.what());
-  }
-  return stored;
-}
-
 HfModel describe(const fs::path& checkpoint, const CheckpointInfo& info, const Config& config,
-                 const ExportOptions& options) {
-  HfModel hf{
-      config.model, config.data.seq_len, options.dtype, tokenizer_of(info, config), config.model.tie_word_embeddings,
-      std::nullopt};
+                 const ExportOptions& options, const Tokenizer* tokenizer) {
+  HfModel hf{config.model, config.data.seq_len, options.dtype, stored_tokenizer(info), config.model.tie_word_embeddings,
+             std::nullopt};
+  if (tokenizer && hf.tokenizer.ids.eos.empty()) hf.tokenizer = identity_of(*tokenizer);
   if (config.data.document_mask) {
     if (hf.tokenizer.ids.eos.size() != 1)
       throw Error(
@@ -121,10 +112,13 @@ ExportSummary export_checkpoint(const fs::path& checkpoint, const fs::path& outp
   check_parameters(checkpoint.string(), stored, specs);
   const DType stored_as = stored_dtype(stored, "parameters/" + specs.front().name);
 
-  const HfModel hf = describe(checkpoint, reader.info(), config, options);
+  const auto tokenizer = find_tokenizer(reader.info(), checkpoint.string());
+  const HfModel hf = describe(checkpoint, reader.info(), config, options, tokenizer.get());
+  const TokenizerFiles tokenizer_parts = tokenizer ? tokenizer_files(*tokenizer) : TokenizerFiles{{}, no_tokenizer};
   ExportSummary summary;
   summary.reasons = reasons_against_kimi_linear(hf);
   summary.has_token_ids = !hf.tokenizer.ids.eos.empty();
+  summary.no_tokenizer = tokenizer_parts.reason;
   NewFolder folder(output);
   ModelHash hash;
   nlohmann::ordered_json weight_map = nlohmann::ordered_json::object();
@@ -151,10 +145,15 @@ ExportSummary export_checkpoint(const fs::path& checkpoint, const fs::path& outp
   nlohmann::ordered_json index;
   index["metadata"] = {{"total_size", summary.num_bytes}, {"total_parameters", summary.num_parameters}};
   index["weight_map"] = std::move(weight_map);
-  io::write_file_atomically(folder.path() / "model.safetensors.index.json", index.dump(2) + "\n");
-  io::write_file_atomically(folder.path() / "config.json", to_hf_config(hf));
-  io::write_file_atomically(folder.path() / "generation_config.json", to_generation_config(hf.tokenizer.ids));
-  if (!summary.reasons.empty()) io::write_file_atomically(folder.path() / modeling_file, modeling_code());
+  std::map<std::string, std::string> texts = tokenizer_parts.contents;
+  texts["model.safetensors.index.json"] = index.dump(2) + "\n";
+  texts["config.json"] = to_hf_config(hf);
+  texts["generation_config.json"] = to_generation_config(hf.tokenizer.ids);
+  texts["README.md"] =
+      model_card(checkpoint, reader.info(), config, hf,
+                 {options.program, tokenizer ? tokenizer->name() : "", tokenizer_parts.reason.empty()});
+  if (!summary.reasons.empty()) texts[modeling_file] = modeling_code();
+  for (const auto& [name, text] : texts) io::write_file_atomically(folder.path() / name, text);
   folder.publish();
   return summary;
 }

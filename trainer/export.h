@@ -16,6 +16,7 @@ namespace lamina {
 struct ExportOptions {
   DType dtype = DType::bf16;  // or f32; A_log and dt_bias are always f32
   int64_t max_shard_bytes = 5'000'000'000;
+  std::string program = "lamina";  // that exports, for the folder's README.md
 };
 
 // A tied model's head is written out: its tensor has the embedding's values.
@@ -37,6 +38,7 @@ struct ExportSummary {
   std::vector<std::string>
       reasons;                // of an export: why it is written as Lamina's own architecture; empty: as kimi_linear
   bool has_token_ids = true;  // of an export: false where the checkpoint doesn't know its tokenizer
+  std::string no_tokenizer;   // of an export: why AutoTokenizer finds none in the folder; empty: it finds one
   size_t num_new = 0;  // of an import: parameters that the model there doesn't have (check_model_to_start_from())
   uint64_t hash = 0;   // XXH3 over names, dtypes, shapes and bytes of all tensors, however they are cut into shards
 };

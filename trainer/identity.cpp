@@ -7,6 +7,7 @@
 #include "configs/schema/decode.h"
 #include "core/base/error.h"
 #include "core/base/log.h"
+#include "data/token_file.h"
 #include "trainer/run_folder.h"
 
 namespace lamina {
@@ -53,6 +54,30 @@ void store_tokenizer(CheckpointInfo& info, const TokenizerIdentity& tokenizer) {
   const TokenIds& ids = tokenizer.ids;
   if (!tokenizer.hash.empty()) info.extra[hash_key] = tokenizer.hash;
   info.extra[ids_key] = json{{"bos", to_json(ids.bos)}, {"eos", ids.eos}, {"pad", to_json(ids.pad)}}.dump();
+}
+
+void store_tokenizer(CheckpointInfo& info, const Tokenizer& tokenizer) {
+  store_tokenizer(info, identity_of(tokenizer));
+  info.tokenizer = StoredTokenizer{tokenizer.name(), tokenizer.model()};
+}
+
+std::unique_ptr<Tokenizer> make_tokenizer(const CheckpointInfo& info, const std::string& checkpoint) {
+  if (!info.tokenizer) return nullptr;
+  return make_stored_tokenizer(info.tokenizer->name, info.tokenizer->model, checkpoint);
+}
+
+std::unique_ptr<Tokenizer> find_tokenizer(const CheckpointInfo& info, const std::string& checkpoint) {
+  if (auto own = make_tokenizer(info, checkpoint)) return own;
+  const std::string hash = stored_tokenizer(info).hash;
+  if (hash.empty()) return nullptr;
+  try {
+    const Config config = parse_config(info.config_yaml, checkpoint);
+    auto tokenizer = TokenFile::open(config.data.train.front().path).make_tokenizer();
+    if (tokenizer->hash() == hash) return tokenizer;
+  } catch (const Error& error) {
+    log::debug("the tokenizer of the training data: {}", error.what());
+  }
+  return nullptr;
 }
 
 TokenizerIdentity stored_tokenizer(const CheckpointInfo& info) {

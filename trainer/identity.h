@@ -1,6 +1,7 @@
 // What a checkpoint belongs to: its model, its tokenizer and the text it was trained on. Everything that loads one compares.
 #pragma once
 
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -29,6 +30,14 @@ struct TokenizerIdentity {
 TokenizerIdentity identity_of(const Tokenizer& tokenizer);
 
 void store_tokenizer(CheckpointInfo& info, const TokenizerIdentity& tokenizer);
+void store_tokenizer(CheckpointInfo& info, const Tokenizer& tokenizer);  // itself too
+
+// The checkpoint's own; null where it has none.
+std::unique_ptr<Tokenizer> make_tokenizer(const CheckpointInfo& info, const std::string& checkpoint);
+
+// The checkpoint's own, or that of its training data where that is still there and the same; null otherwise.
+std::unique_ptr<Tokenizer> find_tokenizer(const CheckpointInfo& info, const std::string& checkpoint);
+
 // The hash of older checkpoints is in the sampler's fingerprint; they have no ids.
 TokenizerIdentity stored_tokenizer(const CheckpointInfo& info);
 

@@ -5,9 +5,11 @@
 #include "configs/schema/decode.h"
 #include "core/base/error.h"
 #include "core/io/file.h"
+#include "data/tokenizer.h"
 #include "model/parameters.h"
 #include "trainer/checkpoint.h"
 #include "trainer/export.h"
+#include "trainer/export_tokenizer.h"
 #include "trainer/export_values.h"
 #include "trainer/hf_config.h"
 #include "trainer/identity.h"
@@ -134,6 +136,19 @@ Config placeholder_experiment(const HfModel& hf) {
   return config;
 }
 
+// The one that config.json names by its hash, where the folder has it. Of other programs' models nothing is known to belong together.
+std::optional<StoredTokenizer> tokenizer_in(const fs::path& folder, const std::string& hash) {
+  if (hash.empty()) return std::nullopt;
+  if (hash == make_tokenizer("bytes")->hash()) return StoredTokenizer{"bytes", ""};
+  const fs::path file = folder / sentencepiece_file;
+  if (!fs::exists(file)) return std::nullopt;
+  const auto tokenizer = make_tokenizer("sentencepiece:" + file.string());
+  if (tokenizer->hash() != hash)
+    throw Error("{}: tokenizer {} found, expected {}, tokenizer_hash of config.json", file.string(), tokenizer->hash(),
+                hash);
+  return StoredTokenizer{tokenizer->name(), tokenizer->model()};
+}
+
 }  // namespace
 
 ExportSummary import_model(const fs::path& from, const fs::path& checkpoint, const std::optional<Config>& experiment) {
@@ -167,6 +182,7 @@ ExportSummary import_model(const fs::path& from, const fs::path& checkpoint, con
   info.program_version = program_version;
   info.extra = {{"contents", parameters_only}, {"imported_from", from.string()}};
   store_tokenizer(info, hf.tokenizer);
+  info.tokenizer = tokenizer_in(from, hf.tokenizer.hash);
   CheckpointWriter writer(checkpoint, info);
   ExportSummary summary;
   ModelHash hash;

@@ -42,6 +42,26 @@ int64_t draw_token(std::span<const float> logits, const SampleOptions& options, 
   return order[count - 1];
 }
 
+namespace {
+
+// The checkpoint's own, unless another place was named or it has none.
+std::unique_ptr<Tokenizer> tokenizer_for(const Restored& restored, const SampleOptions& options) {
+  const std::string checkpoint = restored.checkpoint.string();
+  std::string place = checkpoint;
+  auto tokenizer = options.data_path.empty() ? make_tokenizer(restored.info, checkpoint) : nullptr;
+  if (!tokenizer) {
+    place = options.data_path.empty() ? restored.config.data.train.front().path : options.data_path;
+    tokenizer = TokenFile::open(place).make_tokenizer();
+    check_tokenizer(restored.info, checkpoint, tokenizer->hash(), place);
+  }
+  if (tokenizer->vocab_size() > restored.config.model.vocab_size)
+    throw Error("{}: found a tokenizer of {} tokens, expected at most the model's {}", place, tokenizer->vocab_size(),
+                restored.config.model.vocab_size);
+  return tokenizer;
+}
+
+}  // namespace
+
 int64_t sample(const std::filesystem::path& checkpoint, const SampleOptions& options,
                const std::function<void(std::string_view)>& text) {
   const auto comm = comm::make_self_communicator();
@@ -51,13 +71,7 @@ int64_t sample(const std::filesystem::path& checkpoint, const SampleOptions& opt
     config.run.device = "cpu";
   });
   const Config& config = restored.config;
-  const std::string folder = options.data_path.empty() ? config.data.train.front().path : options.data_path;
-  const auto tokenizer = TokenFile::open(folder).make_tokenizer();
-  check_tokenizer(restored.info, restored.checkpoint.string(), tokenizer->hash(), folder);
-  if (tokenizer->vocab_size() > config.model.vocab_size)
-    throw Error("{}: found a tokenizer of {} tokens, expected at most the model's {}", folder, tokenizer->vocab_size(),
-                config.model.vocab_size);
-
+  const auto tokenizer = tokenizer_for(restored, options);
   restored.engine->set_end_of_document(tokenizer->end_of_document());
   std::vector<int32_t> tokens = {tokenizer->end_of_document()};  // every document begins after one
   std::vector<int32_t> prompt;

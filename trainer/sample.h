@@ -17,7 +17,8 @@ struct SampleOptions {
   int64_t top_k = 0;         // 0: all
   double top_p = 0.95;       // the smallest set of tokens with at least this probability; 1: all
   uint64_t seed = 1;
-  std::string data_path;  // folder with the tokenizer; empty: the one the checkpoint was trained on
+  std::string
+      data_path;  // token folder with the tokenizer; empty: the checkpoint's, or that of its training data if it has none
 };
 
 // Calls `text` with each piece as it is generated (the prompt is not repeated). Stops at the end-of-document token.

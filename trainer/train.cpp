@@ -51,7 +51,7 @@ class DivergedAt : public Diverged {
 class Trainer {
  public:
   // `lock` is rank 0's.
-  Trainer(const Config& config, comm::Communicator& comm, int device_index, const Sampler& sampler,
+  Trainer(const Config& config, comm::Communicator& comm, const TrainProcess& process, const Sampler& sampler,
           const RunFolder& folder, io::FolderLock* lock)
       : config_(config),
         comm_(comm),
@@ -59,13 +59,14 @@ class Trainer {
         folder_(folder),
         lock_(lock),
         tracer_(config, comm, folder.traces()),
-        engine_(config, comm, &ledger_, device_index),
+        engine_(config, comm, &ledger_, process.device_index),
         place_(engine_.place()),
         local_sequences_(config.train.global_batch_size / engine_.mesh().data),
         tokens_(static_cast<size_t>(local_sequences_ * config.data.seq_len)),
         targets_(tokens_.size()),
         flops_per_token_(model::training_flops_per_token(config.model, config.data.seq_len).total()),
-        threads_(threads_of_ranks(comm)) {}
+        threads_(threads_of_ranks(comm)),
+        commit_(process.commit) {}
   TrainResult run();
 
  private:
@@ -125,7 +126,8 @@ class Trainer {
   std::vector<int32_t> tokens_, targets_;
   Clock::time_point start_, saved_;  // of the first step; of the last checkpoint, or start_
   double flops_per_token_;
-  std::string threads_;     // of the ranks
+  std::string threads_;  // of the ranks
+  std::string commit_;
   double peak_gflops_ = 0;  // of one rank
 };
 
@@ -515,7 +517,8 @@ void Trainer::save_checkpoint() {
   info.data_parallel = engine_.mesh().data;
   info.program_version = program_version;
   info.extra["threads"] = threads_;
-  store_tokenizer(info, identity_of(sampler_.tokenizer()));
+  if (!commit_.empty()) info.extra["commit"] = commit_;
+  store_tokenizer(info, sampler_.tokenizer());
   const trace::Scope scope(tracer_.recorder(), trace::Track::phases, "checkpoint");
   const auto started = Clock::now();
   engine_.context().stream.synchronize();
@@ -623,7 +626,7 @@ TrainEnd Trainer::train() {
 
 }  // namespace
 
-TrainResult train(Config config, comm::Communicator& comm, int device_index) {
+TrainResult train(Config config, comm::Communicator& comm, const TrainProcess& process) {
   std::optional<Sampler> sampler;
   run_and_agree(comm, [&] {
     if (config.model.vocab_size == 0) config.model.vocab_size = data_vocab_size(config.data);
@@ -633,7 +636,7 @@ TrainResult train(Config config, comm::Communicator& comm, int device_index) {
   std::unique_ptr<io::FolderLock> lock;  // rank 0's
   if (!lock_run_folder(folder, comm, lock)) return {TrainEnd::stopped, ""};
   check_run_folder(folder, config, comm);
-  return Trainer(config, comm, device_index, *sampler, folder, lock.get()).run();
+  return Trainer(config, comm, process, *sampler, folder, lock.get()).run();
 }
 
 }  // namespace lamina

@@ -16,6 +16,12 @@ enum class TrainEnd {
              // checkpoint stays, and the run folder says so (RunFolder::divergence)
 };
 
+struct TrainProcess {
+  int device_index =
+      0;  // with run.device: cuda, the GPU of this rank, whose memory the communicator must be able to carry
+  std::string commit;  // of the program's sources, for the checkpoints; empty: unknown
+};
+
 struct TrainResult {
   TrainEnd end = TrainEnd::done;
   std::string reason;  // of a divergence: one line
@@ -23,8 +29,7 @@ struct TrainResult {
 
 // Collective over all ranks. Resumes from the newest good checkpoint of the run folder, which rank 0 locks meanwhile (FolderLocked
 // when another process has it). Throws Error for anything that a user can mend: before the first step nothing was written then, and
-// later the run folder is as the last completed step left it. With run.device: cuda this rank computes on the GPU
-// `device_index`, whose memory `comm` must be able to carry.
-TrainResult train(Config config, comm::Communicator& comm, int device_index = 0);
+// later the run folder is as the last completed step left it.
+TrainResult train(Config config, comm::Communicator& comm, const TrainProcess& process = {});
 
 }  // namespace lamina

@@ -99,6 +99,13 @@ def sampling(cases: Cases) -> None:
     cases.ok(*sample)
     cases.ok(*sample, "--tokenizer-from", cases.own)
     cases.refused([*sample, "--tokenizer-from", cases.other], f"{cases.other}: tokenizer ", f"expected {cases.hash}")
+    # The checkpoint holds its tokenizer: a run folder that was moved, or whose data went, speaks all the same.
+    said, run, away = cases.ok(*sample).stdout, cases.run, cases.lamina.folder / "elsewhere"
+    run.rename(away)
+    Path(cases.own).rename(cases.own + "-gone")
+    expect(cases.ok("sample", "--checkpoint", str(away), *sample[3:]).stdout == said, "the moved run says something else")
+    away.rename(run)
+    Path(cases.own + "-gone").rename(cases.own)
 
 
 def starting_from(cases: Cases) -> None:

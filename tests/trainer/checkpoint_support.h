@@ -114,6 +114,7 @@ inline CheckpointInfo info_of(int64_t step) {
   info.data_parallel = 1;
   info.program_version = "1.2.3";
   info.extra = {{"key", "value\n\"quoted\""}};
+  info.tokenizer = StoredTokenizer{"sentencepiece", std::string("a\0b\xff", 4)};
   return info;
 }
 

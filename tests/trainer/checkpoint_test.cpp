@@ -47,6 +47,7 @@ TEST(Checkpoint, KeepsItsInformation) {
   EXPECT_EQ(found.data_parallel, 1);
   EXPECT_EQ(found.program_version, "1.2.3");
   EXPECT_EQ(found.extra, expected.extra);
+  EXPECT_EQ(found.tokenizer, expected.tokenizer);
   EXPECT_THAT(found.written_at, testing::MatchesRegex("20..-..-..T..:..:..Z"));
 }
 

@@ -15,6 +15,8 @@
 #include "tests/trainer/checkpoint_support.h"
 #include "trainer/export_values.h"
 #include "trainer/hf_config.h"
+#include "trainer/identity.h"
+#include "trainer/model_card.h"
 
 namespace lamina {
 namespace {
@@ -42,10 +44,11 @@ Config config_of(const std::vector<std::string>& overrides) {
 
 // A checkpoint of random parameters, each in `num_pieces` pieces, with something that export must pass over.
 Values write_checkpoint(const fs::path& path, const Config& config, int64_t num_pieces,
-                        const std::optional<TokenizerIdentity>& tokenizer = {}) {
+                        const std::optional<TokenizerIdentity>& tokenizer = {}, const Tokenizer* itself = nullptr) {
   CheckpointInfo info;
   info.config_yaml = to_yaml(config);
   if (tokenizer) store_tokenizer(info, *tokenizer);
+  if (itself) store_tokenizer(info, *itself);
   CheckpointWriter writer(path, info);
   Values all;
   std::mt19937 random(5);
@@ -66,10 +69,11 @@ Values write_checkpoint(const fs::path& path, const Config& config, int64_t num_
   return all;
 }
 
+// But for README.md, in which an imported model says where it comes from.
 std::map<std::string, std::string> contents(const fs::path& folder) {
   std::map<std::string, std::string> files;
   for (const auto& entry : fs::directory_iterator(folder))
-    files[entry.path().filename().string()] = io::read_file(entry.path());
+    if (entry.path().filename() != "README.md") files[entry.path().filename().string()] = io::read_file(entry.path());
   return files;
 }
 
@@ -132,9 +136,10 @@ TEST_P(Models, Fp32ThereAndBackIsTheSameBytes) {
   const ExportSummary one = export_checkpoint(folder.path() / "cut", folder.path() / "one", {.dtype = DType::f32});
   EXPECT_EQ(one.num_shards, 1);
   EXPECT_EQ(one.hash, first.hash);
-  EXPECT_THAT(names_in(folder.path() / "one"),
-              testing::ElementsAre("config.json", "generation_config.json", "model-00001-of-00001.safetensors",
-                                   "model.safetensors.index.json", "modeling_lamina.py"));
+  EXPECT_THAT(
+      names_in(folder.path() / "one"),
+      testing::ElementsAre("README.md", "config.json", "generation_config.json", "model-00001-of-00001.safetensors",
+                           "model.safetensors.index.json", "modeling_lamina.py"));
 }
 
 TEST_P(Models, Bf16IsRoundedOnceAndThenStays) {
@@ -605,6 +610,52 @@ TEST(Import, WhatTransformersSaves) {
   wrong["model.layers.1.mlp.experts.down_proj"].first = {5, 7, 12};
   EXPECT_THAT(message([&] { import("wrong", wrong); }),
               testing::HasSubstr("mlp.experts.down_proj: shape [5, 7, 12] found, expected [5, 12, 7]"));
+}
+
+TEST(Export, TheTokenizerItselfGoesWithTheModel) {
+  const TemporaryFolder folder;
+  const Config config = config_of(with(plain, {"model.vocab_size=257"}));
+  write_checkpoint(folder.path() / "c", config, 1, {}, make_tokenizer("bytes").get());
+  write_checkpoint(folder.path() / "without", config, 1);
+  EXPECT_EQ(export_checkpoint(folder.path() / "c", folder.path() / "a", {}).no_tokenizer, "");
+  EXPECT_THAT(names_in(folder.path() / "a"), testing::IsSupersetOf({"tokenizer.json", "tokenizer_config.json"}));
+  const ExportSummary none = export_checkpoint(folder.path() / "without", folder.path() / "none", {});
+  EXPECT_EQ(none.no_tokenizer, "the checkpoint has none, and its training data is not there");
+  import_model(folder.path() / "a", folder.path() / "back", {});
+  EXPECT_EQ(read_checkpoint_info(folder.path() / "back").tokenizer, (StoredTokenizer{"bytes", ""}));
+  export_checkpoint(folder.path() / "back", folder.path() / "b", {});
+  EXPECT_EQ(contents(folder.path() / "a"), contents(folder.path() / "b"));
+}
+
+TEST(Export, TheCardSaysWhatIsKnown) {
+  const TemporaryFolder folder;
+  const fs::path checkpoint = folder.path() / "run/checkpoints/step-00000007";
+  CheckpointInfo info;
+  info.step = 7;
+  info.sequences_consumed = 14;
+  info.seed = 3;
+  info.program_version = "1.2.3";
+  info.sampler_fingerprint = "seq_len 16; tokenizer 0123456789abcdef; train 900 tokens 00000000000000aa";
+  info.extra = {{"commit", "abcdef0123"}};
+  const Config config = config_of({});
+  const HfModel hf{config.model, 16, DType::bf16, {}, false, {}};
+  const auto has = [&](const std::vector<std::string>& parts) {
+    const std::string card = model_card(checkpoint, info, config, hf, {"lamina 9.9.9", "bytes", true});
+    for (const std::string& part : parts) EXPECT_THAT(card, testing::HasSubstr(part));
+  };
+  has({"\n# run\n", "7 of 10 steps, 14 sequences of 16 tokens (224 tokens); AdamW", "seed 3",
+       "| loss | not known: the checkpoint lies in no run folder |",
+       "`data/none`, weight 1, 900 tokens (hash 00000000000000aa)",
+       "checkpoint by lamina 1.2.3 (abcdef0123), exported by lamina 9.9.9",
+       "Attention Residuals over blocks of 2 layers", "trust_remote_code=True",
+       "- residual: block_attnres: kimi_linear has no Attention Residuals"});
+  fs::create_directories(checkpoint);
+  io::write_file_atomically(folder.path() / "run/metrics.jsonl",
+                            std::string_view("{\"step\": 5, \"loss\": 9, \"validation_loss\": 3.5}\n{\"step\": 7, "
+                                             "\"loss\": 2.25}\n{\"step\": 8, \"loss\": 1, \"validation_loss\": 1}\n{"));
+  has({"| loss | 2.2500 in step 7, 3.5000 in the validation of step 5 (nats per token) |"});
+  info.extra = {{"contents", parameters_only}, {"imported_from", "somewhere"}};
+  has({"imported from `somewhere`"});
 }
 
 TEST(Export, TheTokenizerGoesWithTheModel) {

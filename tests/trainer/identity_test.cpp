@@ -121,6 +121,20 @@ TEST(StoredTokenizer, HashAndIds) {
   EXPECT_TRUE(stored_tokenizer(older).ids.eos.empty());
 }
 
+TEST(StoredTokenizer, IsTheTokenizerItself) {
+  CheckpointInfo info;
+  EXPECT_EQ(make_tokenizer(info, "c"), nullptr);
+  EXPECT_EQ(find_tokenizer(info, "c"), nullptr) << "unknown";
+  const auto bytes = make_tokenizer("bytes");
+  store_tokenizer(info, *bytes);
+  EXPECT_EQ(stored_tokenizer(info).ids, identity_of(*bytes).ids);
+  EXPECT_EQ(make_tokenizer(info, "c")->hash(), bytes->hash());
+  EXPECT_EQ(find_tokenizer(info, "c")->hash(), bytes->hash());
+  info.tokenizer->name = "words";
+  EXPECT_EQ(message([&] { make_tokenizer(info, "c"); }),
+            "c: unknown tokenizer \"words\", expected bytes or sentencepiece");
+}
+
 TEST(StoredTokenizer, AnotherIsRefused) {
   CheckpointInfo info;
   info.extra["tokenizer_hash"] = "0123456789abcdef";

@@ -1,0 +1,19 @@
+#include "launch/program.h"
+
+#include <git_commit.h>
+
+#include "core/base/error.h"
+#include "trainer/version.h"
+
+namespace lamina {
+
+std::string program_commit() {
+  return LAMINA_GIT_COMMIT;
+}
+
+std::string program_name() {
+  const std::string commit = program_commit();
+  return fmt::format("lamina {}{}", program_version, commit.empty() ? "" : " (" + commit + ")");
+}
+
+}  // namespace lamina

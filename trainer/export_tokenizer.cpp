@@ -1,0 +1,236 @@
+#include "trainer/export_tokenizer.h"
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <set>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "core/base/error.h"
+#include "trainer/sentencepiece_model.h"
+
+namespace lamina {
+namespace {
+
+using OrderedJson = nlohmann::ordered_json;
+using Kind = SentencePieceModel::Kind;
+
+constexpr std::string_view space = "\xe2\x96\x81";  // U+2581, for which a space stands in SentencePiece's pieces
+constexpr const char* end_of_bytes = "<|end_of_document|>";
+
+struct Special {
+  std::string text;
+  int64_t id = 0;
+};
+
+OrderedJson special_token(const Special& token) {
+  return {{"id", token.id},  {"content", token.text}, {"single_word", false}, {"lstrip", false},
+          {"rstrip", false}, {"normalized", false},   {"special", true}};
+}
+
+// `begin`: the token before a text.
+OrderedJson begins_with(const Special& begin) {
+  const OrderedJson token = {{"SpecialToken", {{"id", begin.text}, {"type_id", 0}}}};
+  const OrderedJson a = {{"Sequence", {{"id", "A"}, {"type_id", 0}}}},
+                    b = {{"Sequence", {{"id", "B"}, {"type_id", 0}}}};
+  return {{"type", "TemplateProcessing"},
+          {"single", OrderedJson::array({token, a})},
+          {"pair", OrderedJson::array({token, a, b})},
+          {"special_tokens", {{begin.text, {{"id", begin.text}, {"ids", {begin.id}}, {"tokens", {begin.text}}}}}}};
+}
+
+std::string configuration(const Special& end, const std::optional<Special>& unknown,
+                          const std::optional<Special>& padding) {
+  OrderedJson out;
+  out["tokenizer_class"] = "PreTrainedTokenizerFast";
+  out["bos_token"] = out["eos_token"] = end.text;
+  if (unknown) out["unk_token"] = unknown->text;
+  if (padding) out["pad_token"] = padding->text;
+  out["clean_up_tokenization_spaces"] = false;
+  out["split_special_tokens"] = true;  // a text that holds such a name is text
+  out["padding_side"] = "left";
+  return out.dump(2) + "\n";
+}
+
+std::string utf8_of(int code) {  // below 0x800
+  if (code < 0x80) return {static_cast<char>(code)};
+  return {static_cast<char>(0xC0 | (code >> 6)), static_cast<char>(0x80 | (code & 0x3F))};
+}
+
+// The format's own spelling of bytes ("ByteLevel"): printable ones of Latin-1 as themselves, the others from U+0100 on.
+OrderedJson spelling_of_bytes() {
+  OrderedJson vocabulary = OrderedJson::object();
+  int next = 256;
+  for (int byte = 0; byte < 256; ++byte) {
+    const bool is_printable = (byte > 32 && byte < 127) || (byte > 160 && byte != 173);
+    vocabulary[utf8_of(is_printable ? byte : next++)] = byte;
+  }
+  return vocabulary;
+}
+
+TokenizerFiles files_of_bytes(const Tokenizer& tokenizer) {
+  const Special end{end_of_bytes, tokenizer.end_of_document()};
+  OrderedJson level = {
+      {"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", false}, {"use_regex", false}};
+  OrderedJson out = {{"version", "1.0"}, {"truncation", nullptr}, {"padding", nullptr}};
+  out["added_tokens"] = OrderedJson::array({special_token(end)});
+  out["normalizer"] = nullptr;
+  out["pre_tokenizer"] = level;
+  out["post_processor"] = begins_with(end);
+  out["decoder"] = level;
+  out["model"] = {{"type", "BPE"},
+                  {"dropout", nullptr},
+                  {"unk_token", nullptr},
+                  {"byte_fallback", false},
+                  {"continuing_subword_prefix", nullptr},
+                  {"end_of_word_suffix", nullptr},
+                  {"fuse_unk", false},
+                  {"vocab", spelling_of_bytes()},
+                  {"merges", OrderedJson::array()}};
+  out["model"]["vocab"][end.text] = end.id;
+  return {{{"tokenizer.json", out.dump() + "\n"}, {"tokenizer_config.json", configuration(end, {}, {})}}, ""};
+}
+
+// There the name of a piece for a byte, such as <0x0A>, or of a special one also stands for itself in a text, unless its letters are
+// likelier. A letter that is no piece isn't; where no piece has it, a text may be split there without changing its tokens.
+std::set<char> letters_to_split_at(const SentencePieceModel& model) {
+  std::set<char> letters;
+  for (const SentencePieceModel::Piece& piece : model.pieces)
+    if (piece.kind != Kind::normal) letters.insert(piece.text.begin(), piece.text.end());
+  for (const SentencePieceModel::Piece& piece : model.pieces)
+    if (piece.kind == Kind::normal && piece.text.size() == 1) letters.erase(piece.text.front());
+  return letters;
+}
+
+// What tokenizer.json can't say, or would say otherwise.
+std::string reason_against_json(const SentencePieceModel& model) {
+  if (model.algorithm != SentencePieceModel::Algorithm::bpe &&
+      model.algorithm != SentencePieceModel::Algorithm::unigram)
+    return "its algorithm is neither bpe nor unigram";
+  if (model.has_character_map) return fmt::format("its normalizer {} replaces characters", model.normalizer);
+  if (model.remove_extra_whitespaces) return "it removes whitespace";
+  if (!model.escape_whitespaces || model.whitespace_is_suffix) return "its spaces are not at the beginning of pieces";
+  for (const SentencePieceModel::Piece& piece : model.pieces)
+    if (piece.kind == Kind::user_defined || piece.kind == Kind::unused)
+      return fmt::format("piece {} is user-defined or unused", piece.text);
+  if (model.algorithm == SentencePieceModel::Algorithm::unigram)
+    for (const char letter : letters_to_split_at(model)) {
+      if (static_cast<unsigned char>(letter) >= 0x80) return "a special piece is not spelt in ASCII";
+      for (const SentencePieceModel::Piece& piece : model.pieces)
+        if (piece.kind == Kind::normal && piece.text.find(letter) != std::string::npos)
+          return fmt::format("piece {} has a letter that is no piece", piece.text);
+    }
+  return "";
+}
+
+// A merge makes a piece out of two; the likeliest piece goes first.
+OrderedJson merges_of(const SentencePieceModel& model) {
+  std::unordered_map<std::string_view, float> scores;
+  std::vector<const SentencePieceModel::Piece*> pieces;
+  for (const SentencePieceModel::Piece& piece : model.pieces) {
+    if (piece.kind != Kind::normal) continue;
+    scores[piece.text] = piece.score;
+    pieces.push_back(&piece);
+  }
+  std::stable_sort(pieces.begin(), pieces.end(), [](const auto* a, const auto* b) { return a->score > b->score; });
+  OrderedJson merges = OrderedJson::array();
+  for (const SentencePieceModel::Piece* piece : pieces) {
+    const std::string_view text = piece->text;
+    for (size_t cut = 1; cut < text.size(); ++cut)
+      if (scores.contains(text.substr(0, cut)) && scores.contains(text.substr(cut)))
+        merges.push_back({text.substr(0, cut), text.substr(cut)});
+  }
+  return merges;
+}
+
+OrderedJson bpe_of(const SentencePieceModel& model, const std::optional<Special>& unknown) {
+  OrderedJson vocabulary = OrderedJson::object();
+  for (size_t id = 0; id < model.pieces.size(); ++id) vocabulary[model.pieces[id].text] = id;
+  return {{"type", "BPE"},
+          {"dropout", nullptr},
+          {"unk_token", unknown ? OrderedJson(unknown->text) : OrderedJson()},
+          {"continuing_subword_prefix", nullptr},
+          {"end_of_word_suffix", nullptr},
+          {"fuse_unk", true},
+          {"byte_fallback", model.byte_fallback},
+          {"vocab", std::move(vocabulary)},
+          {"merges", merges_of(model)}};
+}
+
+// Pieces that no text may become are unlikelier than any text.
+OrderedJson unigram_of(const SentencePieceModel& model, const std::optional<Special>& unknown) {
+  constexpr float never = -1e6f;
+  OrderedJson vocabulary = OrderedJson::array();
+  for (const SentencePieceModel::Piece& piece : model.pieces)
+    vocabulary.push_back({piece.text, piece.kind == Kind::normal ? piece.score : never});
+  return {{"type", "Unigram"},
+          {"unk_id", unknown ? OrderedJson(unknown->id) : OrderedJson()},
+          {"vocab", std::move(vocabulary)},
+          {"byte_fallback", model.byte_fallback}};
+}
+
+OrderedJson replace(std::string_view what, std::string_view by) {
+  return {{"type", "Replace"}, {"pattern", {{"String", what}}}, {"content", by}};
+}
+
+OrderedJson tokenizer_json(const SentencePieceModel& model, const std::vector<Special>& specials, const Special& end,
+                           const std::optional<Special>& unknown) {
+  OrderedJson out = {{"version", "1.0"}, {"truncation", nullptr}, {"padding", nullptr}};
+  out["added_tokens"] = OrderedJson::array();
+  for (const Special& token : specials) out["added_tokens"].push_back(special_token(token));
+  OrderedJson normalizers = OrderedJson::array(),
+              decoders = OrderedJson::array({replace(space, " "), {{"type", "ByteFallback"}}, {{"type", "Fuse"}}});
+  if (model.add_dummy_prefix) {
+    normalizers.push_back({{"type", "Prepend"}, {"prepend", space}});
+    decoders.push_back({{"type", "Strip"}, {"content", " "}, {"start", 1}, {"stop", 0}});
+  }
+  normalizers.push_back(replace(" ", space));
+  out["normalizer"] = {{"type", "Sequence"}, {"normalizers", normalizers}};
+  OrderedJson splits = OrderedJson::array();
+  if (model.algorithm == SentencePieceModel::Algorithm::unigram)
+    for (const char letter : letters_to_split_at(model))
+      splits.push_back({{"type", "Split"},
+                        {"pattern", {{"String", std::string(1, letter)}}},
+                        {"behavior", "Isolated"},
+                        {"invert", false}});
+  out["pre_tokenizer"] =
+      splits.empty() ? OrderedJson() : OrderedJson{{"type", "Sequence"}, {"pretokenizers", std::move(splits)}};
+  out["post_processor"] = begins_with(end);
+  out["decoder"] = {{"type", "Sequence"}, {"decoders", decoders}};
+  out["model"] =
+      model.algorithm == SentencePieceModel::Algorithm::bpe ? bpe_of(model, unknown) : unigram_of(model, unknown);
+  return out;
+}
+
+TokenizerFiles files_of_sentencepiece(const Tokenizer& tokenizer) {
+  TokenizerFiles files;
+  files.contents[sentencepiece_file] = tokenizer.model();
+  const SentencePieceModel model = parse_sentencepiece_model(tokenizer.model());
+  LAMINA_CHECK(static_cast<int64_t>(model.pieces.size()) == tokenizer.vocab_size(), "{} pieces", model.pieces.size());
+  files.reason = reason_against_json(model);
+  if (!files.reason.empty()) return files;
+  std::vector<Special> specials;
+  std::optional<Special> unknown, padding;
+  for (size_t i = 0; i < model.pieces.size(); ++i) {
+    const SentencePieceModel::Piece& piece = model.pieces[i];
+    if (piece.kind != Kind::unknown && piece.kind != Kind::control) continue;
+    specials.push_back({piece.text, static_cast<int64_t>(i)});
+    if (piece.kind == Kind::unknown) unknown = specials.back();
+    if (tokenizer.padding() == static_cast<int64_t>(i)) padding = specials.back();
+  }
+  const auto end_id = static_cast<size_t>(tokenizer.end_of_document());
+  const Special end{model.pieces[end_id].text, tokenizer.end_of_document()};
+  files.contents["tokenizer.json"] = tokenizer_json(model, specials, end, unknown).dump() + "\n";
+  files.contents["tokenizer_config.json"] = configuration(end, unknown, padding);
+  return files;
+}
+
+}  // namespace
+
+TokenizerFiles tokenizer_files(const Tokenizer& tokenizer) {
+  return tokenizer.name() == "bytes" ? files_of_bytes(tokenizer) : files_of_sentencepiece(tokenizer);
+}
+
+}  // namespace lamina

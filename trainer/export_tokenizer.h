@@ -1,0 +1,24 @@
+// A tokenizer as files that other programs read: `tokenizer.json` and `tokenizer_config.json`, which transformers' AutoTokenizer loads
+// without code, and `tokenizer.model`, the SentencePiece model itself.
+#pragma once
+
+#include <map>
+#include <string>
+
+#include "data/tokenizer.h"
+
+namespace lamina {
+
+inline constexpr const char* sentencepiece_file = "tokenizer.model";
+
+struct TokenizerFiles {
+  std::map<std::string, std::string> contents;  // by name
+  std::string
+      reason;  // why there is no tokenizer.json: that format has no tokenizer with the same tokens. Empty: there is one
+};
+
+// A text begins with the token that ends a document, as in training; the names of special tokens in a text are ordinary text.
+// Error for a SentencePiece model that can't be read.
+TokenizerFiles tokenizer_files(const Tokenizer& tokenizer);
+
+}  // namespace lamina
