@@ -66,7 +66,7 @@ void run(const std::string& file, int threads, int repeats) {
     Config config = load_config(file);
     config.train.optimizer.name = name == std::string("muon") ? OptimizerName::muon : OptimizerName::adamw;
     config.model.vocab_size = 257;  // bytes
-    newton_schulz = model::newton_schulz_flops(config.model);
+    newton_schulz = model::newton_schulz_flops(config);
     Stream stream;
     peak = measure_peak_gflops(config.train.precision, stream);
     runs.push_back(std::make_unique<Run>(config));

@@ -15,6 +15,7 @@
 #include "launch/process.h"
 #include "model/cost_model.h"
 #include "model/parameters.h"
+#include "model/update_rules.h"
 #include "parallel/comm/thread.h"
 #include "trainer/checkpoint.h"
 #include "trainer/identity.h"
@@ -82,6 +83,7 @@ void check(const CheckOptions& options) {
   if (config.model.vocab_size == 0) config.model.vocab_size = data_vocab_size(config.data);
   const Sampler sampler(config.data, config.run.seed, train.global_batch_size, config.model.vocab_size);
   const std::string folder = run_folder_state(config), parameters = check_parameters(config, sampler);
+  const std::vector<std::string> updates = model::describe_update_rules(config);
   if (options.run_folder) {
     fmt::print("{}\n", fs::absolute(config.run.output_dir).lexically_normal().string());
     return;
@@ -101,6 +103,7 @@ void check(const CheckOptions& options) {
              train.global_batch_size, train.micro_batch_size, data_size,
              config.parallel.pipeline > 1 ? "data-parallel " : "", plural(data_size), num_microbatches,
              num_microbatches == 1 ? "" : "es");
+  for (size_t i = 0; i < updates.size(); ++i) fmt::print("{:<14} {}\n", i == 0 ? "updates" : "", updates[i]);
   fmt::print("tokens         {} per step x {} steps = {}\n", tokens_per_step, train.num_steps,
              tokens_per_step * train.num_steps);
   const std::vector<double> epochs = sampler.epochs(train.num_steps);

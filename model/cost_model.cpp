@@ -4,6 +4,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "model/update_rules.h"
 #include "parallel/pipeline/block_routes.h"
 #include "parallel/pipeline/schedule.h"
 #include "parallel/pipeline/simulate.h"
@@ -234,34 +235,27 @@ int64_t active_parameters(const ModelConfig& c) {
   return count;
 }
 
-OptimizerCount optimizer_parameters(const ParameterCount& count, OptimizerName optimizer) {
-  const int64_t muon = optimizer == OptimizerName::muon ? count.linear + count.experts : 0;
-  return {muon, count.matrices + count.experts + count.vectors - muon};
+OptimizerCount optimizer_parameters(const Config& config) {
+  const std::vector<ParameterSpec> specs = parameter_specs(config.model);
+  const std::vector<UpdateRule> rules = update_rules(config, specs);
+  OptimizerCount count;
+  for (size_t i = 0; i < specs.size(); ++i) {
+    if (rules[i].kind == UpdateRule::Kind::muon) count.muon += specs[i].shape.num_elements();
+    if (rules[i].kind == UpdateRule::Kind::adamw) count.adamw += specs[i].shape.num_elements();
+  }
+  return count;
 }
 
-double newton_schulz_flops(const ModelConfig& c) {
-  const auto matrix = [](int64_t rows, int64_t columns) {
-    const auto m = static_cast<double>(std::min(rows, columns)), n = static_cast<double>(std::max(rows, columns));
-    return 5 * (4 * m * m * n + 2 * m * m * m);
-  };
-  const int64_t d = c.hidden_size, heads = c.num_attention_heads;
+double newton_schulz_flops(const Config& config) {
+  const std::vector<ParameterSpec> specs = parameter_specs(config.model);
+  const std::vector<UpdateRule> rules = update_rules(config, specs);
   double flops = 0;
-  for (int64_t layer = 0; layer < c.num_hidden_layers; ++layer) {
-    if (c.mixer(layer) == Mixer::kda) {
-      const int64_t width = c.linear_num_heads * c.linear_head_dim, rank = c.linear_head_dim;
-      flops += 4 * matrix(width, d) + 2 * (matrix(rank, d) + matrix(width, rank)) + matrix(c.linear_num_heads, d);
-    } else {
-      flops += c.q_lora_rank ? matrix(*c.q_lora_rank, d) + matrix(heads * qk_head_dim(c), *c.q_lora_rank)
-                             : matrix(heads * qk_head_dim(c), d);
-      flops += matrix(c.kv_lora_rank + c.qk_rope_head_dim, d) +
-               matrix(heads * (c.qk_nope_head_dim + c.v_head_dim), c.kv_lora_rank) + matrix(d, heads * c.v_head_dim);
-    }
-    if (!c.is_moe(layer)) {
-      flops += 3 * matrix(c.intermediate_size, d);
-      continue;
-    }
-    flops += matrix(c.num_experts, d) + 3 * static_cast<double>(c.num_experts) * matrix(c.moe_intermediate_size, d);
-    if (c.num_shared_experts > 0) flops += 3 * matrix(c.num_shared_experts * c.moe_intermediate_size, d);
+  for (size_t i = 0; i < specs.size(); ++i) {
+    if (rules[i].kind != UpdateRule::Kind::muon) continue;
+    const Shape& shape = specs[i].shape;
+    const auto m = static_cast<double>(std::min(shape[0], shape[1])),
+               n = static_cast<double>(std::max(shape[0], shape[1]));
+    flops += 5 * (4 * m * m * n + 2 * m * m * m);
   }
   return flops;
 }

@@ -18,7 +18,8 @@ struct ParameterCount {
   int64_t experts = 0;   // routed experts, in the compute dtype; expert-parallel ranks share them out
   int64_t vectors = 0;   // norms, depth queries, convolutions, decays: always in the accumulation dtype
   int64_t buffers = 0;   // the router's selection bias: neither gradient nor optimizer
-  int64_t linear = 0;    // of `matrices`, those of linear layers other than the head: with `experts`, what Muon updates
+  int64_t linear =
+      0;  // of `matrices`, those of linear layers other than the head: with `experts`, Muon's without groups
   int64_t total() const { return matrices + experts + vectors + buffers; }
   ParameterCount& operator+=(const ParameterCount& other);
 };
@@ -33,11 +34,11 @@ int64_t num_tensors(const ModelConfig& config);  // of the exported checkpoint
 // matrix counts as the head.
 int64_t active_parameters(const ModelConfig& config);
 
-// Elements by what updates them. Muon: matrices of linear layers, each on its own; AdamW: embedding, head and vectors.
+// Elements by what updates them (update_rules.h).
 struct OptimizerCount {
   int64_t muon = 0, adamw = 0;
 };
-OptimizerCount optimizer_parameters(const ParameterCount& count, OptimizerName optimizer);
+OptimizerCount optimizer_parameters(const Config& config);
 
 // ---- Floating-point operations, 2 per multiply-accumulate ----
 
@@ -54,7 +55,7 @@ struct Flops {
 Flops layer_forward_flops(const ModelConfig& config, int64_t layer, int64_t seq_len);
 Flops head_forward_flops(const ModelConfig& config);
 // Of one step of Muon in the whole job, each matrix once: five iterations of 4 m^2 n + 2 m^3 on m x n, m <= n.
-double newton_schulz_flops(const ModelConfig& config);
+double newton_schulz_flops(const Config& config);
 // Of the depth reads before both sublayers of a layer: scores and weighted sums over the sources, 4 hidden_size each.
 double depth_read_flops(const ModelConfig& config, int64_t layer);
 // What the backward pass computes again because it was not kept; the states that KDA's backward always makes again are not counted.

@@ -6,7 +6,9 @@
 
 #include "configs/schema/decode.h"
 #include "core/base/error.h"
+#include "model/parameters.h"
 #include "model/plan_pipeline.h"
+#include "model/update_rules.h"
 #include "parallel/pipeline/block_routes.h"
 
 namespace lamina::model {
@@ -94,6 +96,43 @@ double workspace_bytes(const PlanInputs& inputs, const Plan& plan, const RankPla
   return s.tokens * (sublayer + experts + residual + streams) + logits;
 }
 
+// Of what one rank holds, the elements that Muon updates: `experts` is its share.
+struct MuonElements {
+  double dense = 0, experts = 0;
+};
+
+MuonElements muon_elements(const Config& config, const ParallelConfig& parallel, const RankPlan& rank) {
+  const OptimizerConfig& optimizer = config.train.optimizer;
+  const bool has_rules = std::any_of(optimizer.groups.begin(), optimizer.groups.end(),
+                                     [](const OptimizerGroupConfig& group) { return group.rule.has_value(); });
+  if (!has_rules) {  // the counts say it: models of many experts have tens of thousands of tensors
+    if (optimizer.name == OptimizerName::adamw) return {};
+    return {static_cast<double>(rank.parameters.linear), static_cast<double>(rank.parameters.experts)};
+  }
+  const std::vector<ParameterSpec> specs = parameter_specs(config.model);
+  const std::vector<UpdateRule> rules = update_rules(config, specs);
+  const auto is_held = [&](const ParameterSpec& spec) {
+    const int64_t last = config.model.num_hidden_layers;
+    return std::any_of(rank.chunks.begin(), rank.chunks.end(), [&](const ChunkPlan& chunk) {
+      const int64_t end = chunk.first_layer + chunk.num_layers;
+      const bool has_head = chunk.chunk + 1 == static_cast<int>(parallel.split.size());
+      if (spec.site < 0) return chunk.chunk == 0 || (has_head && config.model.tie_word_embeddings);
+      if (spec.site == 2 * last) return has_head;
+      return chunk.first_layer <= spec.site / 2 && spec.site / 2 < end;
+    });
+  };
+  MuonElements muon;
+  for (size_t i = 0; i < specs.size(); ++i) {
+    if (rules[i].kind != UpdateRule::Kind::muon || !is_held(specs[i])) continue;
+    const auto elements = static_cast<double>(specs[i].shape.num_elements());
+    if (specs[i].group == Group::experts)
+      muon.experts += elements / parallel.expert;
+    else
+      muon.dense += elements;
+  }
+  return muon;
+}
+
 void fill_memory(const PlanInputs& inputs, const Plan& plan, RankPlan& rank, const Sizes& s) {
   const ParameterCount& held = rank.parameters;
   const auto trained = static_cast<double>(held.matrices + held.experts + held.vectors);
@@ -110,8 +149,8 @@ void fill_memory(const PlanInputs& inputs, const Plan& plan, RankPlan& rank, con
   const double expert_share = static_cast<double>(held.experts) / shared;
   const double dense_share = static_cast<double>(held.matrices + held.vectors) / data;
   double moments = 2 * (dense_share + expert_share);
-  if (inputs.config.train.optimizer.name == OptimizerName::muon)  // one momentum
-    moments -= static_cast<double>(held.linear) / data + expert_share;
+  const MuonElements muon = muon_elements(inputs.config, plan.parallel, rank);
+  moments -= muon.dense / data + muon.experts / shared;  // one momentum
   memory.optimizer = (moments + (mastered > 0 ? static_cast<double>(held.matrices) / data + expert_share : 0)) *
                      s.element.accumulation;
   memory.summaries = rank.peak_summaries * s.tokens * s.row();

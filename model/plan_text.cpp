@@ -59,12 +59,12 @@ std::string operations_text(const Plan& plan, const Config& config) {
 }
 
 std::string optimizer_text(const Plan& plan, const Config& config) {
-  const ParameterCount all = model_parameters(config.model);
-  const OptimizerCount count = optimizer_parameters(all, config.train.optimizer.name);
+  const OptimizerCount count = optimizer_parameters(config);
   if (count.muon == 0) return fmt::format("optimizer    AdamW: {} elements\n", count.adamw);
-  const double newton_schulz = newton_schulz_flops(config.model);
+  const double newton_schulz = newton_schulz_flops(config);
   std::string text = fmt::format("optimizer    Muon: {} elements, AdamW: {}", count.muon, count.adamw);
-  if (all.buffers > 0) text += fmt::format(", buffers: {}", all.buffers);
+  const int64_t buffers = model_parameters(config.model).buffers;
+  if (buffers > 0) text += fmt::format(", buffers: {}", buffers);
   return text + fmt::format("; Newton-Schulz {} per step ({:.2f} %)\n", flops_text(newton_schulz),
                             100 * newton_schulz / plan.flops_per_step);
 }

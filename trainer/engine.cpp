@@ -85,7 +85,7 @@ Engine::Engine(const Config& config, comm::Communicator& comm, MemoryLedger* led
              plan_, place_.pp_rank, config.train.micro_batch_size * config.data.seq_len, parameters_),
       executor_(*pipeline_, stage_, plan_.num_chunks()),
       owners_{data_.get(), expert_data_ ? expert_data_.get() : data_.get(), data_.get()},
-      optimizer_(config.train.optimizer, parameters_, owners_, ledger),
+      optimizer_(config_, parameters_, owners_, ledger),
       ledger_(ledger) {
   LAMINA_CHECK(config.model.vocab_size > 0);
   reducers_.reserve(model::num_groups);  // requests under way refer to them

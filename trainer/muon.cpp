@@ -13,12 +13,12 @@ constexpr int64_t round_elements = int64_t{16} << 20;
 }  // namespace
 
 MuonGroup::MuonGroup(const std::vector<model::ParameterSpec>& specs, const model::ParameterGroup& parameters,
-                     comm::Communicator& group, MemoryLedger* ledger)
+                     const std::vector<bool>& is_matrix, comm::Communicator& group, MemoryLedger* ledger)
     : group_(group), acc_(accumulation_dtype(parameters.dtype)) {
   std::vector<MuonMatrix> matrices;
   for (size_t i = 0; i < parameters.flat.size(); ++i) {
+    if (!is_matrix[i]) continue;
     const model::ParameterSpec& spec = specs[static_cast<size_t>(parameters.spec_of[i])];
-    if (!spec.is_linear) continue;
     parameters_.push_back(parameters.spec_of[i]);
     matrices.push_back(
         {spec.name, spec.shape[0], spec.shape[1], muon_parts(parameters.shards, parameters.flat, static_cast<int>(i))});

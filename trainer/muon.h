@@ -15,9 +15,10 @@ namespace lamina {
 
 class MuonGroup {
  public:
-  // The linear layers' matrices of one parameter group. `group` holds the ranks that share it out.
+  // The matrices of one parameter group that Muon updates: is_matrix says which of its tensors. `group` holds the ranks that share
+  // it out.
   MuonGroup(const std::vector<model::ParameterSpec>& specs, const model::ParameterGroup& parameters,
-            comm::Communicator& group, MemoryLedger* ledger);
+            const std::vector<bool>& is_matrix, comm::Communicator& group, MemoryLedger* ledger);
 
   // Elements [begin, end) of a parameter that this rank owns.
   struct Slice {

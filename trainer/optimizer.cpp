@@ -9,23 +9,23 @@
 #include "core/tensor/elements.h"
 
 namespace lamina {
-ShardedOptimizer::ShardedOptimizer(const OptimizerConfig& config, model::Parameters& parameters,
-                                   const OwnerGroups& owners, MemoryLedger* ledger)
-    : config_(config), parameters_(parameters), slice_of_(parameters.specs().size(), -1) {
+
+using Kind = model::UpdateRule::Kind;
+
+ShardedOptimizer::ShardedOptimizer(const Config& config, model::Parameters& parameters, const OwnerGroups& owners,
+                                   MemoryLedger* ledger)
+    : config_(config.train.optimizer),
+      rules_(model::update_rules(config, parameters.specs())),
+      parameters_(parameters),
+      slice_of_(parameters.specs().size(), -1) {
   for (size_t g = 0; g < model::num_groups; ++g) {
     model::ParameterGroup& group = parameters.groups()[g];
     add_group(group, owners[g]->rank(), ledger);
-    const bool has_linear = std::any_of(group.spec_of.begin(), group.spec_of.end(), [&](int spec) {
-      return parameters.specs()[static_cast<size_t>(spec)].is_linear;
-    });
-    if (config.name == OptimizerName::muon && has_linear)
-      muon_[g] = std::make_unique<MuonGroup>(parameters.specs(), group, *owners[g], ledger);
+    std::vector<bool> is_matrix;  // of Muon, in the order of the group
+    for (int parameter : group.spec_of) is_matrix.push_back(rule_of(parameter).kind == Kind::muon);
+    if (std::find(is_matrix.begin(), is_matrix.end(), true) != is_matrix.end())
+      muon_[g] = std::make_unique<MuonGroup>(parameters.specs(), group, is_matrix, *owners[g], ledger);
   }
-}
-
-ShardedOptimizer::Rule ShardedOptimizer::rule_of(const model::ParameterSpec& spec) const {
-  if (!spec.is_trained) return Rule::none;
-  return spec.is_linear && config_.name == OptimizerName::muon ? Rule::muon : Rule::adamw;
 }
 
 // run_of: per part, its run.
@@ -35,20 +35,17 @@ std::vector<ShardedOptimizer::Run> ShardedOptimizer::make_runs(const model::Para
   std::vector<Run> runs;
   int bucket_of_run = -1;
   for (const zero::OwnedPart& part : parts) {
-    const model::ParameterSpec& spec =
-        parameters_.specs()[static_cast<size_t>(group.spec_of[static_cast<size_t>(part.parameter)])];
-    const Rule rule = rule_of(spec);
+    const model::UpdateRule& rule = rule_of(group.spec_of[static_cast<size_t>(part.parameter)]);
     const int bucket = group.shards.bucket_of(part.parameter);
     const int64_t end = part.flat_offset + part.end - part.begin;
     // Between the parts of one bucket that a rank owns there is padding only.
-    if (!runs.empty() && bucket == bucket_of_run && runs.back().rule == rule && runs.back().decays == spec.decays) {
+    if (!runs.empty() && bucket == bucket_of_run && runs.back().rule == rule) {
       runs.back().end = end;
     } else {
       Run run;
       run.begin = part.flat_offset;
       run.end = end;
       run.rule = rule;
-      run.decays = spec.decays;
       runs.push_back(run);
     }
     bucket_of_run = bucket;
@@ -64,8 +61,8 @@ void ShardedOptimizer::book(std::vector<Run>& runs, model::ParameterGroup& group
   int64_t masters = 0, first = 0, second = 0;
   for (const Run& run : runs) {
     if (separate_masters) masters += run.size();
-    if (run.rule != Rule::none) first += run.size();
-    if (run.rule == Rule::adamw) second += run.size();
+    if (run.rule.kind != Kind::none) first += run.size();
+    if (run.rule.kind == Kind::adamw) second += run.size();
   }
   const Device device = group.values.device();
   const size_t at = buffers_.size();
@@ -81,8 +78,8 @@ void ShardedOptimizer::book(std::vector<Run>& runs, model::ParameterGroup& group
     run.value = group.all_values().slice(0, run.begin, run.end);
     run.gradient = group.all_gradients().slice(0, run.begin, run.end);
     run.master = separate_masters ? take(0, masters, run.size()) : run.value;
-    if (run.rule != Rule::none) run.m = take(1, first, run.size());
-    if (run.rule == Rule::adamw) run.v = take(2, second, run.size());
+    if (run.rule.kind != Kind::none) run.m = take(1, first, run.size());
+    if (run.rule.kind == Kind::adamw) run.v = take(2, second, run.size());
   }
 }
 
@@ -119,7 +116,7 @@ void ShardedOptimizer::publish_masters(ops::OpContext& ctx) {
 
 void ShardedOptimizer::step(ops::OpContext& ctx, int64_t step, double lr, double grad_scale) {
   for (const Run& run : runs_) {
-    if (run.rule != Rule::adamw) continue;
+    if (run.rule.kind != Kind::adamw) continue;
     ops::AdamW args;
     args.master = run.master;
     args.grad = run.gradient;
@@ -127,11 +124,11 @@ void ShardedOptimizer::step(ops::OpContext& ctx, int64_t step, double lr, double
     args.v = run.v;
     if (run.master.data != run.value.data) args.param = run.value;
     args.step = step;
-    args.lr = lr;
+    args.lr = lr * run.rule.lr_factor;
     args.beta1 = config_.beta1;
     args.beta2 = config_.beta2;
     args.eps = config_.eps;
-    args.weight_decay = run.decays ? config_.weight_decay : 0.0;
+    args.weight_decay = run.rule.weight_decay;
     args.grad_scale = grad_scale;
     ops::adamw(ctx, args);
   }
@@ -157,8 +154,9 @@ void ShardedOptimizer::step_muon(ops::OpContext& ctx, double lr, double grad_sca
           const OwnedSlice& own = owned_[owned_slice(slice)];
           const Shape& shape = parameters_.specs()[static_cast<size_t>(slice.parameter)].shape;
           const auto longer = static_cast<double>(std::max(shape[0], shape[1]));
-          ops::muon_apply(ctx, {update, own.master, own.master.data == own.value.data ? TensorView() : own.value, lr,
-                                config_.weight_decay, 0.2 * std::sqrt(longer)});
+          const model::UpdateRule& rule = rule_of(slice.parameter);
+          ops::muon_apply(ctx, {update, own.master, own.master.data == own.value.data ? TensorView() : own.value,
+                                lr * rule.lr_factor, rule.weight_decay, 0.2 * std::sqrt(longer)});
         });
   }
 }
@@ -193,7 +191,7 @@ std::vector<TensorPiece> ShardedOptimizer::pieces(bool primary_only) const {
       if (data) pieces.push_back({folder + "/" + spec.name, spec.shape, slice.begin, slice.end, data});
     };
     add("parameters", slice.master);
-    add(rule_of(spec) == Rule::muon ? "optimizer/momentum" : "optimizer/m", m_[i]);
+    add(rule_of(slice.parameter).kind == Kind::muon ? "optimizer/momentum" : "optimizer/m", m_[i]);
     add("optimizer/v", v_[i]);
   }
   return pieces;

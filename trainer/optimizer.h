@@ -1,6 +1,7 @@
 // The optimizer sharded over data-parallel ranks (ZeRO-1, arXiv 1910.02054): each rank keeps masters and state of the slices
 // that it owns, updates those, and the updated parameters are gathered. AdamW, or Muon for the matrices of linear layers and
-// AdamW for the rest (arXiv 2502.16982); the router's selection bias is only kept here.
+// AdamW for the rest (arXiv 2502.16982), each tensor at its own factor of the learning rate and with its own weight decay
+// (model/update_rules.h); the router's selection bias is only kept here.
 #pragma once
 
 #include <array>
@@ -11,6 +12,7 @@
 #include "configs/schema/config.h"
 #include "core/ops/op.h"
 #include "model/parameters.h"
+#include "model/update_rules.h"
 #include "trainer/checkpoint.h"
 #include "trainer/muon.h"
 
@@ -30,12 +32,13 @@ using OwnerGroups = std::array<comm::Communicator*, model::num_groups>;
 
 class ShardedOptimizer {
  public:
-  ShardedOptimizer(const OptimizerConfig& config, model::Parameters& parameters, const OwnerGroups& owners,
+  ShardedOptimizer(const Config& config, model::Parameters& parameters, const OwnerGroups& owners,
                    MemoryLedger* ledger);
 
   // Unrounded initial values into the masters of the owned slices.
   void initialise_masters(uint64_t seed, double initializer_range);
-  // One update of everything owned. `grad_scale` multiplies the gradients (clipping). The caller gathers afterwards.
+  // One update of everything owned. `lr` is that of a factor of one, `grad_scale` multiplies the gradients (clipping). The caller
+  // gathers afterwards.
   // Collective over the owner groups.
   void step(ops::OpContext& ctx, int64_t step, double lr, double grad_scale);
   // Multiplies rows [begin, end) of a matrix where this rank owns them: the master, and the parameter from it. State stays.
@@ -49,19 +52,17 @@ class ShardedOptimizer {
   // comes from one rank.
   std::vector<TensorPiece> state() const;
   std::vector<TensorPiece> primary_state() const;
-  // Of one group's matrices; null when there are none, or with AdamW alone.
+  // Of one group's matrices; null when it has none that Muon updates.
   const MuonGroup* muon(model::Group group) const { return muon_[static_cast<size_t>(group)].get(); }
 
  private:
-  enum class Rule : uint8_t { none, adamw, muon };
   struct Run {                   // of neighbours in memory that are updated alike, the padding between them included
     int64_t begin = 0, end = 0;  // elements of the group's flat buffer
-    Rule rule = Rule::none;
-    bool decays = true;
+    model::UpdateRule rule;
     TensorView value, gradient, master, m, v;  // m: the momentum with Muon
     int64_t size() const { return end - begin; }
   };
-  Rule rule_of(const model::ParameterSpec& spec) const;
+  const model::UpdateRule& rule_of(int parameter) const { return rules_[static_cast<size_t>(parameter)]; }
   void add_group(model::ParameterGroup& group, int rank, MemoryLedger* ledger);
   std::vector<Run> make_runs(const model::ParameterGroup& group, const std::vector<zero::OwnedPart>& parts,
                              std::vector<size_t>& run_of) const;
@@ -70,6 +71,7 @@ class ShardedOptimizer {
   std::vector<TensorPiece> pieces(bool primary_only) const;
 
   OptimizerConfig config_;
+  std::vector<model::UpdateRule> rules_;  // per parameter
   model::Parameters& parameters_;
   std::vector<Buffer> buffers_;
   std::vector<Run> runs_;

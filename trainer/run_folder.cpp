@@ -19,6 +19,7 @@
 #include "core/base/log.h"
 #include "core/io/file.h"
 #include "core/io/lines_from_end.h"
+#include "model/update_rules.h"
 #include "trainer/checkpoint.h"
 #include "trainer/checkpoint_comm.h"
 #include "trainer/metrics.h"
@@ -45,6 +46,8 @@ constexpr std::string_view run_time_keys[] = {"run.name",
                                               "train.optimizer.beta2",
                                               "train.optimizer.eps",
                                               "train.optimizer.weight_decay",
+                                              "train.optimizer.attn_res_lr_factor",
+                                              "train.optimizer.groups[].",
                                               "train.lr_schedule.",
                                               "checkpoint.",
                                               "logging.",
@@ -238,9 +241,42 @@ std::map<std::string, std::string> flatten_config(const std::string& yaml) {
   return values;
 }
 
+namespace {
+
+// What a run's configuration meant to the program that wrote it: before there was a factor for depth queries it was one.
+Config stored_config(const std::string& yaml, const std::string& name) {
+  Config config = parse_config(yaml, name);
+  std::optional<double>& factor = config.train.optimizer.attn_res_lr_factor;
+  if (factor && !flatten_config(yaml).contains("train.optimizer.attn_res_lr_factor")) factor = 1.0;
+  return config;
+}
+
+// Groups may change between two starts, but not the rule of a tensor: its state is of another kind. Of another model that is said
+// by its keys.
+void check_same_rules(const Config& stored, const std::string& name, const Config& config) {
+  const std::vector<model::ParameterSpec> specs = model::parameter_specs(config.model);
+  const std::vector<model::UpdateRule> before = model::update_rules(stored);
+  const std::vector<model::UpdateRule> now = model::update_rules(config, specs);
+  if (before.size() != now.size()) return;
+  const auto text = [](model::UpdateRule::Kind kind) {
+    return kind == model::UpdateRule::Kind::muon ? "muon" : "adamw";
+  };
+  for (size_t i = 0; i < specs.size(); ++i)
+    if (before[i].kind != now[i].kind)
+      throw Error(
+          "{}: train.optimizer.groups: rule {} found for {}, expected {} as this run began; choose another "
+          "run.output_dir "
+          "for another experiment",
+          name, text(now[i].kind), specs[i].name, text(before[i].kind));
+}
+
+}  // namespace
+
 std::vector<std::string> check_same_experiment(const std::string& stored_yaml, const std::string& name,
                                                const Config& config) {
-  std::map<std::string, std::string> stored = flatten_config(to_yaml(parse_config(stored_yaml, name)));
+  const Config began = stored_config(stored_yaml, name);
+  check_same_rules(began, name, config);
+  std::map<std::string, std::string> stored = flatten_config(to_yaml(began));
   std::map<std::string, std::string> current = flatten_config(to_yaml(config));
   constexpr const char* absent = "(absent)";
   for (const auto& [key, value] : current) stored.try_emplace(key, absent);

@@ -53,8 +53,8 @@ std::optional<Divergence> read_divergence(const RunFolder& folder);  // Error wh
 void write_divergence(const RunFolder& folder, const Divergence& divergence);
 void remove_divergence(const RunFolder& folder);
 
-// A run may go on with another layout, length, learning rate or interval; not with another model, data order, batch,
-// seed, precision or optimizer. Throws Error naming the first key that differs in such a way, with both values;
+// A run may go on with another layout, length, learning rate (of a group too) or interval; not with another model, data order, batch,
+// seed, precision or optimizer. What an older program wrote counts as what it did then. Throws Error naming the first key that differs in such a way, with both values;
 // returns the lines of the other differences. `name` stands for the stored configuration in messages.
 std::vector<std::string> check_same_experiment(const std::string& stored_yaml, const std::string& name,
                                                const Config& config);

@@ -12,6 +12,7 @@
 #include "core/ops/elementwise.h"
 #include "data/sampler.h"
 #include "model/cost_model.h"
+#include "model/update_rules.h"
 #include "trainer/checkpoint.h"
 #include "trainer/checkpoint_comm.h"
 #include "trainer/console_text.h"
@@ -146,6 +147,7 @@ void Trainer::describe() const {
     log::info("pipeline {} x {} virtual stages x data {}, {}, layers per chunk{}", parallel.pipeline,
               parallel.virtual_stages, engine_.mesh().data, name_of(parallel.schedule), layers);
   }
+  for (const std::string& rule : model::describe_update_rules(config_)) log::info("updates: {}", rule);
   log::info("run folder {}", folder_.root.string());
 }
 

@@ -101,6 +101,15 @@ struct ParallelConfig {
 };
 
 enum class OptimizerName { adamw, muon };
+
+// Tensors that are updated otherwise than the rest. Of several groups that match a tensor, the last one that gives a key decides it.
+struct OptimizerGroupConfig {
+  std::string pattern;              // required; of fnmatch(3), over the whole name of a tensor
+  std::optional<double> lr_factor;  // of the learning rate, at every step
+  std::optional<double> weight_decay;
+  std::optional<OptimizerName> rule;  // muon: of matrices only
+};
+
 struct OptimizerConfig {
   OptimizerName name = OptimizerName::adamw;  // muon: matrices of linear layers by Muon, the rest by AdamW
   double lr = 0;                              // required
@@ -110,6 +119,8 @@ struct OptimizerConfig {
   double beta1 = 0.9;
   double beta2 = 0.95;
   double eps = 1e-8;
+  std::optional<double> attn_res_lr_factor;  // of depth queries and their norms; absent: default_attn_res_lr_factor()
+  std::vector<OptimizerGroupConfig> groups;
 };
 
 enum class LrScheduleName { constant, wsd, cosine };

@@ -28,6 +28,11 @@ std::string to_yaml(const Config& config);
 // Throws Error with the product rule and every factor in its message.
 int resolve_data_parallel(const Config& config, int world_size);
 
+// A step of AdamW moves an element by about the learning rate, and the normalised keys of a depth read have elements of about one:
+// a logit moves by up to rate x hidden_size. The factor of depth queries' rate that makes this a tenth; at most one.
+double default_attn_res_lr_factor(const Config& config);
+
+std::string name_of(OptimizerName optimizer);
 std::string name_of(ScheduleName schedule);  // as in the file
 std::string name_of(BlockTransport transport);
 std::string name_of(Recompute recompute);

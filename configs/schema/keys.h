@@ -226,12 +226,26 @@ void describe(V& v, ParallelConfig& c) {
 }
 
 template <class V>
+void describe(V& v, OptimizerGroupConfig& c) {
+  v.key("pattern", c.pattern, Rule().required(),
+        "Names of tensors as `lamina inspect` lists them, as a shell pattern over the whole name: `*` is any text, `?` "
+        "one "
+        "character, `[0-3]` one of a set.");
+  v.key("lr_factor", c.lr_factor, Rule().at_least(0),
+        "Factor of the learning rate at every step; 0 leaves them as they are.");
+  v.key("weight_decay", c.weight_decay, Rule().at_least(0),
+        "In place of `train.optimizer.weight_decay`, also for `A_log` and `dt_bias`, which don't decay otherwise.");
+  v.key("rule", c.rule, Rule(), "What updates them; `muon` takes matrices only (of embedding and head too).");
+}
+
+template <class V>
 void describe(V& v, OptimizerConfig& c) {
   v.key("name", c.name, Rule(),
         "`adamw`, or `muon`: Muon for the matrices of linear layers, each on its own, and AdamW for everything else.");
   v.key("lr", c.lr, Rule().required().above(0), "Peak learning rate.");
   v.key("weight_decay", c.weight_decay, Rule().at_least(0), "Decoupled weight decay.");
-  v.key("momentum", c.momentum, Rule().at_least(0).below(1), "Momentum of Muon (Nesterov). Only with `name: muon`.");
+  v.key("momentum", c.momentum, Rule().at_least(0).below(1),
+        "Momentum of Muon (Nesterov). Only with `name: muon` or a group's `rule: muon`.");
   v.key(
       "qk_clip", c.qk_clip, Rule().at_least(0),
       "Query and key weights of an attention head are scaled down after a step in which a logit exceeded this; 0: off. "
@@ -239,6 +253,14 @@ void describe(V& v, OptimizerConfig& c) {
   v.key("beta1", c.beta1, Rule().at_least(0).below(1), "Decay of the first moment.");
   v.key("beta2", c.beta2, Rule().at_least(0).below(1), "Decay of the second moment.");
   v.key("eps", c.eps, Rule().above(0), "Added to the root of the second moment.");
+  v.key("attn_res_lr_factor", c.attn_res_lr_factor, Rule().at_least(0).derived("min(1, 0.1 / (lr x hidden_size))"),
+        "Factor of the learning rate of depth queries and their norms (`*_res_proj.weight`, `*_res_norm.weight`). The "
+        "default lets a step move a depth read's logit by a tenth at most, about. Not with `residual: standard`.");
+  v.list("groups", c.groups, Rule(),
+         "Tensors with a learning rate, weight decay or rule of their own. A group says at least one of the three; of "
+         "several "
+         "that match a tensor, the last one that gives a key decides it, and every group decides something. Each a "
+         "section of:");
 }
 
 template <class V>

@@ -123,7 +123,7 @@ class Documenter {
   }
   template <class T>
   static std::string default_of(const std::optional<T>& field, const Rule& rule) {
-    return field ? default_of(*field, rule) : "absent";
+    return field || !rule.default_text.empty() ? default_of(field.value_or(T()), rule) : "absent";
   }
   template <class T>
   static std::string default_of(const std::vector<T>&, const Rule& rule) {

@@ -116,6 +116,24 @@ void check_split(const Config& config, int64_t num_chunks, const Given& given) {
                 given.place("parallel.split"), sum, num_layers);
 }
 
+bool has_muon(const OptimizerConfig& optimizer) {
+  return optimizer.name == OptimizerName::muon ||
+         std::any_of(optimizer.groups.begin(), optimizer.groups.end(),
+                     [](const OptimizerGroupConfig& group) { return group.rule == OptimizerName::muon; });
+}
+
+// Whether the patterns match is for model/update_rules.h, which knows the tensors.
+void check_groups(const OptimizerConfig& optimizer, const Given& given) {
+  for (size_t i = 0; i < optimizer.groups.size(); ++i) {
+    const OptimizerGroupConfig& group = optimizer.groups[i];
+    const std::string key = fmt::format("train.optimizer.groups[{}]", i);
+    if (group.pattern.empty())
+      throw Error("{}: found an empty text, expected a pattern of tensor names", given.place(key + ".pattern"));
+    if (!group.lr_factor && !group.weight_decay && !group.rule)
+      throw Error("{}: found a pattern only, expected an lr_factor, a weight_decay or a rule", given.place(key));
+  }
+}
+
 void check_precision(const Config& config, const Given& given) {
   if (config.run.device == "cuda" && config.train.precision == Precision::fp64)
     throw Error("{}: found fp64 with run.device: cuda, expected bf16 or fp32; fp64 runs on the CPU (run.device: cpu)",
@@ -177,7 +195,10 @@ std::vector<Unused> unused_keys(const Config& config) {
     unused.push_back({"train.lr_schedule.min_lr_ratio", "has no effect with train.lr_schedule.name: constant"});
   if (config.train.optimizer.name != OptimizerName::muon)
     for (const char* key : {"momentum", "qk_clip"})
-      unused.push_back({std::string("train.optimizer.") + key, "has no effect with train.optimizer.name: adamw"});
+      if (key != std::string("momentum") || !has_muon(config.train.optimizer))
+        unused.push_back({std::string("train.optimizer.") + key, "has no effect with train.optimizer.name: adamw"});
+  if (config.model.residual == Residual::standard)
+    unused.push_back({"train.optimizer.attn_res_lr_factor", "has no effect with model.residual: standard"});
   if (config.model.num_experts == 0)
     unused.push_back({"train.router_bias_rate", "has no effect with model.num_experts: 0"});
   if (config.data.validation.path.empty())
@@ -198,16 +219,25 @@ void validate(const Config& config, const Given& given) {
   check_model(config, given);
   check_sources(config.data, given);
   check_steps(config, given);
+  check_groups(config.train.optimizer, given);
   check_parallel(config, given);
 }
 
 void derive_defaults(Config& config) {
+  OptimizerConfig& optimizer = config.train.optimizer;
+  if (config.model.residual != Residual::standard && !optimizer.attn_res_lr_factor)
+    optimizer.attn_res_lr_factor = default_attn_res_lr_factor(config);
   if (config.run.output_dir.empty()) config.run.output_dir = "runs/" + config.run.name;
   if (config.debug.dump_step > 0 && config.debug.dump_path.empty())
     config.debug.dump_path = fmt::format("{}/dump-step-{}.h5", config.run.output_dir, config.debug.dump_step);
 }
 
 }  // namespace schema
+
+double default_attn_res_lr_factor(const Config& config) {
+  const double per_step = config.train.optimizer.lr * static_cast<double>(config.model.hidden_size);
+  return std::min(1.0, 0.1 / per_step);
+}
 
 namespace {
 

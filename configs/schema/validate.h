@@ -19,7 +19,7 @@ struct Given {
 
 void validate(const Config& config, const Given& given);
 
-// Fills the values that depend on other keys: run.output_dir, debug.dump_path.
+// Fills the values that depend on other keys: run.output_dir, debug.dump_path, train.optimizer.attn_res_lr_factor.
 void derive_defaults(Config& config);
 
 }  // namespace lamina::schema

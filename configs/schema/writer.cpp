@@ -69,6 +69,7 @@ class Writer {
 
   template <class T>
   void list(const char* name, std::vector<T>& target, const Rule&, const char*) {
+    if (target.empty()) return;
     line(fmt::format("{}:", name));
     for (T& item : target) {
       std::string body;
@@ -149,6 +150,9 @@ std::string enum_name(E value) {
 
 }  // namespace
 
+std::string name_of(OptimizerName optimizer) {
+  return enum_name(optimizer);
+}
 std::string name_of(ScheduleName schedule) {
   return enum_name(schedule);
 }

@@ -12,6 +12,7 @@
 #include "configs/schema/nearest.h"
 #include "configs/schema/value.h"
 #include "core/base/error.h"
+#include "model/update_rules.h"
 
 namespace lamina::study {
 namespace {
@@ -236,6 +237,11 @@ class Reader {
     own_key(root, "run.output_dir", (plan.folder / run.id.name).string());
     own_key(root, "run.seed", fmt::format("{}", seed));
     run.config = decode_config(std::move(root), name_);
+    try {
+      model::update_rules(run.config);
+    } catch (const Error& failure) {
+      throw Error("{}: run {}: {}", variant.origin.empty() ? name_ : variant.origin, run.id.name, failure.what());
+    }
     plan.runs.push_back(std::move(run));
   }
 

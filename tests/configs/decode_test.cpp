@@ -187,6 +187,29 @@ TEST(Decode, TrainingOfHybridModels) {
   EXPECT_EQ(again.logging.peak_gflops, 150.5);
 }
 
+TEST(Decode, GroupsOfTheOptimizer) {
+  EXPECT_THAT(to_yaml(parse(minimal)), testing::Not(testing::HasSubstr("groups")));
+  EXPECT_THAT(to_yaml(parse(minimal)), testing::HasSubstr("    attn_res_lr_factor: 1\n"));  // 0.1 / (1e-3 x 64) is more
+  const Config config = parse(minimal, {"train.optimizer.groups=[{pattern: '*norm*', weight_decay: 0}, {pattern: "
+                                        "lm_head.weight, lr_factor: 0.5, rule: muon}]",
+                                        "train.optimizer.groups.1.lr_factor=0.25"});
+  const std::vector<OptimizerGroupConfig>& groups = config.train.optimizer.groups;
+  ASSERT_EQ(groups.size(), 2u);
+  EXPECT_EQ(groups[0].pattern, "*norm*");
+  EXPECT_EQ(groups[0].weight_decay, 0.0);
+  EXPECT_FALSE(groups[0].lr_factor || groups[0].rule);
+  EXPECT_EQ(groups[1].lr_factor, 0.25);
+  EXPECT_EQ(groups[1].rule, OptimizerName::muon);
+  EXPECT_THAT(to_yaml(config), testing::HasSubstr("    momentum: 0.95\n"));  // a group has Muon
+  EXPECT_THAT(to_yaml(config), testing::HasSubstr("    groups:\n"
+                                                  "      - pattern: \"*norm*\"\n"
+                                                  "        weight_decay: 0\n"
+                                                  "      - pattern: lm_head.weight\n"
+                                                  "        lr_factor: 0.25\n"
+                                                  "        rule: muon\n"));
+  EXPECT_EQ(to_yaml(parse(to_yaml(config))), to_yaml(config));
+}
+
 TEST(Decode, WithoutDenseLayersTheDenseWidthGoes) {
   std::vector<std::string> overrides = hybrid;
   overrides.push_back("model.first_k_dense_replace=0");
@@ -330,7 +353,9 @@ TEST(Reference, AllKeys) {
           "train.num_steps", "train.global_batch_size", "train.micro_batch_size", "train.precision", "train.recompute",
           "train.grad_clip", "train.router_bias_rate", "train.max_minutes", "train.optimizer.name",
           "train.optimizer.lr", "train.optimizer.weight_decay", "train.optimizer.momentum", "train.optimizer.qk_clip",
-          "train.optimizer.beta1", "train.optimizer.beta2", "train.optimizer.eps", "train.lr_schedule.name",
+          "train.optimizer.beta1", "train.optimizer.beta2", "train.optimizer.eps", "train.optimizer.attn_res_lr_factor",
+          "train.optimizer.groups[].pattern", "train.optimizer.groups[].lr_factor",
+          "train.optimizer.groups[].weight_decay", "train.optimizer.groups[].rule", "train.lr_schedule.name",
           "train.lr_schedule.warmup_steps", "train.lr_schedule.decay_steps", "train.lr_schedule.min_lr_ratio",
           "checkpoint.interval", "checkpoint.minutes", "checkpoint.keep", "checkpoint.init_from", "logging.interval",
           "logging.layer_stats_interval", "logging.peak_gflops", "logging.tensorboard", "logging.trace_steps",

@@ -68,7 +68,7 @@ const Edit edits[] = {
      "a.yaml:25: train.optimizer.betas: unknown key, did you mean beta1?"},
     {"    lr: 1e-3", "    lr: 1e-3\n    nesterov: true",
      "a.yaml:25: train.optimizer.nesterov: unknown key, expected one of name, lr, weight_decay, momentum, qk_clip, "
-     "beta1, beta2, eps"},
+     "beta1, beta2, eps, attn_res_lr_factor, groups"},
     {"model:\n", "modle:\n", "a.yaml:3: modle: unknown key, did you mean model?"},
     {"", "optim: {}\n",
      "a.yaml:26: optim: unknown key, expected one of run, model, data, parallel, train, checkpoint, "
@@ -185,7 +185,7 @@ const Edit edits[] = {
      "mean block_attnres?"},
     {"    lr: 1e-3\n", "    ? |\n      a\n      b\n    : 1\n",
      "a.yaml:24: train.optimizer.a b : unknown key, expected one of name, lr, weight_decay, momentum, qk_clip, beta1, "
-     "beta2, eps"},
+     "beta2, eps, attn_res_lr_factor, groups"},
     // Keys that do not go together
     {"residual: block_attnres", "residual: standard",
      "a.yaml:7: model.attn_res_block_size has no effect with model.residual: standard; remove it "
@@ -495,6 +495,45 @@ TEST(Mistakes, KeysOfMuonAndOfExpertsNeedThem) {
   EXPECT_EQ(message_of(base, {"model.num_experts=8", "model.num_experts_per_token=2", "model.moe_intermediate_size=16",
                               "train.router_bias_rate=0"}),
             "no error");
+}
+
+TEST(Mistakes, OfGroupsOfTheOptimizer) {
+  const auto message = [](const std::string& group) {
+    return message_of(base, {"train.optimizer.groups=[" + group + "]"});
+  };
+  const std::string line = "command line: train.optimizer.groups=[";
+  EXPECT_EQ(message("{pattern: '*', lr_factor: 0.5}"), "no error");
+  EXPECT_EQ(
+      message("{pattern: '*'}"),
+      line +
+          "{pattern: '*'}]: train.optimizer.groups[0]: found a pattern only, expected an lr_factor, a weight_decay "
+          "or a rule");
+  EXPECT_EQ(
+      message("{pattern: '', lr_factor: 1}"),
+      line +
+          "{pattern: '', lr_factor: 1}]: train.optimizer.groups[0].pattern: found an empty text, expected a pattern "
+          "of tensor names");
+  EXPECT_EQ(message("{lr_factor: 1}"),
+            line + "{lr_factor: 1}]: train.optimizer.groups[0].pattern: required key is missing, expected a text");
+  EXPECT_EQ(
+      message("{pattern: a, speed: 1}"),
+      line +
+          "{pattern: a, speed: 1}]: train.optimizer.groups[0].speed: unknown key, expected one of pattern, lr_factor, "
+          "weight_decay, rule");
+  EXPECT_EQ(message("{pattern: a, lr_factor: -1}"),
+            line + "{pattern: a, lr_factor: -1}]: train.optimizer.groups[0].lr_factor: found -1, expected at least 0");
+  EXPECT_EQ(
+      message("{pattern: a, rule: sgd}"),
+      line + "{pattern: a, rule: sgd}]: train.optimizer.groups[0].rule: found 'sgd', expected one of adamw, muon");
+  EXPECT_EQ(
+      message_of(base, {"model.residual=standard", "model.attn_res_block_size=null",
+                        "train.optimizer.attn_res_lr_factor=0.1"}),
+      "command line: train.optimizer.attn_res_lr_factor=0.1: train.optimizer.attn_res_lr_factor has no effect with "
+      "model.residual: standard; remove it (train.optimizer.attn_res_lr_factor=null on the command line)");
+  // A group's Muon has a momentum; QK-Clip belongs to Muon for all.
+  const std::string muon = "train.optimizer.groups=[{pattern: '*.o_proj.weight', rule: muon}]";
+  EXPECT_EQ(message_of(base, {muon, "train.optimizer.momentum=0.5"}), "no error");
+  EXPECT_NE(message_of(base, {muon, "train.optimizer.qk_clip=0.5"}), "no error");
 }
 
 TEST(Mistakes, TransportOfBlocksNeedsBlocks) {

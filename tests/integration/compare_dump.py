@@ -8,6 +8,7 @@ judged for the first step (AdamW's averages start at zero); --lr is the learning
 train.optimizer.lr. Prints a table, worst first, and exits 1 when a tolerance is exceeded.
 """
 import argparse
+import fnmatch
 import math
 import sys
 from dataclasses import dataclass, fields
@@ -165,6 +166,18 @@ def is_linear(name: str, w: torch.Tensor) -> bool:
     return w.dim() == 2 and name not in ("model.embed_tokens.weight", "lm_head.weight") and not name.endswith("_res_proj.weight")
 
 
+def groups_of(optimizer: dict, attn_res: bool) -> list[dict]:
+    """Those that the program puts first, then the configuration's."""
+    factor = {"lr_factor": optimizer["attn_res_lr_factor"]} if attn_res else {}
+    return [{"pattern": f"*_res_{part}.weight", **factor} for part in ("proj", "norm")] + (optimizer.get("groups") or [])
+
+
+def setting(groups: list[dict], name: str, key: str, default):
+    """What the last group that matches and gives the key says."""
+    given = [group[key] for group in groups if key in group and fnmatch.fnmatchcase(name, group["pattern"])]
+    return given[-1] if given else default
+
+
 def expert_counts(dump: Dump, config: reference.ModelConfig) -> dict[str, torch.Tensor]:
     """Tokens of the step that chose each expert, per selection bias."""
     counts, moe = {}, reference.moe
@@ -198,21 +211,25 @@ def compare_update(dump: Dump, config: reference.ModelConfig, tolerance: Toleran
     norm = math.sqrt(sum(g.norm().item() ** 2 for g in dump.gradients.values()))
     scale = min(1.0, clip / norm) if clip > 0 else 1.0
     counts = expert_counts(dump, config) if config.num_experts else {}
+    groups = groups_of(optimizer, dump.config["model"]["residual"] != "standard")
     rows = []
     for name, w in dump.parameters.items():
         zeros, gradient = torch.zeros_like(w), dump.gradients[name] * scale
-        decay = 0.0 if name.endswith(("A_log", "dt_bias")) else optimizer["weight_decay"]
+        decay = setting(groups, name, "weight_decay",
+                        0.0 if name.endswith(("A_log", "dt_bias")) else optimizer["weight_decay"])
+        rule = setting(groups, name, "rule", "muon" if optimizer["name"] == "muon" and is_linear(name, w) else "adamw")
+        rate = lr * setting(groups, name, "lr_factor", 1.0)
         limit = tolerance.parameter if w.dim() == 2 and not name.endswith("_res_proj.weight") else tolerance.vector
         if name.endswith(BIAS):
             if train["precision"] == "bf16":
                 continue   # which expert a token chooses may hang on a rounding
             expected = updated_bias(w, counts[name], train["router_bias_rate"])
-        elif optimizer["name"] == "muon" and is_linear(name, w):
-            expected, _ = reference.muon_update(w, gradient, zeros, lr, momentum=optimizer["momentum"], weight_decay=decay)
+        elif rule == "muon":
+            expected, _ = reference.muon_update(w, gradient, zeros, rate, momentum=optimizer["momentum"], weight_decay=decay)
             limit = tolerance.muon
         else:
             expected, _, _ = reference.adamw_update(
-                w, gradient, zeros, zeros, step=1, lr=lr, beta1=optimizer["beta1"], beta2=optimizer["beta2"],
+                w, gradient, zeros, zeros, step=1, lr=rate, beta1=optimizer["beta1"], beta2=optimizer["beta2"],
                 eps=optimizer["eps"], weight_decay=decay)
         rows.append(Row(f"parameters_after/{name}", relative(dump.parameters_after[name], expected), limit))
     return rows

@@ -138,6 +138,12 @@ class Matrix:
             self.both_steps(f"kimi-{name_of(residual, size, 5, False, None)}", changes)
         variants = {"bounded gate": {"model": {"gate_lower_bound": -5.0}},
                     "adamw": {"train": {"optimizer": {"name": "adamw"}}},
+                    "groups": {"train": {"optimizer": {
+                        "name": "muon", "lr": 0.003, "attn_res_lr_factor": 0.1, "groups": [
+                            {"pattern": "*norm.weight", "weight_decay": 0.0},
+                            {"pattern": "lm_head.weight", "rule": "muon", "lr_factor": 0.5},
+                            {"pattern": "model.layers.[1-2].*", "lr_factor": 0.25, "rule": "adamw"},
+                            {"pattern": "*.w2.weight", "rule": "muon"}]}}},
                     "no shared expert": {"model": {"num_shared_experts": 0}},
                     "two shared experts, weights as they are": {"model": {"num_shared_experts": 2, "moe_renormalize": False}},
                     "all experts": {"model": {"num_experts_per_token": 6, "aux_loss_alpha": 0.0}},

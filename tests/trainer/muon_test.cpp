@@ -47,16 +47,59 @@ class Orthogonaliser {
   ops::OpContext ctx_{stream_, scratch_, refusals_, ops::Backend::reference};
 };
 
+// Depth queries and their norms; at this width and rate the default factor would be one.
+constexpr double depth_factor = 0.2;
+
+struct Rule {
+  bool muon = false;
+  double lr_factor = 1, weight_decay = 0;
+};
+
+Rule plain_rule(const std::string& name, const OptimizerConfig& o) {
+  const bool is_depth = ends_with_any(name, {"_res_proj.weight", "_res_norm.weight"});
+  return {takes_muon(name), is_depth ? depth_factor : 1,
+          ends_with_any(name, {"A_log", "dt_bias"}) ? 0 : o.weight_decay};
+}
+
+// What groups_of_all_kinds() asks for, by hand.
+Rule grouped_rule(const std::string& name, const OptimizerConfig& o) {
+  Rule rule = plain_rule(name, o);
+  if (name == "model.layers.2.mlp_res_proj.weight") rule.lr_factor = 3;
+  if (name.find("layers.1.") != std::string::npos) rule.weight_decay = 0.5;
+  if (name.find(".experts.") != std::string::npos) {
+    rule.lr_factor = 0.5;
+    if (name.ends_with("w2.weight")) rule.muon = false;
+  }
+  if (name == "lm_head.weight") {
+    rule.muon = true;
+    rule.lr_factor = 0.25;
+  }
+  if (name == "model.embed_tokens.weight") rule.lr_factor = 0;
+  return rule;
+}
+
+Config groups_of_all_kinds(Config c) {
+  OptimizerConfig& o = c.train.optimizer;
+  o.attn_res_lr_factor = depth_factor;
+  o.groups = {{"*.experts.*", 0.5, {}, {}},
+              {"*.experts.*.w2.weight", {}, {}, OptimizerName::adamw},
+              {"model.layers.1.*", {}, 0.5, {}},
+              {"model.layers.2.mlp_res_proj.weight", 3, {}, {}},
+              {"lm_head.weight", 0.25, {}, OptimizerName::muon},
+              {"model.embed_tokens.weight", 0, {}, {}}};
+  return c;
+}
+
 // One tensor under the rules of arXiv 2502.16982 (algorithm 1 and section 2.2) and 1711.05101.
 class Unsharded {
  public:
-  Unsharded(const OptimizerConfig& config, std::string name, const Shape& shape, std::vector<double> initial)
-      : config_(config), name_(std::move(name)), shape_(shape), w_(std::move(initial)), m_(w_.size()), v_(w_.size()) {}
+  Unsharded(const OptimizerConfig& config, const Rule& rule, const Shape& shape, std::vector<double> initial)
+      : config_(config), rule_(rule), shape_(shape), w_(std::move(initial)), m_(w_.size()), v_(w_.size()) {}
 
   void step(int64_t step, const std::vector<double>& gradient, double grad_scale, Orthogonaliser& orthogonalise) {
     const OptimizerConfig& o = config_;
-    const double decay = 1 - o.lr * (ends_with_any(name_, {"A_log", "dt_bias"}) ? 0 : o.weight_decay);
-    if (takes_muon(name_)) {
+    const double lr = o.lr * rule_.lr_factor, decay = 1 - lr * rule_.weight_decay;
+    if (rule_.muon) {
       std::vector<double> update(w_.size());
       for (size_t i = 0; i < w_.size(); ++i) {
         m_[i] = o.momentum * m_[i] + grad_scale * gradient[i];
@@ -64,7 +107,7 @@ class Unsharded {
       }
       update = orthogonalise(update, shape_[0], shape_[1]);
       const double size = 0.2 * std::sqrt(static_cast<double>(std::max(shape_[0], shape_[1])));
-      for (size_t i = 0; i < w_.size(); ++i) w_[i] = decay * w_[i] - o.lr * size * update[i];
+      for (size_t i = 0; i < w_.size(); ++i) w_[i] = decay * w_[i] - lr * size * update[i];
       return;
     }
     for (size_t i = 0; i < w_.size(); ++i) {
@@ -72,7 +115,7 @@ class Unsharded {
       m_[i] = o.beta1 * m_[i] + (1 - o.beta1) * g;
       v_[i] = o.beta2 * v_[i] + (1 - o.beta2) * g * g;
       w_[i] = decay * w_[i] -
-              o.lr * (m_[i] / (1 - std::pow(o.beta1, t))) / (std::sqrt(v_[i] / (1 - std::pow(o.beta2, t))) + o.eps);
+              lr * (m_[i] / (1 - std::pow(o.beta1, t))) / (std::sqrt(v_[i] / (1 - std::pow(o.beta2, t))) + o.eps);
     }
   }
 
@@ -91,14 +134,13 @@ class Unsharded {
 
  private:
   OptimizerConfig config_;
-  std::string name_;
+  Rule rule_;
   Shape shape_;
   std::vector<double> w_, m_, v_;
 };
 
-// From the run's own gradients, in double: a few roundings of each sum.
-TEST(MuonTraining, ShardedUpdateEqualsTheAlgorithmWrittenOut) {
-  const Config config = muon_config(Precision::fp64);
+// From the run's own gradients, in double: a few roundings of each sum. Returns how many tensors Muon updated.
+int expect_the_algorithm(const Config& config, Rule (*rule_of)(const std::string&, const OptimizerConfig&)) {
   const TrainingOptions options;
   const Training training = train(config, {1, 4, 2});
   model::Parameters initial(config.model, DType::f64, 1, {}, nullptr);
@@ -108,9 +150,10 @@ TEST(MuonTraining, ShardedUpdateEqualsTheAlgorithmWrittenOut) {
   for (size_t p = 0; p < initial.specs().size(); ++p) {
     const model::ParameterSpec& spec = initial.specs()[p];
     const TensorView value = initial.value(static_cast<int>(p));
-    Unsharded expected(config.train.optimizer, spec.name, spec.shape,
+    const Rule rule = rule_of(spec.name, config.train.optimizer);
+    Unsharded expected(config.train.optimizer, rule, spec.shape,
                        {value.as<double>(), value.as<double>() + value.num_elements()});
-    muon += takes_muon(spec.name);
+    muon += rule.muon;
     EXPECT_EQ(takes_muon(spec.name), spec.is_linear) << spec.name;
     for (size_t s = 0; s < training.steps.size(); ++s) {
       const Training::Step& step = training.steps[s];
@@ -130,18 +173,30 @@ TEST(MuonTraining, ShardedUpdateEqualsTheAlgorithmWrittenOut) {
       expect_close({{spec.name, step.parameters.at(spec.name)}}, {{spec.name, expected.value()}}, 1e-12, spec.name);
     }
   }
+  EXPECT_EQ(moved_biases, 9);
+  return muon;
+}
+
+TEST(MuonTraining, ShardedUpdateEqualsTheAlgorithmWrittenOut) {
+  Config config = muon_config(Precision::fp64);
+  config.train.optimizer.attn_res_lr_factor = depth_factor;
   // Four layers: three of KDA with nine matrices, one of MLA with four; a dense MLP, three MoE with a router, a shared and
   // four experts of three matrices.
-  EXPECT_EQ(muon, 3 * 9 + 4 + 3 + 3 * (1 + 3 + 4 * 3));
-  EXPECT_EQ(moved_biases, 9);
+  EXPECT_EQ(expect_the_algorithm(config, plain_rule), 3 * 9 + 4 + 3 + 3 * (1 + 3 + 4 * 3));
+}
+
+TEST(OptimizerGroups, ShardedUpdateEqualsTheAlgorithmWrittenOut) {
+  const Config config = groups_of_all_kinds(muon_config(Precision::fp64));
+  // Without one of the three matrices of twelve experts, with the head.
+  EXPECT_EQ(expect_the_algorithm(config, grouped_rule), 3 * 9 + 4 + 3 + 3 * (1 + 3 + 4 * 3) - 12 + 1);
 }
 
 // Depth queries start at zero; so near to it a rounding of AdamW's step would be large beside the value.
-TEST(MuonTraining, EveryLayoutTrainsTheParametersOfOneRank) {
+void expect_every_layout_alike(const std::function<Config(Config)>& change) {
   TrainingOptions options;
   options.before = move_depth_queries;
   for (const auto& [precision, tolerance] : {std::pair{Precision::fp64, 1e-12}, std::pair{Precision::fp32, 1e-6}}) {
-    const Config config = muon_config(precision);
+    const Config config = change(muon_config(precision));
     const Training one = train(config, {1, 1, 1}, options);
     for (const RankLayout& layout : layouts) {
       const Training many = train(config, layout, options);
@@ -152,6 +207,27 @@ TEST(MuonTraining, EveryLayoutTrainsTheParametersOfOneRank) {
       }
     }
   }
+}
+
+TEST(MuonTraining, EveryLayoutTrainsTheParametersOfOneRank) {
+  expect_every_layout_alike([](Config c) { return c; });
+}
+
+TEST(OptimizerGroups, EveryLayoutTrainsTheParametersOfOneRank) {
+  expect_every_layout_alike(groups_of_all_kinds);
+}
+
+// A tied matrix is updated on the ranks of both ends, by the same bits (collect_step compares all that hold it).
+TEST(OptimizerGroups, TheTwoRanksOfATiedEmbeddingStayAlike) {
+  for (const OptimizerName rule : {OptimizerName::adamw, OptimizerName::muon})
+    for (const Precision precision : {Precision::fp32, Precision::bf16}) {
+      Config c = muon_config(precision);
+      c.model.tie_word_embeddings = true;
+      c.train.optimizer.groups = {{"model.embed_tokens.weight", 0.25, 0.0, rule}};
+      const Training training = train(c, {2, 2, 1});
+      EXPECT_EQ(training.steps[2].state.contains("optimizer/momentum/model.embed_tokens.weight"),
+                rule == OptimizerName::muon);
+    }
 }
 
 TEST(MuonTraining, NoBiasRateLeavesTheBias) {
@@ -242,8 +318,7 @@ TEST(MuonTraining, StateIsWholeAndNamedByItsRule) {
 }
 
 // Saved after two steps, the third is bit for bit what it would have been at the same layout, and within rounding at another.
-TEST(MuonTraining, StateContinuesAtAnotherLayout) {
-  const Config config = muon_config(Precision::fp64);
+void expect_state_to_continue(const Config& config) {
   const testing_checkpoint::TemporaryFolder folder;
   const RankLayout from{1, 2, 2};
   TrainingOptions two;
@@ -275,6 +350,14 @@ TEST(MuonTraining, StateContinuesAtAnotherLayout) {
       expect_close(rest.steps[0].parameters, whole.steps[2].parameters, 1e-12, describe(layout));
     }
   }
+}
+
+TEST(MuonTraining, StateContinuesAtAnotherLayout) {
+  expect_state_to_continue(muon_config(Precision::fp64));
+}
+
+TEST(OptimizerGroups, StateContinuesAtAnotherLayout) {
+  expect_state_to_continue(groups_of_all_kinds(muon_config(Precision::fp64)));
 }
 
 }  // namespace

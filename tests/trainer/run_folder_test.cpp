@@ -73,6 +73,42 @@ TEST(RunFolder, TakesRunTimeChangesAndStoresThem) {
   EXPECT_EQ(io::read_file(run.config()), to_yaml(config));
 }
 
+// A run of a program that did not have the factor yet goes on with it, and says so.
+TEST(RunFolder, WithoutAFactorForDepthQueriesItWasOne) {
+  const TemporaryFolder folder;
+  Config config = small_config(folder.path());
+  config.train.optimizer.lr = 0.05;
+  config.train.optimizer.attn_res_lr_factor = 0.0625;
+  std::string old = to_yaml(config);
+  const std::string line = "    attn_res_lr_factor: 0.0625\n";
+  ASSERT_NE(old.find(line), std::string::npos);
+  old.erase(old.find(line), line.size());
+  EXPECT_THAT(check_same_experiment(old, "config.yaml", config),
+              ElementsAre("train.optimizer.attn_res_lr_factor: 0.0625 (was 1)"));
+  EXPECT_THAT(check_same_experiment(to_yaml(config), "config.yaml", config), ElementsAre());
+}
+
+// As the learning rate, but a tensor's rule stays: it has other state.
+TEST(RunFolder, GroupsMayChangeAndRulesMayNot) {
+  const TemporaryFolder folder;
+  Config config = small_config(folder.path());
+  config.train.optimizer.groups = {{"*norm.weight", 0.5, {}, {}}};
+  const RunFolder run = prepare(config);
+  io::write_file_atomically(run.metrics(), "{\"step\": 1}\n");
+  config.train.optimizer.groups = {{"*layernorm.weight", 0.25, 0.0, {}}, {"lm_head.weight", {}, 0.2, {}}};
+  const std::string stored = io::read_file(run.config()), list = "train.optimizer.groups";
+  EXPECT_THAT(check_same_experiment(stored, "config.yaml", config),
+              testing::UnorderedElementsAre(
+                  list + "[0].pattern: \"*layernorm.weight\" (was \"*norm.weight\")",
+                  list + "[0].lr_factor: 0.25 (was 0.5)", list + "[0].weight_decay: 0 (was (absent))",
+                  list + "[1].pattern: lm_head.weight (was (absent))", list + "[1].weight_decay: 0.2 (was (absent))"));
+  config.train.optimizer.groups.push_back({"*.o_proj.weight", {}, {}, OptimizerName::muon});
+  EXPECT_EQ(
+      message_of([&] { check_same_experiment(stored, "config.yaml", config); }),
+      "config.yaml: train.optimizer.groups: rule muon found for model.layers.0.self_attn.o_proj.weight, expected adamw "
+      "as this run began; choose another run.output_dir for another experiment");
+}
+
 TEST(RunFolder, RefusesAnotherExperimentAndNamesTheKey) {
   const TemporaryFolder folder;
   const Config config = small_config(folder.path());

@@ -116,6 +116,10 @@ TEST(GpuEngine, UpdatesEqualTheCpus) {
     c.train.global_batch_size = 4;
     c.train.optimizer.name = name;
     c.train.optimizer.qk_clip = name == OptimizerName::muon ? 0.01 : 0;  // every head is clipped
+    c.train.optimizer.attn_res_lr_factor = 0.2;
+    c.train.optimizer.groups = {{"lm_head.weight", 0.25, 0.0, OptimizerName::muon},
+                                {"model.layers.1.*", 0.5, {}, {}},
+                                {"*.o_proj.weight", {}, 0.5, OptimizerName::adamw}};
     const Training expected = train(c, {1, 1, 1});
     for (const RankLayout& layout : {RankLayout{1, 1, 1}, RankLayout{1, 2, 2}}) {
       const Training found = train(on("cuda", c), layout);

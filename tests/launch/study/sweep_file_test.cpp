@@ -105,6 +105,21 @@ TEST_F(SweepFile, LaterKeysWin) {
   EXPECT_EQ(without.runs[1].config.train.num_steps, 11);
 }
 
+TEST_F(SweepFile, GroupsOfTheOptimizerAreAxes) {
+  const SweepPlan plan = parse(
+      "name: s\nbase: base.yaml\nset: {train.optimizer.groups: [{pattern: lm_head.weight, lr_factor: 1}]}\n"
+      "axes: {train.optimizer.attn_res_lr_factor: [1, 0.1], train.optimizer.groups.0.lr_factor: [0.5, 2]}\n");
+  ASSERT_EQ(plan.runs.size(), 4u);
+  EXPECT_EQ(plan.runs[3].id.name, "attn_res_lr_factor_0.1-lr_factor_2-s1");
+  EXPECT_EQ(plan.runs[3].config.train.optimizer.attn_res_lr_factor, 0.1);
+  EXPECT_EQ(plan.runs[3].config.train.optimizer.groups.at(0).lr_factor, 2.0);
+  EXPECT_EQ(
+      refusal("name: s\nbase: base.yaml\naxes:\n  head:\n    half: {train.optimizer.groups: [{pattern: lm_head, "
+              "lr_factor: 0.5}]}\n"),
+      "s.yaml:5: run half-s1: train.optimizer.groups[0].pattern: 'lm_head' matches no tensor that is trained, expected "
+      "a pattern over the whole name of one or more, such as lm_head.weight");
+}
+
 TEST_F(SweepFile, NamesMistakesByFileAndLine) {
   EXPECT_EQ(refusal("base: base.yaml\n"), "s.yaml: name: missing, expected a text");
   EXPECT_EQ(refusal("name: a\n"), "s.yaml: base: missing, expected a text");
