@@ -2,13 +2,16 @@
 //   - fraction of the machine's own oneDNN matmul rate, hidden 512 x 8 layers, sequence 512, fp32 and bf16, 1 and 2 threads
 //   - step time of Block and Full AttnRes over the standard residual, the three taken in turn
 //   - a GPT-2-124M-sized model at batch 4, sequence 64, on all threads, in tokens/s
-// Usage: bench_train [--threads N] [--repeats N] [--only rate|attnres|gpt2]
+//   - single steps on request, for programs that take turns with it (bench/torch_dense.py)
+// Usage: bench_train [--threads N] [--repeats N] [--only rate|attnres|gpt2|steps]
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstring>
+#include <ctime>
+#include <iostream>
 #include <memory>
 #include <string>
 #include <vector>
@@ -33,7 +36,7 @@ double median(std::vector<double> values) {
 }
 
 // The best rate of one large product of this dtype: what the machine gives, with this library and these threads.
-double matmul_rate(DType dtype, int64_t tokens = 2048) {
+double matmul_rate(DType dtype, int64_t tokens = 2048, double (*clock)() = now) {
   Stream stream;
   MemoryLedger ledger;
   Arena scratch({}, &ledger, "scratch"), data({}, &ledger, "data");
@@ -47,9 +50,9 @@ double matmul_rate(DType dtype, int64_t tokens = 2048) {
     std::memset(a.data, 0, static_cast<size_t>(a.num_bytes()));
     std::memset(b.data, 0, static_cast<size_t>(b.num_bytes()));
     for (int i = 0; i < 12; ++i) {
-      const double start = now();
+      const double start = clock();
       ops::linear(ctx, a, b, c);
-      const double rate = 2.0 * static_cast<double>(tokens * n * k) / (now() - start);
+      const double rate = 2.0 * static_cast<double>(tokens * n * k) / (clock() - start);
       if (i > 1) best = std::max(best, rate);
     }
   }
@@ -191,6 +194,35 @@ void bench_gpt2(int threads, int repeats) {
   }
 }
 
+// User and system time of all threads.
+double cpu_seconds() {
+  timespec time{};
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+}
+
+// The fp32 model of bench_rate, step by step. For each line on standard input one on standard output: "step" gives seconds and
+// CPU seconds of a step, "rate" the rate of a large product in FLOP per second and per CPU second.
+void serve_steps(int threads) {
+  cpu::set_num_threads(threads);
+  Run run(base_config(Residual::block_attnres, Precision::fp32));
+  run.step();
+  std::printf("ready %.0f tokens %.0f flops\n", run.tokens(), run.flops());
+  std::fflush(stdout);
+  std::string request;
+  while (std::getline(std::cin, request)) {
+    if (request == "step") {
+      const double cpu = cpu_seconds(), seconds = run.step();
+      std::printf("%.6f %.6f\n", seconds, cpu_seconds() - cpu);
+    } else if (request == "rate") {
+      std::printf("%.6e %.6e\n", matmul_rate(DType::f32), matmul_rate(DType::f32, 2048, cpu_seconds));
+    } else {
+      std::printf("unknown request %s, expected step or rate\n", request.c_str());
+    }
+    std::fflush(stdout);
+  }
+}
+
 }  // namespace
 }  // namespace lamina
 
@@ -213,5 +245,6 @@ int main(int argc, char** argv) {
   if (only.empty() || only == "rate") lamina::bench_rate(threads, repeats);
   if (only.empty() || only == "attnres") lamina::bench_attn_res(threads, repeats);
   if (only.empty() || only == "gpt2") lamina::bench_gpt2(threads, repeats);
+  if (only == "steps") lamina::serve_steps(threads);
   return 0;
 }
