@@ -1,6 +1,7 @@
 #include "core/ops/cpu/instruction_set.h"
 
-#define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4)
+#include "core/ops/cpu/highway_targets.h"
+// Obeys the above.
 #include <hwy/highway.h>
 
 namespace lamina::ops::cpu {

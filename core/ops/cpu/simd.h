@@ -2,5 +2,6 @@
 // set (AVX-512, AVX2, a portable baseline), and the best one that the processor has is chosen at run time.
 #pragma once
 
-#define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4)
+#include "core/ops/cpu/highway_targets.h"
+// Obeys the above.
 #include <hwy/foreach_target.h>

@@ -1,0 +1,6 @@
+// Which instruction sets kernels are compiled for: AVX-512 (Highway's AVX3), AVX2, and the processor's baseline. SSE4 would gain little
+// over the baseline where nothing is trained; sets beyond AVX3 (those of Ice Lake, Zen 4, Sapphire Rapids, AVX10.2: lower bits) add
+// instructions that no kernel uses. Each would take as long to compile again. Include before any header of Highway.
+#pragma once
+
+#define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4 | (HWY_AVX3 - 1))
