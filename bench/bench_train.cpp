@@ -2,8 +2,10 @@
 //   - fraction of the machine's own oneDNN matmul rate, hidden 512 x 8 layers, sequence 512, fp32 and bf16, 1 and 2 threads
 //   - step time of Block and Full AttnRes over the standard residual, the three taken in turn
 //   - a GPT-2-124M-sized model at batch 4, sequence 64, on all threads, in tokens/s
+//   - CPU time of a bf16 step over an fp32 step's, with bf16 products as they are chosen, all native and all through fp32, one
+//     thread, taken in turn; DNNL_MAX_CPU_ISA=AVX512_CORE_VNNI or AVX2 in the environment makes of this processor an older one
 //   - single steps on request, for programs that take turns with it (bench/torch_dense.py)
-// Usage: bench_train [--threads N] [--repeats N] [--only rate|attnres|gpt2|steps]
+// Usage: bench_train [--threads N] [--repeats N] [--only rate|attnres|gpt2|precision|steps]
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -16,11 +18,14 @@
 #include <string>
 #include <vector>
 
+#include "core/base/clock.h"
 #include "core/base/rng.h"
 #include "core/device/cpu/parallel_for.h"
+#include "core/ops/bf16_products.h"
 #include "core/ops/matmul.h"
 #include "model/cost_model.h"
 #include "parallel/comm/thread.h"
+#include "trainer/bf16_choice.h"
 #include "trainer/engine.h"
 
 namespace lamina {
@@ -103,6 +108,7 @@ class Run {
   explicit Run(const Config& config)
       : config_(config), comm_(comm::make_self_communicator()), engine_(config, *comm_, &ledger_) {
     engine_.initialise();
+    choose_bf16_products(engine_, nullptr);
     const CounterRng rng(1, "bench");
     tokens_.resize(static_cast<size_t>(config.train.global_batch_size * config.data.seq_len));
     targets_ = tokens_;
@@ -119,6 +125,12 @@ class Run {
     engine_.update(++step_, 1e-4, 1.0);
     return now() - start;
   }
+  double cpu_seconds_of_step() {
+    const double start = thread_cpu_seconds();
+    step();
+    return thread_cpu_seconds() - start;
+  }
+  void multiply_bf16(const ops::Bf16Products& products) { engine_.context().bf16_products = products; }
   double tokens() const { return static_cast<double>(tokens_.size()); }
   double flops() const {
     return model::training_flops_per_token(config_.model, config_.data.seq_len).total() * tokens();
@@ -223,6 +235,64 @@ void serve_steps(int threads) {
   }
 }
 
+// Small enough that four of them in turn take minutes.
+Config dense_config(Precision precision) {
+  Config c = base_config(Residual::block_attnres, precision);
+  c.model.num_hidden_layers = 4;
+  c.train.micro_batch_size = 2;
+  c.train.global_batch_size = 2;
+  return c;
+}
+
+// Experts, Kimi Delta Attention, Muon: the other classes of products.
+Config kimi_config(Precision precision) {
+  Config c = dense_config(precision);
+  c.model.hidden_size = 256;
+  c.model.num_hidden_layers = 4;
+  c.model.mixers = {Mixer::kda, Mixer::kda, Mixer::kda, Mixer::mla};
+  c.model.linear_num_heads = 4;
+  c.model.linear_head_dim = 64;
+  c.model.num_attention_heads = 4;
+  c.model.intermediate_size = 704;
+  c.model.num_experts = 16;
+  c.model.num_experts_per_token = 4;
+  c.model.moe_intermediate_size = 256;
+  c.train.optimizer.name = OptimizerName::muon;
+  return c;
+}
+
+void bench_precision_of(const char* name, Config (*config)(Precision), int repeats) {
+  Run fp32(config(Precision::fp32)), chosen(config(Precision::bf16)), native(config(Precision::bf16)),
+      widened(config(Precision::bf16));
+  const bool has_native = ops::has_native_bf16_products();
+  native.multiply_bf16(ops::Bf16Products());
+  widened.multiply_bf16(ops::Bf16Products::through_fp32());
+  std::vector<double> seconds, chosen_ratio, native_ratio, widened_ratio;
+  for (int i = 0; i <= 2 * repeats; ++i) {
+    const double base = fp32.cpu_seconds_of_step(), a = chosen.cpu_seconds_of_step();
+    const double b = has_native ? native.cpu_seconds_of_step() : 0, c = widened.cpu_seconds_of_step();
+    if (i == 0) continue;  // warm-up
+    seconds.push_back(base);
+    chosen_ratio.push_back(a / base);
+    native_ratio.push_back(b / base);
+    widened_ratio.push_back(c / base);
+  }
+  std::printf("%-10s %12.3f %10.3f %10s %14.3f\n", name, median(seconds), median(chosen_ratio),
+              has_native ? fmt::format("{:.3f}", median(native_ratio)).c_str() : "none", median(widened_ratio));
+  std::fflush(stdout);
+}
+
+void bench_precision(int repeats) {
+  cpu::set_num_threads(1);
+  std::printf("\nCPU time of a bf16 step over an fp32 step's, one thread, taken in turn, on %s\n",
+              ops::product_processor().c_str());
+  std::printf("bf16 products: native are %s\n", ops::to_text(ops::quicker_products(ops::bf16_timings())).c_str());
+  if (ops::has_native_bf16_products()) std::printf("%s\n", ops::describe(ops::bf16_timings()).c_str());
+  std::printf("%-10s %12s %10s %10s %14s\n", "model", "fp32 [s]", "bf16", "native", "through fp32");
+  bench_precision_of("dense", dense_config, repeats);
+  bench_precision_of("kimi", kimi_config, repeats);
+}
+
 }  // namespace
 }  // namespace lamina
 
@@ -245,6 +315,7 @@ int main(int argc, char** argv) {
   if (only.empty() || only == "rate") lamina::bench_rate(threads, repeats);
   if (only.empty() || only == "attnres") lamina::bench_attn_res(threads, repeats);
   if (only.empty() || only == "gpt2") lamina::bench_gpt2(threads, repeats);
+  if (only.empty() || only == "precision") lamina::bench_precision(repeats);
   if (only == "steps") lamina::serve_steps(threads);
   return 0;
 }

@@ -74,6 +74,7 @@ class Engine {
   const StepObservations& observations() const { return observations_; }
   model::Stage& stage() { return stage_; }
   ops::OpContext& context() { return ctx_; }
+  const ops::OpContext& context() const { return ctx_; }
   const mesh::MeshShape& mesh() const { return mesh_; }
   const mesh::Coordinates& place() const { return place_; }
   comm::Communicator& world() { return world_; }

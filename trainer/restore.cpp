@@ -7,6 +7,7 @@
 #include "configs/schema/decode.h"
 #include "core/base/log.h"
 #include "model/parameters.h"
+#include "trainer/bf16_choice.h"
 #include "trainer/checkpoint_comm.h"
 #include "trainer/identity.h"
 
@@ -83,6 +84,7 @@ Restored restore_parameters(const std::filesystem::path& path, comm::Communicato
     load_masters(reader, *restored.engine);
   });
   restored.engine->publish();
+  choose_bf16_products(*restored.engine, &restored.info);
   return restored;
 }
 

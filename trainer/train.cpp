@@ -13,6 +13,7 @@
 #include "data/sampler.h"
 #include "model/cost_model.h"
 #include "model/update_rules.h"
+#include "trainer/bf16_choice.h"
 #include "trainer/checkpoint.h"
 #include "trainer/checkpoint_comm.h"
 #include "trainer/console_text.h"
@@ -163,6 +164,7 @@ void Trainer::check_writable() {
 // With the constructor, all that can refuse a start; nothing is written.
 void Trainer::resume() {
   const auto checkpoint = find_checkpoint(folder_.checkpoints(), comm_);
+  CheckpointInfo info;
   if (!checkpoint && !config_.checkpoint.init_from.empty()) {
     const size_t num_new = load_parameters(config_.checkpoint.init_from, engine_, sampler_, comm_);
     log::info("parameters from {}{}", config_.checkpoint.init_from,
@@ -170,7 +172,6 @@ void Trainer::resume() {
   } else if (!checkpoint) {
     engine_.initialise();
   } else {
-    CheckpointInfo info;
     run_and_agree(comm_, [&] {
       info = read_checkpoint_info(*checkpoint);
       if (info.sampler_fingerprint != sampler_.fingerprint())
@@ -183,6 +184,8 @@ void Trainer::resume() {
     log::info("resumed from {} at step {}", checkpoint->string(), step_);
     warn_of_other_threads(info);
   }
+  if (const std::string line = choose_bf16_products(engine_, checkpoint ? &info : nullptr); !line.empty())
+    log::info("{}", line);
   first_step_ = step_;
   run_and_agree(comm_, [&] {
     if (comm_.rank() == 0) diverged_before_ = read_divergence(folder_);
@@ -520,6 +523,7 @@ void Trainer::save_checkpoint() {
   info.program_version = program_version;
   info.extra["threads"] = threads_;
   if (!commit_.empty()) info.extra["commit"] = commit_;
+  store_bf16_products(info, engine_);
   store_tokenizer(info, sampler_.tokenizer());
   const trace::Scope scope(tracer_.recorder(), trace::Track::phases, "checkpoint");
   const auto started = Clock::now();

@@ -18,6 +18,7 @@
 #include "parallel/comm/thread.h"
 #include "parallel/pipeline/block_routes.h"
 #include "parallel/pipeline/simulate.h"
+#include "trainer/bf16_choice.h"
 #include "trainer/identity.h"
 #include "trainer/restore.h"
 
@@ -175,6 +176,7 @@ std::unique_ptr<Engine> Verifier::make_engine(const Config& config, comm::Commun
   } else {
     engine = std::make_unique<Engine>(config, comm, nullptr);
     engine->initialise();
+    choose_bf16_products(*engine, nullptr);
     move_depth_queries(*engine);
   }
   if (config.data.document_mask) engine->set_end_of_document(end_of_document_);

@@ -132,6 +132,8 @@ struct LrScheduleConfig {
 };
 
 enum class Precision { fp32, bf16, fp64 };  // fp64: the reference implementations only, for checking
+// How the CPU multiplies bf16 matrices (core/ops/bf16_products.h). automatic: each class of shapes as it is quicker.
+enum class Bf16ProductsChoice { automatic, native, fp32 };
 enum class Recompute { none, selective, full };
 
 struct TrainConfig {
@@ -139,6 +141,7 @@ struct TrainConfig {
   int64_t global_batch_size = 0;  // required; sequences per optimizer step
   int64_t micro_batch_size = 0;   // required; sequences per forward; global = micro x data x num_microbatches
   Precision precision = Precision::bf16;
+  Bf16ProductsChoice bf16_products = Bf16ProductsChoice::automatic;
   Recompute recompute = Recompute::none;
   double grad_clip = 1.0;          // global norm; 0: off
   double router_bias_rate = 1e-3;  // of the experts' selection bias, per step; 0: off

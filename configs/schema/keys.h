@@ -110,6 +110,13 @@ struct enum_names<Precision> {
       {{"fp32", Precision::fp32}, {"bf16", Precision::bf16}, {"fp64", Precision::fp64}}};
 };
 template <>
+struct enum_names<Bf16ProductsChoice> {
+  static constexpr std::array<std::pair<const char*, Bf16ProductsChoice>, 3> value = {
+      {{"auto", Bf16ProductsChoice::automatic},
+       {"native", Bf16ProductsChoice::native},
+       {"fp32", Bf16ProductsChoice::fp32}}};
+};
+template <>
 struct enum_names<Recompute> {
   static constexpr std::array<std::pair<const char*, Recompute>, 3> value = {
       {{"none", Recompute::none}, {"selective", Recompute::selective}, {"full", Recompute::full}}};
@@ -283,6 +290,11 @@ void describe(V& v, TrainConfig& c) {
   v.key("micro_batch_size", c.micro_batch_size, size, "Sequences per forward pass of one rank.");
   v.key("precision", c.precision, Rule(),
         "Compute type of activations and matrices; `fp64` runs the reference implementations only, for checking.");
+  v.key("bf16_products", c.bf16_products, Rule(),
+        "How the CPU multiplies bf16 matrices. `native`: by its bf16 instructions, an error where it has none; `fp32`: "
+        "widened, as fp32; `auto`: each class of shapes as a short measurement at the start says, with the choice of "
+        "the checkpoint where a run goes on on the same kind of processor. `lamina doctor` tells which. Only with "
+        "`precision: bf16` on the CPU.");
   v.key("recompute", c.recompute, Rule(), "Activations that the backward pass computes again instead of keeping them.");
   v.key("grad_clip", c.grad_clip, Rule().at_least(0), "Largest global norm of the gradient; 0: off.");
   v.key("router_bias_rate", c.router_bias_rate, Rule().at_least(0),

@@ -138,6 +138,10 @@ void check_precision(const Config& config, const Given& given) {
   if (config.run.device == "cuda" && config.train.precision == Precision::fp64)
     throw Error("{}: found fp64 with run.device: cuda, expected bf16 or fp32; fp64 runs on the CPU (run.device: cpu)",
                 given.place("train.precision"));
+  if (config.train.bf16_products == Bf16ProductsChoice::automatic) return;
+  if (config.train.precision != Precision::bf16 || config.run.device != "cpu")
+    throw Error("{}: found a choice, expected auto: only runs with train.precision: bf16 and run.device: cpu have one",
+                given.place("train.bf16_products"));
 }
 
 void check_parallel(const Config& config, const Given& given) {

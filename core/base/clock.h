@@ -1,5 +1,7 @@
-// Time that passes: never set back, of no calendar.
+// Time that passes: never set back, of no calendar. And the time for which a thread computes: the cores may be others' meanwhile.
 #pragma once
+
+#include <time.h>
 
 #include <chrono>
 
@@ -9,6 +11,12 @@ using Clock = std::chrono::steady_clock;
 
 inline double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+inline double thread_cpu_seconds() {
+  timespec now{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
 }
 
 }  // namespace lamina

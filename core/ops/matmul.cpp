@@ -37,7 +37,6 @@ void validate(const Matmul& args) {
 constexpr Implementation<Matmul> matmul_implementations[] = {
     LAMINA_CUDA_IMPLEMENTATION(matmul)  //
     {"cpu", cpu::refuses, cpu::matmul},
-    {"cpu through fp32", cpu::widened_refuses, cpu::matmul_widened},
     {"ref", nullptr, ref::matmul},
 };
 

@@ -15,6 +15,7 @@
 
 #include "core/base/error.h"
 #include "core/device/stream.h"
+#include "core/ops/bf16_products.h"
 #include "core/tensor/arena.h"
 #include "core/tensor/view.h"
 
@@ -40,6 +41,7 @@ struct OpContext {
   Arena& scratch;  // freed by the op before it returns
   RefusalLog& refusals;
   Backend backend = Backend::fastest;
+  Bf16Products bf16_products = {};  // on a CPU
 };
 
 template <class Args>

@@ -543,6 +543,19 @@ TEST(Mistakes, TransportOfBlocksNeedsBlocks) {
             "(parallel.block_transport=null on the command line)");
 }
 
+TEST(Mistakes, OfBf16Products) {
+  EXPECT_EQ(message_of(base, {"train.bf16_products=native"}), "no error");
+  EXPECT_EQ(message_of(base, {"train.bf16_products=auto", "train.precision=fp32"}), "no error");
+  EXPECT_EQ(message_of(base, {"train.bf16_products=bf16"}),
+            "command line: train.bf16_products=bf16: train.bf16_products: found 'bf16', expected one of auto, native, "
+            "fp32");
+  const std::string only =
+      "command line: train.bf16_products=fp32: train.bf16_products: found a choice, expected auto: only runs with "
+      "train.precision: bf16 and run.device: cpu have one";
+  EXPECT_EQ(message_of(base, {"train.bf16_products=fp32", "train.precision=fp32"}), only);
+  EXPECT_EQ(message_of(base, {"train.bf16_products=fp32", "run.device=cuda"}), only);
+}
+
 // A configuration for GPUs is right or wrong on any machine.
 TEST(Mistakes, OfConfigurationsForGpus) {
   EXPECT_EQ(message_of(base, {"run.device=cuda"}), "no error");

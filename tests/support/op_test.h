@@ -22,6 +22,7 @@ struct TestContext {
   ops::RefusalLog refusals;
   ops::OpContext fastest{stream, scratch, refusals, ops::Backend::fastest};
   ops::OpContext reference{stream, scratch, refusals, ops::Backend::reference};
+  ops::OpContext through_fp32{stream, scratch, refusals, ops::Backend::fastest, ops::Bf16Products::through_fp32()};
 };
 
 inline double element(const TensorView& view, int64_t offset) {

@@ -21,6 +21,22 @@ inline int threads_for(int64_t count, int64_t grain) {
   return static_cast<int>(std::min<int64_t>(useful, omp_get_max_threads()));
 }
 
+// One thread while it lives.
+class OneThread {
+ public:
+  OneThread() : before_(num_threads()) {
+    if (before_ != 1) set_num_threads(1);
+  }
+  ~OneThread() {
+    if (before_ != 1) set_num_threads(before_);
+  }
+  OneThread(const OneThread&) = delete;
+  OneThread& operator=(const OneThread&) = delete;
+
+ private:
+  int before_;
+};
+
 struct Range {
   int64_t begin, end;
 };

@@ -7,8 +7,7 @@ namespace lamina::ops::cpu {
 const char* refuses(const Matmul& args);
 void matmul(OpContext& ctx, const Matmul& args);
 
-// bf16 through fp32, where the processor has no bf16 products.
-const char* widened_refuses(const Matmul& args);
+// bf16 through fp32.
 void matmul_widened(OpContext& ctx, const Matmul& args);
 
 }  // namespace lamina::ops::cpu

@@ -1,4 +1,4 @@
-// bf16 products on processors whose instruction set has none: the operands are widened to fp32, which is exact, and the
+// bf16 products through fp32, where native ones would be slower or are not there: the operands are widened, which is exact, and the
 // product is fp32's. The copies cost M K + K N + M N against M K N multiplications.
 #include "core/device/cpu/parallel_for.h"
 #include "core/ops/cpu/matmul.h"
@@ -40,10 +40,6 @@ void round_into(const TensorView& sum, const TensorView& c, GradMode mode) {
 }
 
 }  // namespace
-
-const char* widened_refuses(const Matmul& args) {
-  return args.a.dtype == DType::bf16 ? nullptr : "it only serves bf16";
-}
 
 void matmul_widened(OpContext& ctx, const Matmul& args) {
   if (args.c.num_elements() == 0) return;

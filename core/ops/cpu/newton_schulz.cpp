@@ -105,6 +105,7 @@ struct Stage {
 void run_stage(OpContext& ctx, int64_t count, const Stage& stage) {
   const Matrices& out = stage.out;
   const DType dtype = stage.a.low != nullptr ? DType::bf16 : DType::f32;
+  const bool widened = !ctx.bf16_products.is_native(ProductClass::tile);
   std::vector<Tile> tiles;
   int64_t scratch_bytes = 0;
   for (int64_t matrix = 0; matrix < count; ++matrix) {
@@ -112,7 +113,7 @@ void run_stage(OpContext& ctx, int64_t count, const Stage& stage) {
       for_parts(out.columns, tile_columns, [&](int64_t column, int64_t columns) {
         const SingleThreadProduct* product =
             SingleThreadProduct::get({rows, columns, stage.a.columns, dtype, DType::f32, false, stage.b_transposed,
-                                      stage.a.columns, stage.b.columns, columns});
+                                      stage.a.columns, stage.b.columns, columns, widened});
         tiles.push_back({product, matrix, row, rows, column, columns});
         scratch_bytes = std::max(scratch_bytes, round_up_to(product->scratch_bytes(), 64) + 4 * rows * columns);
       });

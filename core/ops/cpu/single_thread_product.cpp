@@ -30,22 +30,6 @@ std::map<Key, SingleThreadProduct>& known() {
   return products;
 }
 
-// oneDNN fixes a primitive's partition over threads when it is made, and sgemm's when it is called.
-class OneThread {
- public:
-  OneThread() : before_(lamina::cpu::num_threads()) {
-    if (before_ != 1) lamina::cpu::set_num_threads(1);
-  }
-  ~OneThread() {
-    if (before_ != 1) lamina::cpu::set_num_threads(before_);
-  }
-  OneThread(const OneThread&) = delete;
-  OneThread& operator=(const OneThread&) = delete;
-
- private:
-  int before_;
-};
-
 dnnl::memory::desc describe(int64_t rows, int64_t cols, DType dtype, bool transposed, int64_t leading) {
   const auto type = dtype == DType::bf16 ? dnnl::memory::data_type::bf16 : dnnl::memory::data_type::f32;
   const auto strides = transposed ? dnnl::memory::dims{1, leading} : dnnl::memory::dims{leading, 1};
@@ -58,20 +42,20 @@ int64_t aligned(int64_t bytes) {
 
 void sgemm(const ProductShape& shape, const float* a, int64_t a_leading, const float* b, int64_t b_leading, float* c,
            int64_t c_leading, bool accumulate) {
-  const OneThread one;
+  const lamina::cpu::OneThread one;  // oneDNN fixes the partition over threads here, and a primitive's when it is made
   const auto status = dnnl_sgemm(shape.a_transposed ? 'T' : 'N', shape.b_transposed ? 'T' : 'N', shape.m, shape.n,
                                  shape.k, 1.0f, a, a_leading, b, b_leading, accumulate ? 1.0f : 0.0f, c, c_leading);
   LAMINA_CHECK(status == dnnl_success, "sgemm [{}, {}, {}]: status {}", shape.m, shape.n, shape.k,
                static_cast<int>(status));
 }
 
-void widen(const bf16* from, int64_t lines, int64_t length, int64_t leading, float* to) {
+}  // namespace
+
+void widen_lines(const bf16* from, int64_t lines, int64_t length, int64_t leading, float* to) {
   for (int64_t line = 0; line < lines; ++line) {
     for (int64_t i = 0; i < length; ++i) to[line * length + i] = static_cast<float>(from[line * leading + i]);
   }
 }
-
-}  // namespace
 
 struct SingleThreadProduct::Primitive {
   dnnl::memory::desc a, b, c, scratchpad;
@@ -80,11 +64,11 @@ struct SingleThreadProduct::Primitive {
 
 SingleThreadProduct::SingleThreadProduct(const ProductShape& shape) : shape_(shape) {
   if (shape.in == DType::f32) return;
-  if (shape.widened || !onednn_has(dnnl::cpu_isa::avx512_core)) {
+  if (shape.widened || !has_native_bf16_products()) {
     scratch_bytes_ = aligned(4 * shape.m * shape.k) + aligned(4 * shape.k * shape.n) + aligned(4 * shape.m * shape.n);
     return;
   }
-  const OneThread one;
+  const lamina::cpu::OneThread one;
   const auto a = describe(shape.m, shape.k, shape.in, shape.a_transposed, shape.a_leading);
   const auto b = describe(shape.k, shape.n, shape.in, shape.b_transposed, shape.b_leading);
   const auto c = describe(shape.m, shape.n, shape.out, false, shape.c_leading);
@@ -127,7 +111,7 @@ void SingleThreadProduct::run(const void* a, const void* b, void* c, char* scrat
   const dnnl::memory left(primitive_->a, onednn_engine(), const_cast<void*>(a)),
       right(primitive_->b, onednn_engine(), const_cast<void*>(b)), out(primitive_->c, onednn_engine(), c),
       scratchpad(primitive_->scratchpad, onednn_engine(), scratch);
-  const OneThread one;
+  const lamina::cpu::OneThread one;
   primitive_->matmul.execute(
       stream,
       {{DNNL_ARG_SRC, left}, {DNNL_ARG_WEIGHTS, right}, {DNNL_ARG_DST, out}, {DNNL_ARG_SCRATCHPAD, scratchpad}});
@@ -140,8 +124,8 @@ void SingleThreadProduct::run_widened(const void* a, const void* b, void* c, cha
   auto* right = reinterpret_cast<float*>(scratch + aligned(4 * m * k));
   auto* sum = reinterpret_cast<float*>(scratch + aligned(4 * m * k) + aligned(4 * k * n));
   const int64_t a_length = shape_.a_transposed ? m : k, b_length = shape_.b_transposed ? k : n;
-  widen(static_cast<const bf16*>(a), shape_.a_transposed ? k : m, a_length, shape_.a_leading, left);
-  widen(static_cast<const bf16*>(b), shape_.b_transposed ? n : k, b_length, shape_.b_leading, right);
+  widen_lines(static_cast<const bf16*>(a), shape_.a_transposed ? k : m, a_length, shape_.a_leading, left);
+  widen_lines(static_cast<const bf16*>(b), shape_.b_transposed ? n : k, b_length, shape_.b_leading, right);
   if (shape_.out == DType::f32) {
     return sgemm(shape_, left, a_length, right, b_length, static_cast<float*>(c), shape_.c_leading, false);
   }

@@ -242,33 +242,41 @@ TEST(GroupedProducts, ReferenceIsTheFormula) {
   }
 }
 
+void expect_float64s(OpContext& ctx, DType dtype) {
+  TestContext test;
+  for (const Products& p : all_products()) {
+    SCOPED_TRACE(fmt::format("{} [{} -> {}], {} rows", name_of(dtype), p.in, p.out, rows_of(p)));
+    const GroupedCase c(dtype, p);
+    test::Mirror m;
+    const auto weights = m(c.weights), dweights = m(c.dweights);
+    if (rows_of(p) > 0) {
+      grouped_linear(test.reference, {m(c.x), weights, p.offsets, m(c.y)});
+      grouped_linear_input_gradient(test.reference, {m(c.dy), weights, p.offsets, m(c.dx)});
+      for (int i = 0; i < 2; ++i) {
+        grouped_linear_weight_gradient(test.reference, {m(c.dy), m(c.x), p.offsets, dweights});
+      }
+    }
+    c.run(ctx);
+    if (rows_of(p) > 0) {
+      EXPECT_MIRRORED(m, c.y, p.in, std::sqrt(static_cast<double>(p.in)));
+      EXPECT_MIRRORED(m, c.dx, p.out, std::sqrt(static_cast<double>(p.out)));
+    }
+    for (size_t e = 0; e < c.dweights.size(); ++e) {
+      const int64_t rows = p.offsets[e + 1] - p.offsets[e];
+      EXPECT_MIRRORED(m, c.dweights[e], 2 * rows, 2 * std::sqrt(static_cast<double>(rows)));
+    }
+    EXPECT_TRUE(c.guards_untouched());
+  }
+}
+
 TEST(GroupedProducts, FastestMatchesFloat64) {
   TestContext test;
-  for (const DType dtype : {DType::f32, DType::bf16}) {
-    for (const Products& p : all_products()) {
-      SCOPED_TRACE(fmt::format("{} [{} -> {}], {} rows", name_of(dtype), p.in, p.out, rows_of(p)));
-      const GroupedCase c(dtype, p);
-      test::Mirror m;
-      const auto weights = m(c.weights), dweights = m(c.dweights);
-      if (rows_of(p) > 0) {
-        grouped_linear(test.reference, {m(c.x), weights, p.offsets, m(c.y)});
-        grouped_linear_input_gradient(test.reference, {m(c.dy), weights, p.offsets, m(c.dx)});
-        for (int i = 0; i < 2; ++i) {
-          grouped_linear_weight_gradient(test.reference, {m(c.dy), m(c.x), p.offsets, dweights});
-        }
-      }
-      c.run(test.fastest);
-      if (rows_of(p) > 0) {
-        EXPECT_MIRRORED(m, c.y, p.in, std::sqrt(static_cast<double>(p.in)));
-        EXPECT_MIRRORED(m, c.dx, p.out, std::sqrt(static_cast<double>(p.out)));
-      }
-      for (size_t e = 0; e < c.dweights.size(); ++e) {
-        const int64_t rows = p.offsets[e + 1] - p.offsets[e];
-        EXPECT_MIRRORED(m, c.dweights[e], 2 * rows, 2 * std::sqrt(static_cast<double>(rows)));
-      }
-      EXPECT_TRUE(c.guards_untouched());
-    }
-  }
+  expect_float64s(test.fastest, DType::f32);
+  expect_float64s(test.fastest, DType::bf16);
+}
+TEST(GroupedProducts, ThroughFp32MatchesFloat64) {
+  TestContext test;
+  expect_float64s(test.through_fp32, DType::bf16);
 }
 
 // Rows and matrices that start at multiples of 16 bytes, as a model's do: other ways of reading than for GroupedCase's slices.

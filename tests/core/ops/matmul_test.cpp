@@ -4,7 +4,6 @@
 #include <thread>
 
 #include "core/device/cpu/parallel_for.h"
-#include "core/ops/cpu/matmul.h"
 #include "tests/support/op_test.h"
 
 namespace lamina::ops {
@@ -38,8 +37,7 @@ struct Case {
 };
 
 // Against the product in double, with the bound of a sum of `depth` products in the accumulation dtype.
-using Product = void (*)(OpContext&, const Matmul&);
-void check(OpContext& ctx, const Case& what, Product product) {
+void check(OpContext& ctx, const Case& what) {
   Operand a = operand(what.in, what.rows, what.depth, what.a_transposed, what.padding);
   Operand b = operand(what.in, what.depth, what.cols, what.b_transposed, what.padding);
   Operand c = operand(what.out, what.rows, what.cols, false, what.padding);
@@ -51,7 +49,7 @@ void check(OpContext& ctx, const Case& what, Product product) {
   else
     test::poison(c.view);
   const auto before = test::values(c.view);
-  product(ctx, {a.view, b.view, c.view, what.mode});
+  matmul(ctx, {a.view, b.view, c.view, what.mode});
 
   const double eps = test::epsilon_of(accumulation_dtype(what.in)), eps_out = test::epsilon_of(what.out);
   int64_t wrong = 0;
@@ -81,11 +79,8 @@ std::vector<std::pair<DType, DType>> dtype_pairs() {
   return {{DType::f32, DType::f32}, {DType::bf16, DType::bf16}, {DType::bf16, DType::f32}, {DType::f64, DType::f64}};
 }
 
-void check_all(const std::vector<std::array<int64_t, 3>>& sizes, bool fastest, Product product = matmul) {
-  TestContext test;
-  OpContext& ctx = fastest ? test.fastest : test.reference;
+void check_all(const std::vector<std::array<int64_t, 3>>& sizes, OpContext& ctx) {
   for (const auto& [in, out] : dtype_pairs()) {
-    if (product != matmul && in != DType::bf16) continue;
     for (const auto& [m, n, k] : sizes) {
       for (int bits = 0; bits < 16; ++bits) {
         const Case what{in,
@@ -99,7 +94,7 @@ void check_all(const std::vector<std::array<int64_t, 3>>& sizes, bool fastest, P
                         (bits & 8) != 0 ? 6 : 0};
         SCOPED_TRACE(fmt::format("{} -> {}, M {}, N {}, K {}, transposed {} {}, accumulate {}, padding {}", name_of(in),
                                  name_of(out), m, n, k, what.a_transposed, what.b_transposed, bits & 4, what.padding));
-        check(ctx, what, product);
+        check(ctx, what);
         if (testing::Test::HasFailure()) return;
       }
     }
@@ -111,18 +106,16 @@ const std::vector<std::array<int64_t, 3>> all_sizes = {{1, 1, 1},    {3, 1, 17},
                                                        {64, 1, 130}, {130, 130, 3}, {3, 130, 257},  {130, 130, 130}};
 
 TEST(Matmul, ReferenceEqualsTheProductInDouble) {
-  check_all({{1, 1, 1}, {3, 17, 64}, {65, 130, 17}}, false);
+  TestContext test;
+  check_all({{1, 1, 1}, {3, 17, 64}, {65, 130, 17}}, test.reference);
 }
 TEST(Matmul, FastestEqualsTheProductInDouble) {
-  check_all(all_sizes, true);
-}
-
-// What processors without bf16 products use.
-TEST(Matmul, WidenedEqualsTheProductInDouble) {
-  check_all(all_sizes, true, cpu::matmul_widened);
   TestContext test;
-  const test::Tensor x(DType::f32, {2, 2});
-  EXPECT_NE(cpu::widened_refuses({x, x, x, GradMode::overwrite}), nullptr);
+  check_all(all_sizes, test.fastest);
+}
+TEST(Matmul, ThroughFp32EqualsTheProductInDouble) {
+  TestContext test;
+  check_all(all_sizes, test.through_fp32);
 }
 
 TEST(Matmul, EmptyExtents) {
