@@ -1,21 +1,18 @@
 #include "launch/process.h"
 
-#include <sched.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <cstdlib>
 #include <memory>
 #include <optional>
-#include <thread>
 #include <vector>
 
 #include "core/base/error.h"
-#include "core/base/hash.h"
 #include "core/base/log.h"
 #include "core/device/cpu/parallel_for.h"
 #include "launch/gpus.h"
+#include "parallel/comm/cores.h"
 #include "parallel/comm/thread.h"
 #ifdef LAMINA_HAVE_MPI
 #include "parallel/comm/mpi/mpi_communicator.h"
@@ -34,75 +31,16 @@ std::optional<int> from_environment(const char* name) {
   return static_cast<int>(value);
 }
 
-// What a rank tells the others about the cores it may use.
-struct Cores {
-  static constexpr int max_cores = 1024;
-  std::array<int32_t, 2> machine{};            // hash of the host's name
-  std::array<int32_t, max_cores / 32> mask{};  // empty when the system has more cores than this
-  bool has(int core) const {
-    return ((static_cast<uint32_t>(mask[static_cast<size_t>(core / 32)]) >> (core % 32)) & 1u) != 0;
-  }
-  int count() const {
-    int cores = 0;
-    for (int core = 0; core < max_cores; ++core) cores += has(core);
-    return cores;
-  }
-};
-constexpr int64_t cores_words = 2 + Cores::max_cores / 32;
-static_assert(sizeof(Cores) == cores_words * sizeof(int32_t));
-
-Cores my_cores() {
-  Cores cores;
-  std::array<char, 256> host{};
-  gethostname(host.data(), host.size() - 1);
-  const uint64_t hash = hash64(std::string_view(host.data()));
-  cores.machine = {static_cast<int32_t>(hash & 0xffffffffu), static_cast<int32_t>(hash >> 32)};
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  if (sched_getaffinity(0, sizeof set, &set) != 0) return cores;
-  for (int core = 0; core < std::min<int>(Cores::max_cores, CPU_SETSIZE); ++core) {
-    if (!CPU_ISSET(core, &set)) continue;
-    int32_t& word = cores.mask[static_cast<size_t>(core / 32)];
-    word = static_cast<int32_t>(static_cast<uint32_t>(word) | (1u << (core % 32)));
-  }
-  return cores;
-}
-
-std::vector<Cores> gather_cores(comm::Communicator& comm) {
-  Cores mine = my_cores();
-  std::vector<Cores> all(static_cast<size_t>(comm.size()));
-  Stream stream;
-  comm.all_gather(TensorView(&mine, DType::i32, {cores_words}),
-                  TensorView(all.data(), DType::i32, {comm.size(), cores_words}), stream)
-      .wait();
-  return all;
-}
-
-// Each core counts as one over the number of ranks of this machine that may use it: right for ranks that share all
-// cores, for ranks bound to cores of their own, and for anything between.
-int share_of_cores(const std::vector<Cores>& all, int rank) {
-  const Cores& mine = all[static_cast<size_t>(rank)];
-  double share = 0;
-  for (int core = 0; core < Cores::max_cores; ++core) {
-    if (!mine.has(core)) continue;
-    int users = 0;
-    for (const Cores& other : all) users += other.machine == mine.machine && other.has(core);
-    share += 1.0 / users;
-  }
-  if (share == 0) {  // more cores than a mask holds, or no affinity on this system
-    int local = 0;
-    for (const Cores& other : all) local += other.machine == mine.machine;
-    share = static_cast<double>(std::thread::hardware_concurrency()) / local;
-  }
+int whole_cores(double share) {
   return std::max(1, static_cast<int>(share + 1e-6));
 }
 
 // Open MPI binds each of one or two ranks to a single core unless told otherwise: on a large machine that is a surprise.
-void warn_when_bound_to_few_cores(const std::vector<Cores>& all, int num_threads_requested) {
+void warn_when_bound_to_few_cores(const std::vector<comm::Cores>& all, int num_threads_requested) {
   if (num_threads_requested > 0 || !std::getenv("OMPI_COMM_WORLD_SIZE") || std::getenv("SLURM_JOB_ID")) return;
-  Cores used;
+  comm::Cores used;
   int local = 0;
-  for (const Cores& other : all) {
+  for (const comm::Cores& other : all) {
     if (other.machine != all[0].machine) continue;
     ++local;
     for (size_t word = 0; word < used.mask.size(); ++word) used.mask[word] |= other.mask[word];
@@ -116,7 +54,7 @@ void warn_when_bound_to_few_cores(const std::vector<Cores>& all, int num_threads
 
 // For GPUs `comm` is wrapped into what also carries their memory.
 World make_world(std::unique_ptr<comm::Communicator>& comm, const RunConfig& run, const ParallelConfig& parallel) {
-  const std::vector<Cores> all = gather_cores(*comm);
+  const std::vector<comm::Cores> all = comm::gather_cores(*comm);
   const int rank = comm->rank(), size = comm->size();
   int local_rank = 0, local_size = 0;
   for (int other = 0; other < size; ++other) {
@@ -124,7 +62,7 @@ World make_world(std::unique_ptr<comm::Communicator>& comm, const RunConfig& run
     local_rank += other < rank;
     ++local_size;
   }
-  const int num_threads = run.num_threads > 0 ? run.num_threads : share_of_cores(all, rank);
+  const int num_threads = run.num_threads > 0 ? run.num_threads : whole_cores(comm::share_of_cores(all, rank));
   cpu::set_num_threads(num_threads);
   if (rank == 0) warn_when_bound_to_few_cores(all, run.num_threads);
   Device device;

@@ -1,7 +1,6 @@
 #include "trainer/peak_rate.h"
 
 #include <algorithm>
-#include <chrono>
 
 #include "core/base/clock.h"
 #include "core/device/buffer.h"
@@ -33,6 +32,13 @@ void fill(const TensorView& x) {  // neither zeros nor denormals, which some uni
   room.upload();
 }
 
+// Seconds of what only this thread does: its own CPU time, which says nothing of who else uses the cores. Of a GPU the time that
+// passes.
+double now(const Device& device) {
+  static const Clock::time_point start = Clock::now();
+  return device.kind == DeviceKind::cuda ? seconds_since(start) : thread_cpu_seconds();
+}
+
 class Product {
  public:
   Product(int64_t size, DType dtype, ops::OpContext& ctx)
@@ -50,11 +56,11 @@ class Product {
   }
 
   double run() {  // seconds
-    const Clock::time_point begin = Clock::now();
+    const double begin = now(ctx_.stream.device());
     ops::matmul(ctx_, {a_, b_.transposed(), c_, ops::GradMode::overwrite});
     ctx_.stream.synchronize();
     ctx_.scratch.reset();
-    return seconds_since(begin);
+    return now(ctx_.stream.device()) - begin;
   }
   double gflops(double seconds) const {
     const auto n = static_cast<double>(size_);
@@ -68,20 +74,21 @@ class Product {
   TensorView a_, b_, c_;
 };
 
-}  // namespace
-
-double measure_peak_gflops(Precision precision, Stream& stream) {
+// Of a GPU, or of this thread.
+double measure(DType dtype, Stream& stream, const ops::Bf16Products& products) {
   constexpr double budget = 0.25, longest = 0.03;  // seconds: of everything; of one product
-  const bool is_gpu = stream.device().kind == DeviceKind::cuda;
-  const int64_t largest = is_gpu ? 8192 : 2048;
-  constexpr int tries = 5;  // the first one makes the kernel, another may wait for a core
-  const DType dtype = dtype_of_precision(precision);
-  Arena scratch(stream.device(), nullptr, "peak rate");
+  const Device device = stream.device();
+  const int64_t largest = device.kind == DeviceKind::cuda ? 8192 : 1024;
+  constexpr int tries = 5;  // the first one makes the kernel
+  Arena scratch(device, nullptr, "peak rate");
   ops::RefusalLog refusals;
-  ops::OpContext ctx{stream, scratch, refusals, ops::Backend::fastest};
+  ops::OpContext ctx{stream, scratch, refusals, ops::Backend::fastest, products};
 
-  const Clock::time_point begin = Clock::now();
-  const auto spent = [&] { return seconds_since(begin); };
+  const double begin = now(device);
+  const Clock::time_point start = Clock::now();
+  const auto spent = [&] {
+    return std::max(now(device) - begin, seconds_since(start) / 4);
+  };  // a crowded core: a second
   double best = 0;
   for (int64_t size = 128;; size *= 2) {
     Product product(size, dtype, ctx);
@@ -93,6 +100,26 @@ double measure_peak_gflops(Precision precision, Stream& stream) {
     best = std::max(best, product.gflops(quickest));
     if (!grows) return best;
   }
+}
+
+}  // namespace
+
+double measure_peak_gflops(Precision precision, Stream& stream, const ops::Bf16Products& products) {
+  const DType dtype = dtype_of_precision(precision);
+  if (stream.device().kind == DeviceKind::cuda) return measure(dtype, stream, products);
+  // Each thread on its own, all at the same time, as they compute: they share the caches, the memory and the power.
+  double sum = 0;
+#pragma omp parallel reduction(+ : sum)
+  {
+    Stream own;
+    sum += measure(dtype, own, products);
+  }
+  return sum;
+}
+
+std::string mfu_text(double mfu, bool is_measured) {
+  if (mfu <= 1) return fmt::format("MFU {:.0f} %", 100 * mfu);
+  return fmt::format("MFU >100 % ({})", is_measured ? "peak measured too low" : "logging.peak_gflops is too low");
 }
 
 }  // namespace lamina

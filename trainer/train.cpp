@@ -9,10 +9,12 @@
 #include "core/base/clock.h"
 #include "core/base/log.h"
 #include "core/base/stop.h"
+#include "core/device/cpu/parallel_for.h"
 #include "core/ops/elementwise.h"
 #include "data/sampler.h"
 #include "model/cost_model.h"
 #include "model/update_rules.h"
+#include "parallel/comm/cores.h"
 #include "trainer/bf16_choice.h"
 #include "trainer/checkpoint.h"
 #include "trainer/checkpoint_comm.h"
@@ -448,12 +450,12 @@ void Trainer::console_line(const StepMetrics& metrics, const std::optional<Evalu
   if (!logs_step()) return;
   const double per_step = seconds_since(start_) / static_cast<double>(step_ - first_step_);
   const double left = per_step * static_cast<double>(config_.train.num_steps - step_);
-  log::info(
-      "step {}/{} ({:.0f} %)  loss {:.4f}  grad norm {:.3f}  lr {:.2e}  {} tokens/s  {:.1f} GFLOP/s  MFU {:.0f} %  {} "
-      "left",
-      step_, config_.train.num_steps, 100.0 * static_cast<double>(step_) / static_cast<double>(config_.train.num_steps),
-      metrics.loss, metrics.grad_norm, metrics.lr, count_text(metrics.tokens_per_second),
-      flops_per_token_ * metrics.tokens_per_second / 1e9, 100.0 * metrics.mfu.value_or(0), duration_text(left));
+  log::info("step {}/{} ({:.0f} %)  loss {:.4f}  grad norm {:.3f}  lr {:.2e}  {} tokens/s  {:.1f} GFLOP/s  {}  {} left",
+            step_, config_.train.num_steps,
+            100.0 * static_cast<double>(step_) / static_cast<double>(config_.train.num_steps), metrics.loss,
+            metrics.grad_norm, metrics.lr, count_text(metrics.tokens_per_second),
+            flops_per_token_ * metrics.tokens_per_second / 1e9,
+            mfu_text(metrics.mfu.value_or(0), config_.logging.peak_gflops == 0), duration_text(left));
 }
 
 bool Trainer::validation_due() const {
@@ -552,12 +554,14 @@ void Trainer::remove_older(int64_t step) {
   is_proven_ = true;
 }
 
-// The ranks measure at the same time, as they compute.
+// The ranks measure at the same time, as they compute. Threads that outnumber the cores do only what the cores do.
 void Trainer::measure_peak() {
-  comm_.barrier();
-  double peak[1] = {config_.logging.peak_gflops > 0
-                        ? config_.logging.peak_gflops
-                        : measure_peak_gflops(config_.train.precision, engine_.context().stream)};
+  peak_gflops_ = config_.logging.peak_gflops;
+  if (peak_gflops_ > 0) return;
+  ops::OpContext& ctx = engine_.context();
+  const double cores = comm::share_of_cores(comm::gather_cores(comm_), comm_.rank());
+  double peak[1] = {measure_peak_gflops(config_.train.precision, ctx.stream, ctx.bf16_products)};
+  if (config_.run.device == "cpu") peak[0] *= std::min(1.0, cores / cpu::num_threads());
   peak_gflops_ = sum_over_ranks(peak) / comm_.size();
 }
 
