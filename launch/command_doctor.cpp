@@ -10,6 +10,7 @@
 #include "launch/doctor.h"
 #include "launch/gpus.h"
 #include "launch/process.h"
+#include "trainer/bf16_choice.h"
 
 namespace lamina {
 namespace {
@@ -20,12 +21,13 @@ using doctor::Status;
 
 struct DoctorOptions {
   std::string output = ".";
-  bool json = false, quick = false;
+  bool json = false, quick = false, precision = false;
 };
 
 void report_machine(Report& report, const DoctorOptions& options) {
   doctor::report_build(report);
   doctor::report_processor(report);
+  doctor::report_precision(report, !options.quick);
   doctor::report_memory(report);
   doctor::report_gpus(report);
   doctor::report_libraries(report);
@@ -103,7 +105,14 @@ void register_doctor(CLI::App& app) {
   command->add_option("--output", options->output, "Folder that runs will be written to")->capture_default_str();
   command->add_flag("--json", options->json, "One JSON object instead of lines");
   command->add_flag("--quick", options->quick, "Measure nothing");
+  command->add_flag("--precision", options->precision,
+                    "Only print the precision that trains quicker on this machine's CPU, bf16 or fp32: for scripts, as "
+                    "train.precision=$(lamina doctor --precision)");
   command->callback([options] {
+    if (options->precision) {
+      std::puts(quicker_precision() == Precision::bf16 ? "bf16" : "fp32");
+      return;
+    }
     // As on the CPU: the GPUs are looked at inside, where a machine without one is no failure.
     if (cuda::num_devices() > 0) prepare_gpu(launcher_ranks().size);
     run_in_world(RunConfig{}, [&](World& world) { examine(world, *options); });

@@ -28,6 +28,8 @@ void measure_ranks(Report& report, World& world, comm::Communicator& comm, Devic
 
 // ---- doctor_measure.cpp ----
 void measure_compute(Report& report, Device device);
+// Which way bf16 products go here, and so which precision trains quicker on the CPU.
+void report_precision(Report& report, bool measure);
 
 std::string bytes_text(double bytes);  // "23.4 GiB"
 std::string host_name();

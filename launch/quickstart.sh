@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # From a fresh clone to a trained model in about five minutes on two cores: installs what is missing, builds, trains a small Kimi
 # Linear with Block Attention Residuals on English prose in a pipeline of 2 ranks x 2 virtual stages, kills it, resumes on one
-# rank, compares with gzip -9 on the same text, lets the model speak, and draws its report.
+# rank, compares with gzip -9 on the same text, lets the model speak, and draws its report. Its precision is the one that is quicker
+# on this machine, which `lamina doctor` measures.
 #   launch/quickstart.sh             on Debian's dictionary of English (dict-gcide: definitions and quotations, 24 MB of prose)
 #   launch/quickstart.sh FILE...     on your text (.txt, .jsonl, .gz, .zst; a few MB at least)
 # Runs again as often as you like: tokens and a finished or interrupted run are kept. To start over: rm -rf runs/quickstart
@@ -12,7 +13,7 @@ one_rank=(parallel.pipeline=1 parallel.virtual_stages=1)  # checkpoints load int
 
 say() { printf '\n== %s (%d s)\n' "$*" "$SECONDS"; }
 die() { echo "quickstart: error: $*" >&2; exit 1; }
-usage() { sed -n '2,7s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+usage() { sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 
 files=()
 for argument in "$@"; do
@@ -60,12 +61,24 @@ prepare_data() {
   printf '%s\n' "$sources" >"$data/sources"
 }
 
+# A run keeps the precision that it began with; a new one takes the quicker on this machine.
+choose_precision() {
+  precision=""
+  if [[ -f $run/config.yaml ]]; then precision=$(awk '$1 == "precision:" { print $2 }' "$run/config.yaml"); fi
+  if [[ -n $precision ]]; then
+    say "$run was begun in $precision"
+  else
+    precision=$(lamina doctor --precision)
+    say "precision $precision, the quicker one on this machine (lamina doctor tells why)"
+  fi
+}
+
 num_rows() { if [[ -f $run/metrics.jsonl ]]; then wc -l <"$run/metrics.jsonl"; else echo 0; fi; }
 
 train_and_kill() {  # stops with kill -9 some steps after the checkpoint in the middle
   local middle=$1 pid
   say "training in a pipeline of 2 ranks x 2 virtual stages; kill -9 comes after step $((middle + 5))"
-  ranks 2 build/lamina train "$config" &
+  ranks 2 build/lamina train "$config" train.precision="$precision" &
   pid=$!
   while kill -0 "$pid" 2>/dev/null && [[ $(num_rows) -lt $((middle + 5)) ]]; do sleep 0.2; done
   if kill -0 "$pid" 2>/dev/null; then
@@ -81,7 +94,7 @@ train_and_kill() {  # stops with kill -9 some steps after the checkpoint in the 
 compare_with_gzip() {
   say "validation against gzip -9"
   local text=$run/validation.txt evaluation ours gzip_bits bytes
-  evaluation=$(lamina eval "$config" --checkpoint "$run" --write-text "$text")
+  evaluation=$(lamina eval "$config" train.precision="$precision" --checkpoint "$run" --write-text "$text")
   ours=$(awk '$1 == "bits_per_byte" { print $2 }' <<<"$evaluation")
   bytes=$(stat -c %s "$text")
   gzip_bits=$(gzip -9 -c "$text" | wc -c | awk -v bytes="$bytes" '{ print 8 * $1 / bytes }')
@@ -94,6 +107,7 @@ compare_with_gzip() {
 
 install_and_build
 prepare_data
+choose_precision
 steps=$(awk '$1 == "num_steps:" { print $2 }' "$config")
 middle=$((steps / 2))
 if [[ -f $run/checkpoints/step-$(printf '%08d' "$steps")/COMMITTED ]]; then
@@ -101,7 +115,7 @@ if [[ -f $run/checkpoints/step-$(printf '%08d' "$steps")/COMMITTED ]]; then
 else
   [[ $(num_rows) -gt $middle ]] || train_and_kill "$middle"
   say "resuming on 1 rank, the whole model as one stage, from the newest good checkpoint"
-  lamina train "$config" "${one_rank[@]}"
+  lamina train "$config" train.precision="$precision" "${one_rank[@]}"
 fi
 compare_with_gzip
 say "a paragraph from the model"
@@ -116,5 +130,5 @@ run folder    $run
   metrics.jsonl   every step: loss, gradient norm, learning rate, tokens/s, bytes sent
   layers.jsonl    every sublayer: hidden-state and gradient norms, depth weights of Attention Residuals
   checkpoints/    HDF5, readable with h5py; lamina inspect $run
-next          docs/guide.md
+next          docs/guide.md; to go on or to evaluate, add train.precision=$precision
 END

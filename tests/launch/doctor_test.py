@@ -19,8 +19,8 @@ def main() -> int:
     faults: list[str] = []
     folder = tempfile.TemporaryDirectory()
 
-    def run(*command: str) -> subprocess.CompletedProcess:
-        environment = {**os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    def run(*command: str, **variables: str) -> subprocess.CompletedProcess:
+        environment = {**os.environ, **variables, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
                        "OMPI_MCA_rmaps_base_oversubscribe": "1"}
         done = subprocess.run(command, cwd=folder.name, capture_output=True, text=True, timeout=120, env=environment)
         if os.listdir(folder.name):
@@ -39,6 +39,24 @@ def main() -> int:
     measured = run(program, "doctor")
     expect("measured", measured, 0, r"^ok +matrix product +.*fp32: [1-9]\d* GFLOP/s", r"bf16: [1-9]\d* GFLOP/s",
            r"^ok +memory copy .* GB/s", r"^ok +output folder .* MiB/s to the disk")
+
+    # Which way bf16 products go, and the word for scripts that follows from it.
+    word = run(program, "doctor", "--precision").stdout
+    classes = re.findall(r"^ok +bf16 products +(\w+): (native|through fp32); native takes \d+\.\d\d of the time", measured.stdout, re.M)
+    if classes:
+        if [name for name, _ in classes] != ["single_row", "dense", "weight_gradient", "tile", "expert_gradient"]:
+            faults.append(f"bf16 products: {classes}")
+        quicker = "bf16" if all(dict(classes)[name] == "native" for name in ("dense", "weight_gradient")) else "fp32"
+    else:
+        expect("no native products", measured, 0, r"^ok +bf16 products +through fp32: .*native ones need avx512_core_bf16")
+        quicker = "fp32"
+    if word != quicker + "\n":
+        faults.append(f"--precision: {word!r}, expected {quicker}: {classes}")
+    expect("quicker precision", measured, 0, rf"^ok +quicker precision +{quicker}[:;] ")
+    older = run(program, "doctor", "--quick", DNNL_MAX_CPU_ISA="AVX2")
+    expect("older processor", older, 0, r"^ok +bf16 products +through fp32: .* \(DNNL_MAX_CPU_ISA=AVX2\)", r"^ok +quicker precision +fp32; ")
+    if (word := run(program, "doctor", "--precision", DNNL_MAX_CPU_ISA="AVX2").stdout) != "fp32\n":
+        faults.append(f"--precision of an older processor: {word!r}")
 
     # A problem: its line, the line that tells how to mend it, and 1. Also for root, who may write everywhere.
     wrong = ["--quick", "--output", "/proc/lamina"]
