@@ -76,9 +76,21 @@ void convert_tile(const TensorView& view, const Share& share, size_t first, size
                   float* out) {
   const auto width = static_cast<size_t>(view.size(3));
   for (size_t r = 0; r < count; ++r) {
+    prefetch_later_row<T>(view, share.batch, share.head, first + r);
     convert_row(row_of<T>(view, share.batch, share.head, first + r), width, padded, factor, out + r * padded);
   }
   std::fill(out + count * padded, out + tile * padded, 0.0f);
+}
+
+template <class T>
+float dot(const float* a, const T* b, size_t count) {
+  const FloatTag d;
+  auto sum = hn::Zero(d);
+  size_t i = 0;
+  for (; i + num_lanes <= count; i += num_lanes) sum = hn::MulAdd(hn::LoadU(d, a + i), load(d, b + i), sum);
+  float total = hn::GetLane(hn::SumOfLanes(d, sum));
+  for (; i < count; ++i) total += a[i] * static_cast<float>(b[i]);
+  return total;
 }
 
 template <class T>
@@ -98,11 +110,9 @@ void pack(const AttentionBackward& args, const Share& share, const PackedHead& p
     convert_tile<T>(args.v, share, first, count, v4, 1.0f, work.rows);
     rows_to_transposed_panels(work.rows, v4, tile, v4, packed.v_transposed + first * v4);
     for (size_t r = 0; r < count; ++r) {
-      const T* o = row_of<T>(args.o, share.batch, share.head, first + r);
-      const float* d_o = packed.d_o + (first + r) * v4;
-      float sum = 0;
-      for (size_t i = 0; i < shape.d_v; ++i) sum += d_o[i] * static_cast<float>(o[i]);
-      packed.delta[first + r] = sum;
+      prefetch_later_row<T>(args.o, share.batch, share.head, first + r);
+      packed.delta[first + r] =
+          dot(packed.d_o + (first + r) * v4, row_of<T>(args.o, share.batch, share.head, first + r), shape.d_v);
     }
     std::fill_n(packed.dq + first * shape.qk_padded(), tile * shape.qk_padded(), 0.0f);
   }

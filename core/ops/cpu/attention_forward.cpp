@@ -54,11 +54,13 @@ void pack(const AttentionForward& args, const Share& share, const PackedKeys& pa
     if (!share.owns(index)) continue;
     const size_t first = index * tile, count = shape.rows_of_tile(index), qk4 = shape.qk4(), v4 = shape.v4();
     for (size_t r = 0; r < count; ++r) {
+      prefetch_later_row<T>(args.k, share.batch, share.head, first + r);
       convert_row(row_of<T>(args.k, share.batch, share.head, first + r), shape.d_qk, qk4, 1.0f, work.rows + r * qk4);
     }
     std::fill(work.rows + count * qk4, work.rows + tile * qk4, 0.0f);
     rows_to_transposed_panels(work.rows, qk4, tile, qk4, packed.k_transposed + first * qk4);
     for (size_t r = 0; r < count; ++r) {
+      prefetch_later_row<T>(args.v, share.batch, share.head, first + r);
       convert_row(row_of<T>(args.v, share.batch, share.head, first + r), shape.d_v, v4, 1.0f, work.rows + r * v4);
     }
     rows_to_panels(work.rows, v4, count, shape.d_v, packed.v + first * panel_width,
@@ -114,6 +116,7 @@ void forward_tile(const AttentionForward& args, const Share& share, const Packed
   const size_t first = index * tile, count = shape.rows_of_tile(index), rows = round_up(count, block_rows);
   const size_t qk4 = shape.qk4(), v_padded = shape.v_padded();
   for (size_t r = 0; r < count; ++r) {
+    prefetch_later_row<T>(args.q, share.batch, share.head, first + r);
     convert_row(row_of<T>(args.q, share.batch, share.head, first + r), shape.d_qk, qk4, static_cast<float>(args.scale),
                 work.rows + r * qk4);
   }

@@ -130,6 +130,16 @@ inline void rows_to_panels(const float* rows, size_t leading, size_t num_rows, s
                            size_t panel_stride) {
   for (size_t column = 0; column < width; column += panel_width, panels += panel_stride) {
     const size_t count = std::min(panel_width, width - column);
+    if (count == panel_width) {
+      const FloatTag d;
+      for (size_t r = 0; r < num_rows; ++r) {
+        const float* from = rows + r * leading + column;
+        float* to = panels + r * panel_width;
+        hn::StoreU(hn::LoadU(d, from), d, to);
+        hn::StoreU(hn::LoadU(d, from + num_lanes), d, to + num_lanes);
+      }
+      continue;
+    }
     for (size_t r = 0; r < num_rows; ++r) {
       std::memcpy(panels + r * panel_width, rows + r * leading + column, count * sizeof(float));
       for (size_t i = count; i < panel_width; ++i) panels[r * panel_width + i] = 0.0f;
