@@ -8,7 +8,8 @@
 
 Prints milliseconds per step, tokens/s and model FLOP/s, counted as Lamina counts them. With --against each round is one step of
 both programs and large products of oneDNN by Lamina; times are CPU seconds (user and system, all threads), which a busy machine
-changes less than the clock, and wall times stand beside them."""
+changes less than the clock, and wall times stand beside them. With several threads on a busy machine set OMP_WAIT_POLICY=passive:
+threads that spin while they wait for one another use CPU seconds."""
 import argparse
 import resource
 import statistics
