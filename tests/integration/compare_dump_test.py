@@ -17,6 +17,9 @@ from compare_dump import reference
 LR, DECAY, CLIP = 3e-3, 0.1, 0.5
 
 
+DEPTH_FACTOR = 0.25   # of the learning rate of depth queries and their norms
+
+
 def make_dump(path: Path, config: reference.ModelConfig, precision: str = "fp32", clip: float = CLIP) -> None:
     dtype = "float64" if precision == "fp64" else "float32"
     generator = torch.Generator().manual_seed(7)
@@ -32,6 +35,8 @@ def make_dump(path: Path, config: reference.ModelConfig, precision: str = "fp32"
         "train": {"global_batch_size": 2, "precision": precision, "grad_clip": clip,
                   "optimizer": {"name": "adamw", "lr": LR, "weight_decay": DECAY, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8}},
     }
+    if config.residual != "standard":
+        resolved["train"]["optimizer"]["attn_res_lr_factor"] = DEPTH_FACTOR
     with h5py.File(path, "w") as file:
         file.attrs["config"] = yaml.safe_dump(resolved)
         file["tokens"], file["targets"] = tokens[:, :-1].numpy().astype("int32"), tokens[:, 1:].numpy().astype("int32")
@@ -39,7 +44,8 @@ def make_dump(path: Path, config: reference.ModelConfig, precision: str = "fp32"
             file[name] = out[name].detach().numpy().astype(dtype)
         for name, w in rounded.items():
             zeros = torch.zeros_like(w)
-            after, _, _ = reference.adamw_update(w, gradients[name] * scale, zeros, zeros, 1, LR, weight_decay=DECAY)
+            lr = LR * (DEPTH_FACTOR if "_res_" in name else 1.0)
+            after, _, _ = reference.adamw_update(w, gradients[name] * scale, zeros, zeros, 1, lr, weight_decay=DECAY)
             file["parameters/" + name] = w.numpy().astype(dtype)
             file["gradients/" + name] = gradients[name].numpy().astype(dtype)
             file["parameters_after/" + name] = after.numpy().astype(dtype)
@@ -140,6 +146,13 @@ def check_settings_matter(folder: Path) -> None:
             file.attrs["config"] = yaml.safe_dump(resolved)
         # Scaling every gradient alike moves AdamW's first step only through epsilon, which small gradients show.
         expect(failing(path) != [], f"{section}.{key}: {value} passed")
+    make_dump(path, small())
+    with h5py.File(path, "r+") as file:
+        resolved = yaml.safe_load(file.attrs["config"])
+        resolved["train"]["optimizer"]["attn_res_lr_factor"] = 2 * DEPTH_FACTOR
+        file.attrs["config"] = yaml.safe_dump(resolved)
+    bad = failing(path)
+    expect(bad != [] and all(name.startswith("parameters_after/") and "_res_" in name for name in bad), f"another depth factor: found {bad}")
 
 
 def main() -> None:
