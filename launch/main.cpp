@@ -11,6 +11,7 @@
 #include "core/base/log.h"
 #include "core/base/signals.h"
 #include "core/base/stop.h"
+#include "core/device/cpu/waiting.h"
 #include "launch/commands.h"
 #include "launch/process.h"
 #include "launch/program.h"
@@ -131,6 +132,7 @@ int run(int argc, char** argv) {
 }  // namespace lamina
 
 int main(int argc, char** argv) {
+  lamina::cpu::shorten_spins(argv);  // before anything else
   // Writing past the limit on file sizes then fails with a reason, as a full disk does, instead of killing the process.
   std::signal(SIGXFSZ, SIG_IGN);
   return lamina::run(argc, argv);

@@ -11,7 +11,7 @@
 #   --ucx-devices LIST     InfiniBand for MPI through UCX: UCX_NET_DEVICES, such as mlx5_0:1
 # GPUs: with run.device=cuda each rank of a host takes one of the GPUs it sees, in turn; CUDA_VISIBLE_DEVICES limits them.
 # How
-#   --env NAME[=VALUE]     also pass this variable on (as often as needed); LAMINA_*, NCCL_*, OMP_*, UCX_*, CUDA_*, MALLOC_* and
+#   --env NAME[=VALUE]     also pass this variable on (as often as needed); LAMINA_*, NCCL_*, OMP_*, GOMP_*, DNNL_*, UCX_*, CUDA_*, MALLOC_* and
 #                          LD_LIBRARY_PATH are passed on when set
 #   --restart N            start again up to N times when the job stops early or fails (for clusters without a scheduler)
 #   --restart-delay S      seconds before that (default 10)
@@ -333,7 +333,7 @@ compose() {
     [[ -z $name || -n ${NCCL_SOCKET_IFNAME:-} ]] || command+=(-x "NCCL_SOCKET_IFNAME=$name")
   fi
   [[ -z $ucx_devices ]] || command+=(--mca pml ucx -x "UCX_NET_DEVICES=$ucx_devices")
-  for name in $(compgen -e | grep -E '^(LAMINA|NCCL|OMP|UCX|CUDA|MALLOC)_|^LD_LIBRARY_PATH$' || true); do command+=(-x "$name"); done
+  for name in $(compgen -e | grep -E '^(LAMINA|NCCL|OMP|GOMP|DNNL|UCX|CUDA|MALLOC)_|^LD_LIBRARY_PATH$' || true); do command+=(-x "$name"); done
   for name in ${passed[@]+"${passed[@]}"}; do command+=(-x "$name"); done
   command+=(${extra[@]+"${extra[@]}"} "$binary" train "$config" ${overrides[@]+"${overrides[@]}"})
 }

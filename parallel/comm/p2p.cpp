@@ -5,6 +5,7 @@
 #include <map>
 #include <utility>
 
+#include "core/base/clock.h"
 #include "core/base/log.h"
 #include "parallel/comm/collectives.h"
 
@@ -141,17 +142,17 @@ bool Operation::test() {
 }
 
 void Operation::wait() {
-  const auto start = std::chrono::steady_clock::now();
-  for (int64_t attempt = 0;; ++attempt) {
+  const Clock::time_point start = Clock::now();
+  for (;;) {
     const uint64_t seen = comm_.event_count();
     if (test()) return;
-    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    const double seconds = seconds_since(start);
     if (seconds > options().timeout_seconds) {
       const std::string message = overdue(seconds);
       comm_.state_->fail(message);
       throw Error(message);
     }
-    comm_.wait_for_event(seen, attempt);
+    comm_.wait_for_event(seen, seconds);
   }
 }
 

@@ -106,9 +106,10 @@ class P2PCommunicator : public Communicator {
   virtual void cancel_transfer(int transfer) noexcept = 0;  // after it the memory is not touched any more
   virtual int64_t max_tag(Channel channel) const = 0;
 
-  // Sleeping: read event_count(), test, and if nothing is done wait for a newer event or a short while.
+  // Sleeping: read event_count(), test, and if nothing is done wait for a newer event or a short while. `waited`: seconds since the
+  // wait began.
   virtual uint64_t event_count() { return 0; }
-  virtual void wait_for_event(uint64_t seen, int64_t num_attempts) = 0;
+  virtual void wait_for_event(uint64_t seen, double waited) = 0;
   virtual void throw_if_aborted() const {}
 
   // The ranks of this group that share a color, as positions in this group, ordered. Collective.

@@ -127,9 +127,8 @@ class ThreadCommunicator final : public P2PCommunicator {
   int64_t max_tag(Channel) const override { return INT32_MAX; }
 
   uint64_t event_count() override { return group_->signal(rank()).count(); }
-  void wait_for_event(uint64_t seen, int64_t num_attempts) override {
-    constexpr int64_t attempts_before_sleep = 8;  // ranks often outnumber cores
-    if (num_attempts < attempts_before_sleep) {
+  void wait_for_event(uint64_t seen, double waited) override {
+    if (waited < 5e-6) {  // ranks often outnumber cores
       std::this_thread::yield();
     } else {
       group_->signal(rank()).wait_beyond(seen);

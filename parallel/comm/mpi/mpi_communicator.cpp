@@ -1,6 +1,7 @@
 #include "parallel/comm/mpi/mpi_communicator.h"
 
 #include <mpi.h>
+#include <sys/prctl.h>
 
 #include <algorithm>
 #include <array>
@@ -112,15 +113,16 @@ class MpiCommunicator final : public P2PCommunicator {
 
   int64_t max_tag(Channel) const override { return max_tag_; }
 
-  // Other ranks may share this core: give way early, and sleep shortly once the wait is long.
-  void wait_for_event(uint64_t, int64_t num_attempts) override {
-    constexpr int64_t attempts_before_yield = 64;
-    constexpr int64_t attempts_before_sleep = 20000;
-    if (num_attempts < attempts_before_yield) return;
-    if (num_attempts < attempts_before_sleep) {
+  // Other ranks, or other programs, may need this core. MPI has nothing to sleep on until a message comes, so a wait is polled: at once
+  // at first; then giving way, which the scheduler may ignore; then between naps that grow with the wait, so that none lengthens it by
+  // more than a fiftieth. The longest is short enough for messages in pieces, which move on when they are looked at.
+  void wait_for_event(uint64_t, double waited) override {
+    constexpr double spin = 20e-6, yield = 200e-6, longest_nap = 70e-6;
+    if (waited < spin) return;
+    if (waited < yield) {
       std::this_thread::yield();
     } else {
-      std::this_thread::sleep_for(std::chrono::microseconds(20));
+      std::this_thread::sleep_for(std::chrono::duration<double>(std::min(longest_nap, waited / 50)));
     }
   }
 
@@ -196,6 +198,7 @@ MpiEnvironment::MpiEnvironment() {
   const int code = MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &provided);
   if (code != MPI_SUCCESS) throw Error("MPI_Init_thread failed with code {}", code);
   owns_ = true;
+  prctl(PR_SET_TIMERSLACK, 1000UL);  // ns: naps between polls end when they should, not 50 us later
   MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
   if (provided < MPI_THREAD_FUNNELED)
     abort(fmt::format("this MPI provides thread level {}, and threads next to MPI need MPI_THREAD_FUNNELED", provided));

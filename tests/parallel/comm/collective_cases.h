@@ -7,9 +7,11 @@
 #include <cmath>
 #include <cstring>
 #include <numeric>
+#include <thread>
 #include <utility>
 #include <vector>
 
+#include "core/base/clock.h"
 #include "core/base/rng.h"
 #include "parallel/comm/communicator.h"
 
@@ -359,6 +361,28 @@ inline void check_bytes_sent(Communicator& comm) {
   comm.recv(view_of(received), (comm.rank() + comm.size() - 1) % comm.size(), 1, stream).wait();
   send.wait();
   EXPECT_EQ(comm.take_bytes_sent(), comm.size() > 1 ? 28 : 0);  // a message to oneself is not sent
+}
+
+// A rank that waits, for as long as in a pipeline's bubble, leaves its core to others.
+inline void check_waiting_costs_little(Communicator& comm) {
+  Stream stream;
+  std::vector<float> message(7);
+  double spent = 0, waited = 0;
+  for (int round = 0; round < 20; ++round) {
+    comm.barrier();
+    if (comm.rank() == 0) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+      for (int other = 1; other < comm.size(); ++other) comm.send(view_of(message), other, 1, stream).wait();
+      continue;
+    }
+    const Clock::time_point begin = Clock::now();
+    const double before = thread_cpu_seconds();
+    comm.recv(view_of(message), 0, 1, stream).wait();
+    spent += thread_cpu_seconds() - before;
+    waited += seconds_since(begin);
+  }
+  if (comm.rank() == 0) return;
+  EXPECT_LT(spent, 0.3 * waited) << "CPU seconds of " << waited;
 }
 
 // Both phases, all algorithms.

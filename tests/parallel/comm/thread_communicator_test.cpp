@@ -83,6 +83,10 @@ TEST(ThreadCommunicator, BarrierHoldsEveryoneUntilTheLastHasCome) {
   }
 }
 
+TEST(ThreadCommunicator, WaitingCostsLittle) {
+  run_threads(3, testing::check_waiting_costs_little);
+}
+
 TEST(ThreadCommunicator, SelfIsAGroupOfOne) {
   const std::unique_ptr<Communicator> comm = make_self_communicator();
   EXPECT_EQ(comm->rank(), 0);

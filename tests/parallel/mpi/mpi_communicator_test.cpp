@@ -56,6 +56,9 @@ TEST(MpiCommunicator, Splits) {
 TEST(MpiCommunicator, CountsPayloadBytes) {
   testing::check_bytes_sent(*world);
 }
+TEST(MpiCommunicator, WaitingCostsLittle) {
+  testing::check_waiting_costs_little(*world);
+}
 
 // The same sums by N threads of one process, and by N processes.
 TEST(MpiCommunicator, GivesTheBitsOfTheThreadCommunicator) {
