@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "configs/schema/decode.h"
+#include "core/base/error.h"
 #include "core/base/log.h"
 #include "core/base/stop.h"
 #include "core/io/file.h"
@@ -11,6 +12,7 @@
 #include "launch/commands.h"
 #include "launch/process.h"
 #include "trainer/checkpoint_comm.h"
+#include "trainer/depth_read_watch.h"
 #include "trainer/evaluate.h"
 #include "trainer/restore.h"
 
@@ -20,7 +22,17 @@ namespace {
 struct EvalOptions {
   std::string config, checkpoint, text;
   std::vector<std::string> overrides;
-  bool allow_trained = false;
+  bool allow_trained = false, ablate_sources = false;
+};
+
+// The loss with all sources of the depth reads, then without each in turn.
+struct Evaluations {
+  Evaluation all;
+  struct Ablated {
+    std::string source;
+    double loss = 0;
+  };
+  std::vector<Ablated> ablated;
 };
 
 // The text that the validation targets stand for, so that other compressors can be measured on the same bytes.
@@ -52,7 +64,7 @@ void choose_layout(const ParallelConfig& asked, int world_size, Config& config) 
 }
 
 // The model is the checkpoint's, and must be the configuration's; the data, the batch and the precision are the configuration's.
-std::optional<Evaluation> evaluate_checkpoint(const Config& asked, const EvalOptions& options, const World& world) {
+std::optional<Evaluations> evaluate_checkpoint(const Config& asked, const EvalOptions& options, const World& world) {
   comm::Communicator& comm = world.comm;
   const auto adjust = [&](Config& config) {
     const int64_t vocab_size = config.model.vocab_size;
@@ -70,7 +82,30 @@ std::optional<Evaluation> evaluate_checkpoint(const Config& asked, const EvalOpt
   check_evaluation_data(sampler, asked.data, restored.info, restored.checkpoint.string(), options.allow_trained);
   if (!options.text.empty() && comm.rank() == 0) write_text(sampler, options.text);
   restored.engine->set_end_of_document(sampler.end_of_document());
-  return evaluate(*restored.engine, sampler, restored.config, comm, [&] { return stop_requested_anywhere(comm); });
+  const auto run = [&] {
+    return evaluate(*restored.engine, sampler, restored.config, comm, [&] { return stop_requested_anywhere(comm); });
+  };
+  const std::optional<Evaluation> all = run();
+  if (!all) return std::nullopt;
+  Evaluations found{*all, {}};
+  if (!options.ablate_sources) return found;
+  const DepthReadWatch names(restored.config.model);
+  const int num_sources = restored.engine->plan().blocks.num_blocks() + 1;
+  for (int source = 0; source < num_sources; ++source) {
+    restored.engine->ablate_source(source);
+    const std::optional<Evaluation> without = run();
+    if (!without) return std::nullopt;
+    found.ablated.push_back({names.name_of_source(source), without->loss});
+  }
+  return found;
+}
+
+void print(const Evaluations& found) {
+  const Evaluation& all = found.all;
+  std::printf("loss %.6f\nperplexity %.4f\nbits_per_byte %.6f\ntokens %lld\nbytes %lld\n", all.loss, all.perplexity,
+              all.bits_per_byte, static_cast<long long>(all.num_tokens), static_cast<long long>(all.num_bytes));
+  for (const Evaluations::Ablated& ablated : found.ablated)
+    fmt::print("without {:<22} loss {:.6f}, {:+.6f}\n", ablated.source, ablated.loss, ablated.loss - all.loss);
 }
 
 }  // namespace
@@ -84,18 +119,23 @@ void register_eval(CLI::App& app) {
   command->add_option("--write-text", options->text, "Also write the evaluated text to this file");
   command->add_flag("--allow-trained", options->allow_trained,
                     "Also evaluate sequences that the checkpoint was trained on, which are refused otherwise");
+  command->add_flag(
+      "--ablate-sources", options->ablate_sources,
+      "Also the loss without each source of the depth reads in turn: the embedding, and each block's sum where "
+      "later reads see it (reads of the first block keep the embedding)");
   command->add_option("overrides", options->overrides, "key.path=value, each replaces one key");
   command->callback([options] {
     stop::catch_signals();
     const Config config = load_config(options->config, options->overrides);
+    if (options->ablate_sources && config.model.residual == Residual::standard)
+      throw Error(
+          "--ablate-sources: found model.residual: standard, expected full_attnres or block_attnres: the standard "
+          "residual has no sources to choose from");
     bool stopped = false;
     const auto evaluate_here = [&](World& world) {
-      const std::optional<Evaluation> result = evaluate_checkpoint(config, *options, world);
+      const std::optional<Evaluations> result = evaluate_checkpoint(config, *options, world);
       stopped = !result;
-      if (result && world.rank == 0)
-        std::printf("loss %.6f\nperplexity %.4f\nbits_per_byte %.6f\ntokens %lld\nbytes %lld\n", result->loss,
-                    result->perplexity, result->bits_per_byte, static_cast<long long>(result->num_tokens),
-                    static_cast<long long>(result->num_bytes));
+      if (result && world.rank == 0) print(*result);
     };
     run_in_world(config.run, evaluate_here, config.parallel);
     if (stopped) throw Stopped("nothing was evaluated");

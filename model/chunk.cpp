@@ -13,6 +13,11 @@ double square_sum(ops::OpContext& ctx, const TensorView& x) {
   return result;
 }
 
+void add_to(std::vector<double>& sums, const std::vector<double>& values) {
+  sums.resize(values.size());
+  for (size_t i = 0; i < values.size(); ++i) sums[i] += values[i];
+}
+
 }  // namespace
 
 Chunk::Slot::Slot(const Chunk& chunk, const ChunkOptions& options, ResidualWorkspace& workspace)
@@ -125,9 +130,11 @@ void Chunk::observe(ops::OpContext& ctx, const Slot& slot, const Input& input, i
   if (input.sums == nullptr) return;
   LayerSums& sum = (*input.sums)[static_cast<size_t>(site)];
   sum.hidden_square += square_sum(ctx, slot.pass_->hidden(site));
-  const std::vector<double> weights = slot.pass_->depth_weights(ctx, site);
-  sum.depth_weights.resize(weights.size());
-  for (size_t i = 0; i < weights.size(); ++i) sum.depth_weights[i] += weights[i];
+  const DepthWeights depth = slot.pass_->depth_weights(ctx, site);
+  add_to(sum.depth_weights, depth.weights);
+  sum.depth_entropy += depth.entropy;
+  sum.depth_largest += depth.largest;
+  if (range_.is_last && site == range_.end) add_to(sum.source_cosines, slot.pass_->source_cosines(ctx));
 }
 
 TensorView Chunk::run_sublayers(ops::OpContext& ctx, Slot& slot, const Input& input,

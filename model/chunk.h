@@ -17,10 +17,13 @@ namespace lamina::model {
 
 // Sums over tokens that the log needs, per site; the trainer adds them over micro-batches and ranks.
 struct LayerSums {
-  double hidden_square = 0;           // sum of h^2 over tokens and channels, h being what the scheme hands over
-  double output_square = 0;           // of the sublayer's output
-  double gradient_square = 0;         // of the loss's gradient with respect to that output
-  std::vector<double> depth_weights;  // sum over micro-batches of the mean over tokens
+  double hidden_square = 0;    // sum of h^2 over tokens and channels, h being what the scheme hands over
+  double output_square = 0;    // of the sublayer's output
+  double gradient_square = 0;  // of the loss's gradient with respect to that output
+  // Sums over micro-batches of the mean over tokens (residual.h).
+  std::vector<double> depth_weights;
+  double depth_entropy = 0, depth_largest = 0;
+  std::vector<double> source_cosines;  // of the output site
 };
 
 struct ChunkOptions {  // the configuration must outlive the chunk

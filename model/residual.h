@@ -49,10 +49,18 @@ struct ChunkRange {
   int num_sites() const { return end - begin + (is_last ? 1 : 0); }
 };
 
+// What the reads of a model saw, means over tokens.
+struct DepthWeights {
+  std::vector<double> weights;  // [sources]; empty for the standard scheme
+  double entropy = 0;           // of the weights of a token, nats
+  double largest = 0;           // of the weights of a token
+};
+
 // The finished summaries of one micro-batch, as one chunk sees them. `cache` is null with the standard residual.
 struct Summaries {
   pipeline::BlockCache* cache = nullptr;
   int chunk = 0, microbatch = 0;
+  int ablated = -1;  // a source that no read sees: 0 the embedding, k the sum of block k - 1; forward only
   TensorView value(int summary) const { return cache->value(chunk, microbatch, summary); }
   TensorView put(int summary) const { return cache->put(chunk, microbatch, summary); }
   pipeline::BlockCache::Accumulator deposit(int summary) const {
@@ -95,12 +103,15 @@ class ResidualPass {
 
   // Observations for the log, valid after read(site) until the next read.
   virtual TensorView hidden(int site) const = 0;  // h before the PreNorm
-  // Mean softmax weight per source over the tokens of this micro-batch; empty for the standard scheme.
-  virtual std::vector<double> depth_weights(ops::OpContext& ctx, int site) const = 0;
+  virtual DepthWeights depth_weights(ops::OpContext& ctx, int site) const = 0;
+  // At the output site, whose sources are all there are: their cosines to each other (core/ops/attn_res.h).
+  virtual std::vector<double> source_cosines(ops::OpContext& ctx) = 0;
 };
 
 // How many depth weights a site has: its sources. 0 for the standard scheme.
 int num_depth_weights(const pipeline::BlockLayout& blocks, int site);
+// Of every two sources of the output read.
+int num_source_cosines(const pipeline::BlockLayout& blocks);
 
 struct ResidualOptions {
   const ModelConfig& config;

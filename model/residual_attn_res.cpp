@@ -22,6 +22,11 @@ int num_depth_weights(const pipeline::BlockLayout& blocks, int site) {
   return num_summaries + (site == num_sublayers || !blocks.opens_block(site) ? 1 : 0);
 }
 
+int num_source_cosines(const pipeline::BlockLayout& blocks) {
+  const int sources = blocks.num_blocks() == 0 ? 0 : blocks.num_blocks() + 1;
+  return sources * (sources - 1) / 2;
+}
+
 AttnResPass::AttnResPass(const ResidualOptions& options, const ChunkRange& range, const std::vector<Site>& sites,
                          ResidualWorkspace& workspace)
     : sites_(sites),
@@ -85,9 +90,11 @@ TensorView AttnResPass::output_buffer(int site) {
   return state(site + 1).partial;
 }
 
+// In the first block the embedding stays where it is to be ablated: its reads have nothing else but the open sum.
 std::span<const TensorView> AttnResPass::sources(int block) {
   source_list_.clear();
-  for (int summary = 0; summary <= block; ++summary) source_list_.push_back(summaries_.value(summary));
+  for (int summary = 0; summary <= block; ++summary)
+    if (summary != summaries_.ablated || block == 0) source_list_.push_back(summaries_.value(summary));
   return source_list_;
 }
 
@@ -95,8 +102,8 @@ void AttnResPass::phase1(ops::OpContext& ctx, int block, bool save_statistics) {
   BlockState& part = block_state(block);
   open(block);
   if (part.queries.empty()) return;
-  const auto num_queries = static_cast<int64_t>(part.queries.size());
-  const int64_t num_sources = block + 1;
+  const std::span<const TensorView> seen = sources(block);
+  const auto num_queries = static_cast<int64_t>(part.queries.size()), num_sources = static_cast<int64_t>(seen.size());
   if (save_statistics) {
     part.rstd = keep_->take(acc_, {num_sources, tokens_});
     part.logit = keep_->take(acc_, {num_queries, num_sources, tokens_});
@@ -107,7 +114,7 @@ void AttnResPass::phase1(ops::OpContext& ctx, int block, bool save_statistics) {
     query_list_.push_back(site_at(part.queries[q]).query);
     part.mean[q] = workspace_.block.take(dtype_, {tokens_, hidden_size_});
   }
-  ops::attn_res_phase1_forward(ctx, {sources(block), query_list_, eps_, part.mean, part.rstd, part.logit, part.lse});
+  ops::attn_res_phase1_forward(ctx, {seen, query_list_, eps_, part.mean, part.rstd, part.logit, part.lse});
 }
 
 void AttnResPass::merge(ops::OpContext& ctx, int site, TensorView delta, TensorView h, TensorView x,
@@ -173,6 +180,8 @@ TensorView AttnResPass::read(ops::OpContext& ctx, int site) {
     return s.x;
   }
   s.h = keep_inputs_ ? keep_->take(dtype_, {tokens_, hidden_size_}) : h_;
+  // The output read sees the last block as its open sum.
+  if (site == num_sublayers_ && summaries_.ablated == blocks_.num_blocks()) s.partial = delta = TensorView();
   merge(ctx, site, delta, s.h, s.x, true);
   return s.x;
 }
@@ -286,15 +295,29 @@ TensorView AttnResPass::incoming_gradient() {
   return opens_block(range_.begin) ? summaries_.complete_gradient(block_of_site(range_.begin)) : d_open_;
 }
 
-std::vector<double> AttnResPass::depth_weights(ops::OpContext& ctx, int site) const {
-  if (site == 0) return {1.0};
+DepthWeights AttnResPass::depth_weights(ops::OpContext& ctx, int site) const {
+  if (site == 0) return {{1.0}, 0.0, 1.0};
   const SiteState& s = state(site);
   const BlockState& part = block_state(block_of_site(site));
   const auto q = std::find(part.queries.begin(), part.queries.end(), site) - part.queries.begin();
-  std::vector<double> weights(static_cast<size_t>(num_depth_weights(blocks_, site)));
+  DepthWeights found;
+  found.weights.resize(static_cast<size_t>(num_depth_weights(blocks_, site)));
   const TensorView partial_logit = s.partial ? s.partial_logit : TensorView();
-  ops::attn_res_depth_weights(ctx, {part.logit.select(0, q), partial_logit, s.lse_total, weights});
-  return weights;
+  ops::attn_res_depth_weights(
+      ctx, {part.logit.select(0, q), partial_logit, s.lse_total, found.weights, &found.entropy, &found.largest});
+  return found;
+}
+
+std::vector<double> AttnResPass::source_cosines(ops::OpContext& ctx) {
+  std::vector<TensorView> all;
+  for (const TensorView& source : sources(blocks_.num_blocks() - 1)) all.push_back(source);
+  all.push_back(state(num_sublayers_).partial);
+  std::vector<double> cosines(static_cast<size_t>(num_source_cosines(blocks_)));
+  ops::AttnResSourceCosines args;
+  args.sources = all;
+  args.cosines = cosines;
+  ops::attn_res_source_cosines(ctx, args);
+  return cosines;
 }
 
 }  // namespace lamina::model

@@ -20,7 +20,8 @@ class StandardPass final : public ResidualPass {
   void read_backward(ops::OpContext& ctx, int site, TensorView dx) override;
   TensorView incoming_gradient() override { return d_stream_; }
   TensorView hidden(int site) const override { return stream_[local(site)]; }
-  std::vector<double> depth_weights(ops::OpContext&, int) const override { return {}; }
+  DepthWeights depth_weights(ops::OpContext&, int) const override { return {}; }
+  std::vector<double> source_cosines(ops::OpContext&) override { return {}; }
 
  private:
   size_t local(int site) const { return static_cast<size_t>(site - range_.begin); }
@@ -54,7 +55,8 @@ class AttnResPass final : public ResidualPass {
   void read_backward(ops::OpContext& ctx, int site, TensorView dx) override;
   TensorView incoming_gradient() override;
   TensorView hidden(int site) const override { return state(site).h; }
-  std::vector<double> depth_weights(ops::OpContext& ctx, int site) const override;
+  DepthWeights depth_weights(ops::OpContext& ctx, int site) const override;
+  std::vector<double> source_cosines(ops::OpContext& ctx) override;
 
  private:
   struct SiteState {

@@ -41,6 +41,7 @@ class Stage final : public pipeline::ChunkRunner {
     TensorView document_starts;  // [num_microbatches * shape.num_tokens()] i32, or empty: one document per sequence
     double grad_scale = 0;
     bool train = false;
+    int ablated_source = -1;                      // of the depth reads (residual.h); without train
     std::vector<LayerSums>* sums = nullptr;       // [sites of the model]
     std::vector<SublayerStats>* stats = nullptr;  // [sublayers of the model]
     // `ready(parameter)` is called for each use of a parameter as soon as its gradient of all micro-batches is complete.
@@ -86,7 +87,9 @@ class Stage final : public pipeline::ChunkRunner {
   Chunk& chunk(int index) { return *chunks_[static_cast<size_t>(index / plan_.num_ranks)]; }
   bool is_last(int index) const { return index + 1 == plan_.num_chunks(); }
   bool hops_are_local() const { return plan_.num_ranks == 1; }
-  Summaries summaries(int chunk, int microbatch) const { return {cache_.get(), chunk, microbatch}; }
+  Summaries summaries(int chunk, int microbatch) const {
+    return {cache_.get(), chunk, microbatch, pass_.ablated_source};
+  }
   TensorView take_stream();
   void give_stream(TensorView& view);
   Chunk::Slot* take_slot(int index);

@@ -312,7 +312,8 @@ void Engine::update(int64_t step, double lr, double grad_scale, double bias_rate
 }
 
 double Engine::forward_only(std::span<const int32_t> tokens, std::span<const int32_t> targets, int64_t num_sequences) {
-  const model::Stage::Pass pass = make_pass(tokens, targets, num_sequences);
+  model::Stage::Pass pass = make_pass(tokens, targets, num_sequences);
+  pass.ablated_source = ablated_source_;
   std::vector<pipeline::Step>& steps = forward_steps_[pass.num_microbatches];
   if (steps.empty()) {
     const auto schedule = pipeline::forward_schedule(mesh_.pipeline, plan_.num_chunks(), pass.num_microbatches);

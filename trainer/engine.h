@@ -64,7 +64,9 @@ class Engine {
   void publish();
 
   // Sum of token losses on the head's rank (0 on the others), no gradients. Any number of sequences, in micro-batches of at
-  // most micro_batch_size. Collective over the pipeline.
+  // most micro_batch_size. Collective over the pipeline. With ablate_source() no depth read sees that source (model/residual.h);
+  // -1: all are seen.
+  void ablate_source(int source) { ablated_source_ = source; }
   double loss(std::span<const int32_t> tokens, std::span<const int32_t> targets);
   // Logits of the last token of one sequence, [vocab_size] floats. Only when one rank holds the model as one chunk.
   std::vector<float> next_token_logits(std::span<const int32_t> tokens);
@@ -143,6 +145,7 @@ class Engine {
   Buffer tokens_, targets_, token_loss_, document_starts_;
   int32_t end_of_document_ = -1;
   StepObservations observations_;
+  int ablated_source_ = -1;
   int64_t reserved_tokens_ = 0;
   Buffer tied_;  // a piece of the other holder's gradient
   int64_t tied_bytes_ = 0;

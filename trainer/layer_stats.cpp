@@ -69,8 +69,8 @@ void add_observations(const std::vector<double>& values, double num_tokens, bool
 
 }  // namespace
 
-std::vector<JsonRow> layer_stats_rows(Engine& engine, comm::Communicator& comm, int64_t step, int64_t hidden_size,
-                                      const std::vector<model::LayerSums>& sums, const LayerStatsTotals& totals) {
+LayerStats layer_stats(Engine& engine, comm::Communicator& comm, int64_t step, int64_t hidden_size,
+                       const std::vector<model::LayerSums>& sums, const LayerStatsTotals& totals) {
   std::vector<double> flat = owned_squares(engine);
   const size_t num_squares = flat.size();
   // A site is observed by the pipeline rank that holds it; the others add zeros.
@@ -81,13 +81,18 @@ std::vector<JsonRow> layer_stats_rows(Engine& engine, comm::Communicator& comm, 
     std::vector<double> weights = sum.depth_weights;
     weights.resize(static_cast<size_t>(model::num_depth_weights(blocks, static_cast<int>(site))));
     flat.insert(flat.end(), weights.begin(), weights.end());
+    flat.insert(flat.end(), {sum.depth_entropy, sum.depth_largest});
     append_observations(engine, static_cast<int>(site), flat);
   }
+  std::vector<double> cosines = sums.empty() ? std::vector<double>() : sums.back().source_cosines;
+  cosines.resize(static_cast<size_t>(model::num_source_cosines(blocks)));
+  flat.insert(flat.end(), cosines.begin(), cosines.end());
   sum_over_ranks(flat, comm);
 
+  const auto over_micro_batches = [&](double value) { return value / static_cast<double>(totals.num_micro_batches); };
   const double elements = static_cast<double>(totals.num_tokens) * static_cast<double>(hidden_size);
   const auto rms = [&](double square) { return std::sqrt(square / elements); };
-  std::vector<JsonRow> rows;
+  LayerStats stats;
   size_t at = num_squares;
   for (size_t site = 0; site < sums.size(); ++site) {
     const bool is_output = site + 1 == sums.size();
@@ -106,19 +111,61 @@ std::vector<JsonRow> layer_stats_rows(Engine& engine, comm::Communicator& comm, 
       row.add("weight_norm", std::sqrt(weight)).add("grad_norm", std::sqrt(gradient));
     }
     at += 3;
-    std::vector<double> weights(
-        flat.begin() + static_cast<int64_t>(at),
-        flat.begin() + static_cast<int64_t>(at) + model::num_depth_weights(blocks, static_cast<int>(site)));
-    for (double& weight : weights) weight /= static_cast<double>(totals.num_micro_batches);
-    if (!weights.empty()) row.add("depth_weights", std::span<const double>(weights));
-    at += weights.size();
+    DepthRead read;
+    read.site = static_cast<int>(site);
+    const auto num_weights = static_cast<size_t>(model::num_depth_weights(blocks, read.site));
+    for (size_t i = 0; i < num_weights; ++i) read.weights.push_back(over_micro_batches(flat[at + i]));
+    at += num_weights;
+    read.entropy = over_micro_batches(flat[at]);
+    read.largest_weight = over_micro_batches(flat[at + 1]);
+    at += 2;
+    if (num_weights > 0) {
+      row.add("depth_weights", std::span<const double>(read.weights));
+      row.add("depth_entropy", read.entropy).add("depth_largest", read.largest_weight);
+      stats.reads.push_back(std::move(read));
+    }
     const auto begin = flat.begin() + static_cast<int64_t>(at);
     const int64_t observed = num_observations(engine.config().model, static_cast<int>(site));
     add_observations({begin, begin + observed}, static_cast<double>(totals.num_tokens), site % 2 == 0, row);
     at += static_cast<size_t>(observed);
-    rows.push_back(std::move(row));
+    stats.rows.push_back(std::move(row));
   }
-  return rows;
+  for (double& cosine : cosines) cosine = over_micro_batches(flat[at++]);
+  if (!cosines.empty()) stats.rows.back().add("source_cosines", std::span<const double>(cosines));
+  return stats;
+}
+
+QueryUpdates::QueryUpdates(Engine& engine)
+    : engine_(engine), squares_(2 * static_cast<size_t>(engine.num_sites()), 0.0) {
+  for (const OwnedSlice& slice : engine.optimizer().owned()) {
+    const model::ParameterSpec& spec = engine.parameters().specs()[static_cast<size_t>(slice.parameter)];
+    if (!spec.name.ends_with("_res_proj.weight") || !engine.parameters().is_primary(slice.parameter)) continue;
+    const TensorView& now = slice.master;
+    Buffer& copy =
+        before_.emplace_back(Before{&slice, Buffer(now.num_bytes(), now.device, nullptr, "observations")}).negated;
+    const TensorView view(copy.data(), now.dtype, now.shape, now.device);
+    ops::cast(engine.context(), {now, view});
+    ops::scale(engine.context(), {view, -1.0});
+    double square = 0;
+    ops::sum_squares(engine.context(), {now, &square});
+    squares_[2 * static_cast<size_t>(spec.site)] += square;
+  }
+}
+
+void QueryUpdates::add_to(std::vector<JsonRow>& rows, comm::Communicator& comm) {
+  for (const Before& before : before_) {
+    const model::ParameterSpec& spec = engine_.parameters().specs()[static_cast<size_t>(before.slice->parameter)];
+    const TensorView& now = before.slice->master;
+    const TensorView view(before.negated.data(), now.dtype, now.shape, now.device);
+    ops::add(engine_.context(), {now, view, view});
+    double square = 0;
+    ops::sum_squares(engine_.context(), {view, &square});
+    squares_[2 * static_cast<size_t>(spec.site) + 1] += square;
+  }
+  if (engine_.config().model.residual == Residual::standard) return;
+  sum_over_ranks(squares_, comm);
+  for (size_t site = 0; site < rows.size(); ++site)
+    rows[site].add("query_norm", std::sqrt(squares_[2 * site])).add("query_update", std::sqrt(squares_[2 * site + 1]));
 }
 
 }  // namespace lamina

@@ -64,6 +64,7 @@ class Trainer {
         lock_(lock),
         tracer_(config, comm, folder.traces()),
         engine_(config, comm, &ledger_, process.device_index),
+        depth_reads_(config.model),
         place_(engine_.place()),
         local_sequences_(config.train.global_batch_size / engine_.mesh().data),
         tokens_(static_cast<size_t>(local_sequences_ * config.data.seq_len)),
@@ -91,7 +92,8 @@ class Trainer {
   void dump_values(StepDump& dump, const std::string& group, bool gradients);
   void dump_gradients(StepDump& dump, double loss, double aux_loss, std::span<double> token_losses);
   std::optional<StepDump> begin_dump();
-  void write_layer_stats(const std::vector<model::LayerSums>& sums);
+  LayerStats observe_layers(const std::vector<model::LayerSums>& sums);
+  void write_layer_stats(const LayerStats& stats);
   void console_line(const StepMetrics& metrics, const std::optional<Evaluation>& evaluation) const;
   bool validation_due() const;
   std::optional<Evaluation> validate();
@@ -117,6 +119,7 @@ class Trainer {
   StepTracer tracer_;
   Engine engine_;
   MetricsWriter metrics_, layers_;
+  DepthReadWatch depth_reads_;
   tensorboard::EventWriter events_;
   int64_t step_ = 0;           // completed
   int64_t first_step_ = 0;     // completed when this process began
@@ -353,12 +356,15 @@ std::optional<StepDump> Trainer::begin_dump() {
   return dump;
 }
 
-void Trainer::write_layer_stats(const std::vector<model::LayerSums>& sums) {
+LayerStats Trainer::observe_layers(const std::vector<model::LayerSums>& sums) {
   const LayerStatsTotals totals{tokens_per_step(), config_.train.global_batch_size / config_.train.micro_batch_size};
-  const std::vector<JsonRow> rows =
-      layer_stats_rows(engine_, comm_, step_ + 1, config_.model.hidden_size, sums, totals);
-  for (const JsonRow& row : rows) layers_.write(row);
-  events_.write_layers(step_ + 1, rows);
+  return layer_stats(engine_, comm_, step_ + 1, config_.model.hidden_size, sums, totals);
+}
+
+void Trainer::write_layer_stats(const LayerStats& stats) {
+  for (const JsonRow& row : stats.rows) layers_.write(row);
+  events_.write_layers(step_ + 1, stats.rows);
+  for (const std::string& line : depth_reads_.observe(step_ + 1, stats.reads)) log::warning("{}", line);
 }
 
 void Trainer::step() {
@@ -392,12 +398,21 @@ void Trainer::step() {
   if (config_.model.aux_loss_alpha > 0) metrics.aux_loss = totals[2];
   metrics.lr = learning_rate(config_.train.optimizer.lr, config_.train.lr_schedule, config_.train.num_steps, step_ + 1);
   check_finite(metrics.loss, metrics.grad_norm);
-  if (stats) write_layer_stats(sums);
+  LayerStats layers;
+  std::optional<QueryUpdates> queries;
+  if (stats) {
+    layers = observe_layers(sums);
+    queries.emplace(engine_);
+  }
   if (dump) dump_gradients(*dump, metrics.loss, totals[2], token_losses);
 
   const double clip = config_.train.grad_clip;
   const double scale = clip > 0 && metrics.grad_norm > clip ? clip / metrics.grad_norm : 1.0;
   engine_.update(step_ + 1, metrics.lr, scale, bias_rate());
+  if (queries) {
+    queries->add_to(layers.rows, comm_);
+    write_layer_stats(layers);
+  }
   metrics.comm_bytes = sum_bytes_sent();
   if (dump) {
     dump_values(*dump, "parameters_after", false);

@@ -149,7 +149,19 @@ void attn_res_depth_weights(OpContext& ctx, const AttnResDepthWeights& args) {
   if (args.partial_logit) expect(args.partial_logit, "partial_logit", acc, {tokens});
   const size_t expected = static_cast<size_t>(n) + (args.partial_logit ? 1 : 0);
   LAMINA_CHECK(args.weights.size() == expected, "{} weights, expected {}", args.weights.size(), expected);
+  LAMINA_CHECK(args.entropy != nullptr && args.largest_weight != nullptr);
   dispatch<AttnResDepthWeights>(ctx, "attn_res_depth_weights", list, args);
+}
+
+void attn_res_source_cosines(OpContext& ctx, const AttnResSourceCosines& args) {
+  static constexpr Implementation<AttnResSourceCosines> list[] = {
+      LAMINA_CUDA_IMPLEMENTATION(attn_res_source_cosines)  //
+      {"ref", nullptr, ref::attn_res_source_cosines}};
+  expect_sources(args.sources);
+  const size_t n = args.sources.size();
+  LAMINA_CHECK(args.cosines.size() == n * (n - 1) / 2, "{} cosines of {} sources", args.cosines.size(), n);
+  LAMINA_CHECK(args.num_tokens > 0, "of at most {} tokens", args.num_tokens);
+  dispatch<AttnResSourceCosines>(ctx, "attn_res_source_cosines", list, args);
 }
 
 }  // namespace lamina::ops

@@ -95,14 +95,25 @@ struct AttnResPhase1Backward {
 };
 void attn_res_phase1_backward(OpContext& ctx, const AttnResPhase1Backward& args);
 
-// Mean over tokens of the softmax weights of one query: what layers.jsonl logs as depth_weights.
+// Means over tokens of the softmax of one query, for the log: a_j, its entropy -sum_j a_j ln a_j, its largest weight max_j a_j.
 // weights[j] for the n sources, and weights[n] for the partial sum when partial_logit is given.
 struct AttnResDepthWeights {
   TensorView logit;           // [n, tokens] acc, of one query
   TensorView partial_logit;   // [tokens] acc or empty
   TensorView lse_total;       // [tokens] acc
-  std::span<double> weights;  // n or n + 1
+  std::span<double> weights;  // n or n + 1; on the host, as the next two
+  double* entropy = nullptr;  // nats
+  double* largest_weight = nullptr;
 };
 void attn_res_depth_weights(OpContext& ctx, const AttnResDepthWeights& args);
+
+// Mean over tokens of the cosine <v_i, v_j> / (|v_i| |v_j|) of every two sources, 0 where one is zero: how different what a query can
+// choose from is. Of at most num_tokens tokens, every ceil(tokens / num_tokens)-th from the first.
+struct AttnResSourceCosines {
+  std::span<const TensorView> sources;  // n of [tokens, dim]
+  int64_t num_tokens = 256;
+  std::span<double> cosines;  // n (n - 1) / 2 on the host: (0, 1), (0, 2), .., (1, 2), ..
+};
+void attn_res_source_cosines(OpContext& ctx, const AttnResSourceCosines& args);
 
 }  // namespace lamina::ops

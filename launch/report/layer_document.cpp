@@ -19,8 +19,9 @@ namespace {
 using nlohmann::json;
 using study::RunData;
 
-constexpr std::array scalars = {"hidden_rms", "output_rms",    "grad_rms",       "grad_norm",    "weight_norm",
-                                "max_logit",  "max_violation", "router_entropy", "balance_loss", "dead_experts"};
+constexpr std::array scalars = {"hidden_rms",    "output_rms",     "grad_rms",     "grad_norm",    "weight_norm",
+                                "depth_entropy", "depth_largest",  "query_norm",   "query_update", "max_logit",
+                                "max_violation", "router_entropy", "balance_loss", "dead_experts"};
 
 double six_digits(double value) {
   return std::strtod(fmt::format("{:.6g}", value).c_str(), nullptr);
@@ -102,18 +103,27 @@ json numbers_at(const LayerRows& rows, int64_t step, int site, const char* key, 
   return values;
 }
 
+// The embedding and the finished blocks; then the last block, or in the columns of all reads the open sum.
+json source_names(const ModelConfig& model, const pipeline::BlockLayout& blocks, bool has_open_sum) {
+  const bool is_full = model.residual == Residual::full_attnres;
+  json names = {"embedding"};
+  for (int block = 0; block < blocks.num_blocks(); ++block) {
+    const bool is_open = has_open_sum && !is_full && block + 1 == blocks.num_blocks();
+    names.push_back(is_full   ? fmt::format("{} {}", block / 2, block % 2 == 0 ? "mixer" : "mlp")
+                    : is_open ? std::string("open sum")
+                              : fmt::format("block {}", block));
+  }
+  return names;
+}
+
 json depth_document(const LayerRows& rows, const ModelConfig& model, const Limits& limits) {
   const std::set<int> reads = rows.sites_with("depth_weights");
   const pipeline::BlockLayout blocks = pipeline::make_block_layout(model);
   if (reads.empty() || blocks.num_blocks() == 0) return nullptr;
   const int num_sites = blocks.begin.back();
-  const bool is_full = model.residual == Residual::full_attnres;
-  json sources = {"embedding"}, places = json::array(), columns = json::array(), weights = json::array();
-  for (int block = 0; block + 1 < blocks.num_blocks(); ++block)
-    sources.push_back(is_full ? fmt::format("{} {}", block / 2, block % 2 == 0 ? "mixer" : "mlp")
-                              : fmt::format("block {}", block));
+  const json sources = source_names(model, blocks, true);
+  json places = json::array(), columns = json::array(), weights = json::array();
   const int open_column = blocks.num_blocks();
-  sources.push_back(is_full ? fmt::format("{} mlp", model.num_hidden_layers - 1) : "open sum");
   std::vector<size_t> counts;
   size_t total = 0;
   for (int site : reads) {
@@ -135,6 +145,19 @@ json depth_document(const LayerRows& rows, const ModelConfig& model, const Limit
     weights.push_back(std::move(of_step));
   }
   return {{"steps", steps}, {"sources", sources}, {"reads", places}, {"columns", columns}, {"weights", weights}};
+}
+
+// Of every two sources of the output read.
+json cosine_document(const LayerRows& rows, const ModelConfig& model, const Limits& limits) {
+  const pipeline::BlockLayout blocks = pipeline::make_block_layout(model);
+  const std::set<int> sites = rows.sites_with("source_cosines");
+  if (sites.empty() || blocks.num_blocks() == 0) return nullptr;
+  const auto num_sources = static_cast<size_t>(blocks.num_blocks()) + 1,
+             num_pairs = num_sources * (num_sources - 1) / 2;
+  const std::vector<int64_t> steps = choose(rows.steps(), limits.map_values / num_pairs);
+  json cosines = json::array();
+  for (int64_t step : steps) cosines.push_back(numbers_at(rows, step, *sites.begin(), "source_cosines", num_pairs));
+  return {{"steps", steps}, {"sources", source_names(model, blocks, false)}, {"cosines", cosines}};
 }
 
 json expert_document(const LayerRows& rows, const ModelConfig& model, const Limits& limits) {
@@ -184,6 +207,7 @@ json layer_document(const RunData& run, const Limits& limits) {
           {"rows", places},
           {"quantities", quantities},
           {"depth", depth_document(rows, run.config.model, limits)},
+          {"cosines", cosine_document(rows, run.config.model, limits)},
           {"experts", expert_document(rows, run.config.model, limits)}};
 }
 

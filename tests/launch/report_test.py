@@ -286,7 +286,7 @@ def check_pair(runs: list[Path], dom: Node) -> None:
     assert any(line.startswith(f"Sublayers, bit for bit: step {layer[0]}, {layer[1]}, {layer[2]}: ") for line in lines), (layer, lines)
     section = dom.one("section", id="differences")
     keys = [row[0] for row in cells(section.all("table")[1])]
-    same(keys, ["run.name", "run.output_dir", "train.optimizer.lr"], "keys that differ")
+    same(keys, ["run.name", "run.output_dir", "train.optimizer.attn_res_lr_factor", "train.optimizer.lr"], "keys that differ")
     final = cells(section.all("table")[0])
     for line, r in zip(final, rows):
         close(float(line[3]), r[-1]["loss"], "final loss")

@@ -248,6 +248,11 @@ TEST(Model, LayerSumsEqualDirectSums) {
       double total = 0;
       for (double w : sums[site].depth_weights) total += w;
       EXPECT_NEAR(total, 1.0, 1e-12) << "site " << site;
+      const auto n = static_cast<double>(sums[site].depth_weights.size());
+      EXPECT_LE(sums[site].depth_entropy, std::log(n) + 1e-12) << "site " << site;
+      EXPECT_GE(sums[site].depth_largest, 1 / n - 1e-12) << "site " << site;
+      const bool is_output = site + 1 == sums.size();
+      EXPECT_EQ(sums[site].source_cosines.size(), is_output ? static_cast<size_t>(n * (n - 1) / 2) : 0u);
       if (c.residual == Residual::full_attnres) {
         EXPECT_EQ(sums[site].depth_weights.size(), site + 1);
       }

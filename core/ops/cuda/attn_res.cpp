@@ -204,15 +204,41 @@ const char* attn_res_depth_weights_refuses(const AttnResDepthWeights& args) {
 
 void attn_res_depth_weights(OpContext& ctx, const AttnResDepthWeights& args) {
   const auto count = static_cast<int64_t>(args.weights.size());
-  if (count == 0) return;
-  const TensorView means = ctx.scratch.take(DType::f64, {count});
+  const TensorView means = ctx.scratch.take(DType::f64, {count + 2});
   DepthWeightsParams p{};
   p.logit = floats(args.logit), p.logit_stride = args.logit.stride(0);
   p.partial_logit = floats(args.partial_logit), p.lse_total = floats(args.lse_total);
   p.tokens = args.logit.size(1), p.num_sources = static_cast<int>(args.logit.size(0));
+  p.num_weights = static_cast<int>(count);
   p.means = static_cast<double*>(means.data);
   launch_depth_weights(p, stream_of(ctx));
-  lamina::cuda::copy(args.weights.data(), means.data, means.num_bytes(), ctx.stream);
+  std::vector<double> found(args.weights.size() + 2);
+  lamina::cuda::copy(found.data(), means.data, means.num_bytes(), ctx.stream);
+  ctx.stream.synchronize();
+  std::copy_n(found.begin(), args.weights.size(), args.weights.begin());
+  *args.entropy = found[args.weights.size()];
+  *args.largest_weight = found.back();
+}
+
+const char* attn_res_source_cosines_refuses(const AttnResSourceCosines& args) {
+  if (args.sources[0].dtype == DType::f64) return "fp64 runs on the CPU";
+  return args.sources.size() > static_cast<size_t>(attn_res_max_sources) + 1 ? "more than 129 sources" : nullptr;
+}
+
+void attn_res_source_cosines(OpContext& ctx, const AttnResSourceCosines& args) {
+  const auto count = static_cast<int64_t>(args.cosines.size());
+  if (count == 0) return;
+  const TensorView cosines = ctx.scratch.take(DType::f64, {count});
+  SourceCosinesParams p{};
+  for (size_t i = 0; i < args.sources.size(); ++i) p.sources[i] = rows_of(args.sources[i]);
+  const int64_t tokens = args.sources[0].size(0);
+  p.token_step = std::max<int64_t>(1, (tokens + args.num_tokens - 1) / args.num_tokens);
+  p.num_tokens = (tokens + p.token_step - 1) / p.token_step;
+  p.dim = static_cast<int>(args.sources[0].size(1)), p.num_sources = static_cast<int>(args.sources.size());
+  p.is_bf16 = args.sources[0].dtype == DType::bf16;
+  p.cosines = static_cast<double*>(cosines.data);
+  launch_source_cosines(p, stream_of(ctx));
+  lamina::cuda::copy(args.cosines.data(), cosines.data, cosines.num_bytes(), ctx.stream);
   ctx.stream.synchronize();
 }
 

@@ -15,5 +15,7 @@ const char* attn_res_phase1_backward_refuses(const AttnResPhase1Backward& args);
 void attn_res_phase1_backward(OpContext& ctx, const AttnResPhase1Backward& args);
 const char* attn_res_depth_weights_refuses(const AttnResDepthWeights& args);
 void attn_res_depth_weights(OpContext& ctx, const AttnResDepthWeights& args);
+const char* attn_res_source_cosines_refuses(const AttnResSourceCosines& args);
+void attn_res_source_cosines(OpContext& ctx, const AttnResSourceCosines& args);
 
 }  // namespace lamina::ops::cuda

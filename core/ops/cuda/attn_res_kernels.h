@@ -116,9 +116,19 @@ struct DepthWeightsParams {
   const float *logit, *partial_logit, *lse_total;
   int64_t logit_stride, tokens;
   int num_sources;
-  double* means;  // [num_sources + (partial_logit != nullptr)]
+  int num_weights;  // num_sources, and the partial sum where there is one
+  double* means;    // [num_weights + 2]: then the entropy and the largest weight
 };
 void launch_depth_weights(const DepthWeightsParams& p, cudaStream_t stream);
+
+struct SourceCosinesParams {
+  Rows sources[attn_res_max_sources + 1];  // with the partial sum
+  int64_t num_tokens, token_step;
+  int dim, num_sources;
+  bool is_bf16;
+  double* cosines;  // [num_sources (num_sources - 1) / 2]
+};
+void launch_source_cosines(const SourceCosinesParams& p, cudaStream_t stream);
 
 // The paths on tensor cores: bf16 sources, up to 16 of them, up to 8 queries. launch_phase1_* choose them.
 bool phase1_forward_fits_tensor_cores(const Phase1ForwardParams& p);

@@ -237,18 +237,69 @@ __global__ void __launch_bounds__(warp_size* sum_threads) column_sums_kernel(con
   }
 }
 
+__device__ __forceinline__ float log_weight(const DepthWeightsParams& p, int which, int64_t token) {
+  const float* logit = which < p.num_sources ? p.logit + which * p.logit_stride : p.partial_logit;
+  return logit[token] - p.lse_total[token];
+}
+
+// Block w sums weight w; the next one the entropy, the last one the largest weight.
 __global__ void __launch_bounds__(1024) depth_weights_kernel(const DepthWeightsParams p) {
   __shared__ double shared[1024];
   const int which = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x);
-  const float* logit = which < p.num_sources ? p.logit + which * p.logit_stride : p.partial_logit;
   double sum = 0;
-  for (int64_t token = thread; token < p.tokens; token += 1024) sum += expf(logit[token] - p.lse_total[token]);
+  for (int64_t token = thread; token < p.tokens; token += 1024) {
+    if (which < p.num_weights) {
+      sum += expf(log_weight(p, which, token));
+      continue;
+    }
+    float entropy = 0, largest = 0;
+    for (int source = 0; source < p.num_weights; ++source) {
+      const float of_log = log_weight(p, source, token), weight = expf(of_log);
+      entropy -= weight * of_log;
+      largest = fmaxf(largest, weight);
+    }
+    sum += which == p.num_weights ? entropy : largest;
+  }
   shared[thread] = sum;
   for (int half = 512; half > 0; half /= 2) {
     __syncthreads();
     if (thread < half) shared[thread] += shared[thread + half];
   }
   if (thread == 0) p.means[which] = p.tokens == 0 ? 0.0 : shared[0] / static_cast<double>(p.tokens);
+}
+
+// A block per pair of sources, a warp per token.
+template <class T>
+__global__ void __launch_bounds__(256) source_cosines_kernel(const SourceCosinesParams p) {
+  __shared__ double shared[256 / warp_size];
+  int first = 0, second = static_cast<int>(blockIdx.x) + 1;
+  while (second >= p.num_sources) {
+    ++first;
+    second += first + 1 - p.num_sources;
+  }
+  const int lane = static_cast<int>(threadIdx.x) % warp_size, warp = static_cast<int>(threadIdx.x) / warp_size;
+  double sum = 0;
+  for (int64_t i = warp; i < p.num_tokens; i += 256 / warp_size) {
+    const T* a = row_of<const T>(p.sources[first], i * p.token_step);
+    const T* b = row_of<const T>(p.sources[second], i * p.token_step);
+    float dot = 0, a_square = 0, b_square = 0;
+    for (int column = lane; column < p.dim; column += warp_size) {
+      const float x = to_float(a[column]), y = to_float(b[column]);
+      dot += x * y;
+      a_square += x * x;
+      b_square += y * y;
+    }
+    dot = warp_sum(dot);
+    a_square = warp_sum(a_square);
+    b_square = warp_sum(b_square);
+    if (a_square > 0 && b_square > 0) sum += dot / (sqrtf(a_square) * sqrtf(b_square));
+  }
+  if (lane == 0) shared[warp] = sum;
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  sum = 0;
+  for (const double part : shared) sum += part;
+  p.cosines[blockIdx.x] = p.num_tokens == 0 ? 0.0 : sum / static_cast<double>(p.num_tokens);
 }
 
 }  // namespace
@@ -288,8 +339,15 @@ void launch_column_sums(const ColumnSums& p, cudaStream_t stream) {
 }
 
 void launch_depth_weights(const DepthWeightsParams& p, cudaStream_t stream) {
-  const int count = p.num_sources + (p.partial_logit != nullptr ? 1 : 0);
-  launch(depth_weights_kernel, dim3(static_cast<unsigned>(count)), dim3(1024), 0, stream, p);
+  launch(depth_weights_kernel, dim3(static_cast<unsigned>(p.num_weights) + 2), dim3(1024), 0, stream, p);
+}
+
+void launch_source_cosines(const SourceCosinesParams& p, cudaStream_t stream) {
+  const auto pairs = static_cast<unsigned>(p.num_sources * (p.num_sources - 1) / 2);
+  if (p.is_bf16)
+    launch(source_cosines_kernel<__nv_bfloat16>, dim3(pairs), dim3(256), 0, stream, p);
+  else
+    launch(source_cosines_kernel<float>, dim3(pairs), dim3(256), 0, stream, p);
 }
 
 }  // namespace lamina::ops::cuda

@@ -181,13 +181,44 @@ void phase1_backward(const AttnResPhase1Backward& args) {
 template <class A>
 void depth_weights(const AttnResDepthWeights& args) {
   const int64_t n = args.logit.size(0), tokens = args.lse_total.size(0);
-  const auto mean_weight = [&](const A* logit) {
-    double sum = 0;
-    for (int64_t t = 0; t < tokens; ++t) sum += static_cast<double>(std::exp(logit[t] - args.lse_total.as<A>()[t]));
-    return tokens == 0 ? 0.0 : sum / static_cast<double>(tokens);
-  };
-  for (int64_t j = 0; j < n; ++j) args.weights[static_cast<size_t>(j)] = mean_weight(&at<A>(args.logit, j, 0));
-  if (args.partial_logit) args.weights[static_cast<size_t>(n)] = mean_weight(args.partial_logit.as<A>());
+  std::fill(args.weights.begin(), args.weights.end(), 0.0);
+  double entropy = 0, largest = 0;
+  for (int64_t t = 0; t < tokens; ++t) {
+    A most = 0;
+    for (size_t j = 0; j < args.weights.size(); ++j) {
+      const auto source = static_cast<int64_t>(j);
+      const A logit = source < n ? at<A>(args.logit, source, t) : args.partial_logit.as<A>()[t];
+      const A log_weight = logit - args.lse_total.as<A>()[t], weight = std::exp(log_weight);
+      args.weights[j] += static_cast<double>(weight);
+      entropy -= static_cast<double>(weight * log_weight);
+      most = std::max(most, weight);
+    }
+    largest += static_cast<double>(most);
+  }
+  const double mean = tokens == 0 ? 0.0 : 1.0 / static_cast<double>(tokens);
+  for (double& weight : args.weights) weight *= mean;
+  *args.entropy = entropy * mean;
+  *args.largest_weight = largest * mean;
+}
+
+template <class A>
+void source_cosines(const AttnResSourceCosines& args) {
+  const int64_t tokens = args.sources[0].size(0),
+                step = std::max<int64_t>(1, (tokens + args.num_tokens - 1) / args.num_tokens);
+  std::fill(args.cosines.begin(), args.cosines.end(), 0.0);
+  int64_t count = 0;
+  for (int64_t t = 0; t < tokens; t += step, ++count) {
+    std::vector<Row<A>> rows;
+    for (const TensorView& source : args.sources) {
+      Row<A>& row = rows.emplace_back(load_row<A>(source, t));
+      const A norm = std::sqrt(dot(row, row));
+      for (A& x : row) x = norm > 0 ? x / norm : A(0);
+    }
+    size_t pair = 0;
+    for (size_t i = 0; i < rows.size(); ++i)
+      for (size_t j = i + 1; j < rows.size(); ++j) args.cosines[pair++] += static_cast<double>(dot(rows[i], rows[j]));
+  }
+  for (double& cosine : args.cosines) cosine /= static_cast<double>(std::max<int64_t>(count, 1));
 }
 
 }  // namespace
@@ -206,6 +237,9 @@ void attn_res_phase1_backward(OpContext&, const AttnResPhase1Backward& args) {
 }
 void attn_res_depth_weights(OpContext&, const AttnResDepthWeights& args) {
   visit_acc(args.logit.dtype, [&]<class A>(A) { depth_weights<A>(args); });
+}
+void attn_res_source_cosines(OpContext&, const AttnResSourceCosines& args) {
+  visit_acc(args.sources[0].dtype, [&]<class A>(A) { source_cosines<A>(args); });
 }
 
 }  // namespace lamina::ops::ref

@@ -8,6 +8,10 @@ const quantities = [
   {key: 'grad_rms', name: 'grad_rms', title: 'Gradient of the output', note: 'Of the loss, with respect to each sublayer\u2019s output.', unit: 'root mean square', isLog: true},
   {key: 'grad_norm', name: 'grad_norm', title: 'Gradient of the parameters', note: 'Of each sublayer, before clipping.', unit: 'L2 norm', isLog: true},
   {key: 'weight_norm', name: 'weight_norm', title: 'Parameters', note: 'Of each sublayer.', unit: 'L2 norm', isLog: true},
+  {key: 'depth_entropy', name: 'depth_entropy', title: 'Entropy of the depth weights', note: 'Of each read, mean over tokens: 0 where it looks at one source only.', unit: 'nats', isLog: false},
+  {key: 'depth_largest', name: 'depth_largest', title: 'Largest depth weight', note: 'Of each token, mean over tokens: 1 where the read is saturated.', unit: 'weight', isLog: false},
+  {key: 'query_norm', name: 'query_norm', title: 'Depth query', note: 'Before the step.', unit: 'L2 norm', isLog: true},
+  {key: 'query_update', name: 'query_update', title: 'Update of the depth query', note: 'What the step added to it.', unit: 'L2 norm', isLog: true},
   {key: 'max_logit', name: 'max_logit', title: 'Largest attention logit', note: 'Over the heads of multi-head latent attention.', unit: 'logit', isLog: true},
   {key: 'max_violation', name: 'max_violation', title: 'Imbalance of the experts', note: 'Load of the busiest expert over the mean, less one.', unit: 'share of the mean', isLog: false},
   {key: 'router_entropy', name: 'router_entropy', title: 'Router entropy', note: 'Of the normalised scores, mean over tokens.', unit: 'nats', isLog: false},
@@ -112,8 +116,24 @@ function depthFigure(run, many) {
   return host;
 }
 
+function cosineFigure(run, many) {
+  const cosines = run.layers && run.layers.cosines;
+  if (!cosines) return null;
+  const host = figure((many ? run.label + ': how' : 'How') + ' alike the sources are', 'Mean cosine over tokens: what is alike to the keys cannot be told apart by a query.');
+  if (cosines.sources.length > 14) host.classList.add('wide');
+  host.dataset.plot = 'source-cosines';
+  slidingMap(host, cosines.steps, index => {
+    const n = cosines.sources.length, values = Array.from({length: n}, (_, i) => Array.from({length: n}, (_, j) => i === j ? 1 : null));
+    let pair = 0;
+    for (let i = 0; i < n; i++) for (let j = i + 1; j < n; j++, pair++) values[i][j] = values[j][i] = cosines.cosines[index] ? cosines.cosines[index][pair] : null;
+    return {title: 'Cosines at step ' + cosines.steps[index], name: 'cosine', unit: 'mean cosine', domain: [-1, 1], isLog: false, tilt: true, square: true,
+            rows: cosines.sources, columns: cosines.sources, rowLabel: 'source', columnLabel: 'source', columnName: 'source', values};
+  }, 'Cosines of sources');
+  return host;
+}
+
 function depthSection(runs) {
-  const figures = runs.map(run => depthFigure(run, runs.length > 1));
+  const figures = runs.flatMap(run => [depthFigure(run, runs.length > 1), cosineFigure(run, runs.length > 1)]);
   if (!figures.some(Boolean)) return null;
   return fill(section('depth', 'Depth weights', 'The mean softmax weight that each read puts on its sources: the embedding, the finished blocks, and the open sum where the read sees one. Each row sums to 1.'),
               {}, [el('div', {class: 'figures'}, figures)]);

@@ -500,19 +500,86 @@ TEST(AttnRes, DepthWeightsAreTheMeanSoftmax) {
   const Read read({DType::f64, 3, 8, 4, 2, Sum::partial});
   read.forward(context.reference);
   std::vector<double> weights(5), want(5);
-  attn_res_depth_weights(context.fastest,
-                         {read.logit->select(0, 1), read.partial_logit[1], read.lse_total[1], weights});
+  double entropy = 0, largest = 0, want_entropy = 0, want_largest = 0;
+  attn_res_depth_weights(context.fastest, {read.logit->select(0, 1), read.partial_logit[1], read.lse_total[1], weights,
+                                           &entropy, &largest});
   for (int64_t t = 0; t < 3; ++t) {
     const auto at = textbook_read(read, 1, t).weights;
-    for (size_t j = 0; j < 5; ++j) want[j] += at[j] / 3;
+    for (size_t j = 0; j < 5; ++j) {
+      want[j] += at[j] / 3;
+      want_entropy -= at[j] * std::log(at[j]) / 3;
+    }
+    want_largest += *std::max_element(at.begin(), at.end()) / 3;
   }
   for (size_t j = 0; j < 5; ++j) EXPECT_NEAR(weights[j], want[j], 1e-14);
   EXPECT_NEAR(std::accumulate(weights.begin(), weights.end(), 0.0), 1.0, 1e-14);
+  EXPECT_NEAR(entropy, want_entropy, 1e-14);
+  EXPECT_NEAR(largest, want_largest, 1e-14);
   std::span<double> four = std::span(weights).first(4);
-  attn_res_depth_weights(context.fastest, {read.logit->select(0, 0), {}, read.lse_total[0], four});
+  attn_res_depth_weights(context.fastest, {read.logit->select(0, 0), {}, read.lse_total[0], four, &entropy, &largest});
   EXPECT_NEAR(std::accumulate(four.begin(), four.end(), 0.0), 1.0, 1e-14);
-  EXPECT_THROW(attn_res_depth_weights(context.fastest, {read.logit->select(0, 0), {}, read.lse_total[0], weights}),
+  EXPECT_THROW(attn_res_depth_weights(context.fastest,
+                                      {read.logit->select(0, 0), {}, read.lse_total[0], weights, &entropy, &largest}),
                InternalError);
+}
+
+// The fastest implementation in fp32 against the softmax of its own statistics, in double.
+TEST(AttnRes, DepthWeightsInSinglePrecision) {
+  TestContext context;
+  const int64_t tokens = 1500;
+  const Read read({DType::f32, tokens, 24, 3, 1, Sum::partial, DType::f32, DType::f32});
+  read.forward(context.reference);
+  std::vector<double> weights(4), want(4);
+  double entropy = 0, largest = 0, want_entropy = 0, want_largest = 0;
+  attn_res_depth_weights(context.fastest, {read.logit->select(0, 0), read.partial_logit[0], read.lse_total[0], weights,
+                                           &entropy, &largest});
+  for (int64_t t = 0; t < tokens; ++t) {
+    double most = 0;
+    for (size_t j = 0; j < 4; ++j) {
+      const double logit =
+          j < 3 ? static_cast<double>(read.logit->select(0, 0).as<float>()[static_cast<int64_t>(j) * tokens + t])
+                : static_cast<double>(TensorView(read.partial_logit[0]).as<float>()[t]);
+      const double a = std::exp(logit - static_cast<double>(TensorView(read.lse_total[0]).as<float>()[t]));
+      want[j] += a / static_cast<double>(tokens);
+      want_entropy -= a * std::log(a) / static_cast<double>(tokens);
+      most = std::max(most, a);
+    }
+    want_largest += most / static_cast<double>(tokens);
+  }
+  for (size_t j = 0; j < 4; ++j) EXPECT_NEAR(weights[j], want[j], 1e-6);
+  EXPECT_NEAR(entropy, want_entropy, 1e-6);
+  EXPECT_NEAR(largest, want_largest, 1e-6);
+}
+
+// Of every third token; one source is zero, one is the double of another.
+TEST(AttnRes, SourceCosinesAreMeansOverTokens) {
+  TestContext context;
+  for (const DType dtype : {DType::f64, DType::f32, DType::bf16}) {
+    const int64_t tokens = 10, dim = 37;
+    std::vector<Tensor> sources;
+    for (uint64_t i = 0; i < 4; ++i)
+      sources.push_back(i == 2 ? test::zeros(dtype, {tokens, dim}) : test::normal(dtype, {tokens, dim}, 70 + i));
+    for (int64_t i = 0; i < tokens * dim; ++i) set(sources[3], i, 2 * get(sources[0], i));
+    const std::vector<TensorView> views(sources.begin(), sources.end());
+    std::vector<double> cosines(6), want(6);
+    attn_res_source_cosines(context.fastest, {views, 4, cosines});
+    for (int64_t t = 0; t < tokens; t += 3) {
+      size_t pair = 0;
+      for (size_t i = 0; i < 4; ++i)
+        for (size_t j = i + 1; j < 4; ++j, ++pair) {
+          double dot = 0, a = 0, b = 0;
+          for (int64_t d = 0; d < dim; ++d) {
+            const double x = get(sources[i], t * dim + d), y = get(sources[j], t * dim + d);
+            dot += x * y, a += x * x, b += y * y;
+          }
+          if (a > 0 && b > 0) want[pair] += dot / std::sqrt(a * b) / 4;
+        }
+    }
+    for (size_t pair = 0; pair < 6; ++pair)
+      EXPECT_NEAR(cosines[pair], want[pair], dtype == DType::f64 ? 1e-14 : 1e-6) << pair;
+    EXPECT_NEAR(cosines[2], 1, 1e-6);  // (0, 3)
+    EXPECT_EQ(cosines[1], 0);          // (0, 2)
+  }
 }
 
 TEST(AttnRes, RefusesWhatDoesNotFit) {

@@ -101,8 +101,8 @@ TEST(Comparison, ListsTheKeysThatDiffer) {
   std::vector<std::string> keys;
   for (const json& entry : document["configuration"]) keys.push_back(entry["key"]);
   EXPECT_THAT(keys, ElementsAre("model.attn_res_block_size", "model.residual", "parallel.block_transport", "run.name",
-                                "train.optimizer.lr"));
-  EXPECT_EQ(document["configuration"][4]["values"], json({"0.001", "0.002", "0.001"}));
+                                "train.optimizer.attn_res_lr_factor", "train.optimizer.lr"));
+  EXPECT_EQ(document["configuration"][5]["values"], json({"0.001", "0.002", "0.001"}));
   ASSERT_EQ(document["against"].size(), 2u);
   EXPECT_EQ(document["against"][1]["run"], 2);
 }

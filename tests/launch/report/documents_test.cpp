@@ -123,6 +123,20 @@ TEST(LayerDocument, FullDepthWeightsHaveAColumnPerSublayer) {
   EXPECT_EQ(depth["columns"][6], json({0, 1, 2, 3, 4, 5, 6}));
 }
 
+TEST(LayerDocument, CosinesAreOfTheOutputsSources) {
+  RunData run = with_depth_weights("block_attnres", {1, 2, 2, 2, 2, 3, 3});
+  for (size_t i = 6; i < run.layers.size(); i += 7) run.layers[i]["source_cosines"] = {0.5, -0.25, 0.125};
+  const json cosines = layer_document(run, limits_for(1))["cosines"];
+  EXPECT_EQ(cosines["sources"], json({"embedding", "block 0", "block 1"}));
+  EXPECT_EQ(cosines["cosines"].size(), cosines["steps"].size());
+  EXPECT_EQ(cosines["cosines"][1], json({0.5, -0.25, 0.125}));
+  EXPECT_TRUE(
+      layer_document(with_depth_weights("block_attnres", {1, 2, 2, 2, 2, 3, 3}), limits_for(1))["cosines"].is_null());
+  run.layers[6]["source_cosines"] = {0.5};
+  EXPECT_THAT(message_of([&] { layer_document(run, limits_for(1)); }),
+              HasSubstr("source_cosines of sublayer 6, expected 3 numbers"));
+}
+
 TEST(LayerDocument, RefusesDepthWeightsOfAnotherModel) {
   EXPECT_THAT(message_of([] {
                 layer_document(with_depth_weights("block_attnres", {1, 2, 2, 2, 2, 2, 3}), limits_for(1));
