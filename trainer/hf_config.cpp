@@ -64,8 +64,6 @@ void add_attention(nlohmann::ordered_json& out, const ModelConfig& c) {
   out["v_head_dim"] = c.v_head_dim;
   out["mla_use_nope"] = true;
   out["kv_a_layernorm_eps"] = c.kv_a_layernorm_eps;
-  out["rope_theta"] = 10000.0;
-  out["rope_scaling"] = nullptr;
   nlohmann::ordered_json& linear = out["linear_attn_config"];
   linear["kda_layers"] = layers_with(c, Mixer::kda);
   linear["full_attn_layers"] = layers_with(c, Mixer::mla);

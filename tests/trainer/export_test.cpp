@@ -8,6 +8,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 #include <random>
+#include <set>
 
 #include "configs/schema/decode.h"
 #include "core/io/file.h"
@@ -17,6 +18,7 @@
 #include "trainer/hf_config.h"
 #include "trainer/identity.h"
 #include "trainer/model_card.h"
+#include "trainer/run_folder.h"
 
 namespace lamina {
 namespace {
@@ -350,7 +352,7 @@ TEST_F(BadImport, ConfigurationsThatAreNotThisArchitecture) {
   EXPECT_EQ(fault(), "from/config.json: hidden_size: required key is missing");
   replace(file, "block_attnres", "blocky");
   EXPECT_THAT(fault(), testing::HasSubstr("residual: found \"blocky\""));
-  replace(file, "\"rope_scaling\": null", "\"rope_scaling\": {}");
+  replace(file, "\"mla_use_nope\": true", "\"rope_scaling\": {}");
   EXPECT_THAT(fault(), testing::HasSubstr("rope_scaling: found {}"));
   replace(file, "\"v_head_dim\": 5", "\"v_head_dim\": 0");
   EXPECT_THAT(fault(), testing::HasSubstr("v_head_dim"));
@@ -432,6 +434,60 @@ TEST(HfConfig, IsKimiLinearOnlyWhereThatComputesTheModel) {
     EXPECT_EQ(json.at("architectures"), nlohmann::json::array({"LaminaForCausalLM"})) << reason;
     EXPECT_EQ(json.at("model_type"), "lamina") << reason;
     EXPECT_THAT(reasons_against_kimi_linear(hf_model(overrides)), testing::ElementsAre(reason));
+  }
+}
+
+// A key of `model` that is added is also a key of config.json, which import reads, kimi_linear knows or has a reason against, and
+// modeling_lamina.py computes. Then it may stand here.
+TEST(HfConfig, HasEveryKeyOfTheModel) {
+  const std::vector<std::string> all =
+      with(kimi, {"model.residual=block_attnres", "model.attn_res_block_size=2", "model.q_lora_rank=5"});
+  std::set<std::string> keys;
+  for (const auto& [key, value] : flatten_config(to_yaml(config_of(all))))
+    if (key.starts_with("model.")) keys.insert(key.substr(6, key.find('.', 6) - 6));
+  EXPECT_THAT(keys, testing::UnorderedElementsAre(
+                        "vocab_size", "hidden_size", "num_hidden_layers", "rms_norm_eps", "tie_word_embeddings",
+                        "initializer_range", "residual", "attn_res_block_size", "mixers", "num_attention_heads",
+                        "q_lora_rank", "kv_lora_rank", "kv_a_layernorm_eps", "qk_nope_head_dim", "qk_rope_head_dim",
+                        "v_head_dim", "linear_num_heads", "linear_head_dim", "short_conv_kernel_size",
+                        "gate_lower_bound", "intermediate_size", "num_experts", "first_k_dense_replace",
+                        "num_experts_per_token", "num_shared_experts", "moe_intermediate_size", "routed_scaling_factor",
+                        "moe_renormalize", "aux_loss_alpha"));
+  const std::vector<std::string> changes = {"vocab_size=32",
+                                            "hidden_size=16",
+                                            "num_hidden_layers=4",
+                                            "rms_norm_eps=1e-4",
+                                            "tie_word_embeddings=true",
+                                            "attn_res_block_size=1",
+                                            "mixers=[mla, kda]",
+                                            "num_attention_heads=1",
+                                            "q_lora_rank=null",
+                                            "kv_lora_rank=7",
+                                            "kv_a_layernorm_eps=1e-5",
+                                            "qk_nope_head_dim=5",
+                                            "qk_rope_head_dim=0",
+                                            "v_head_dim=4",
+                                            "linear_num_heads=4",
+                                            "linear_head_dim=32",
+                                            "short_conv_kernel_size=3",
+                                            "gate_lower_bound=null",
+                                            "intermediate_size=24",
+                                            "num_experts=8",
+                                            "first_k_dense_replace=2",
+                                            "num_experts_per_token=1",
+                                            "num_shared_experts=2",
+                                            "moe_intermediate_size=8",
+                                            "routed_scaling_factor=2",
+                                            "moe_renormalize=false",
+                                            "initializer_range=0.5",
+                                            "aux_loss_alpha=0.5"};
+  for (const std::string& change : changes) {
+    const ModelConfig model = config_of(with(all, {"model." + change})).model;
+    const std::string text = to_hf_config({model, 16, DType::f32, {}, false, {}});
+    const HfModel back = parse_hf_config(text, "c");
+    EXPECT_EQ(message([&] { check_same_model("c", back.model, model); }), "no error") << change;
+    EXPECT_EQ(to_hf_config(back), text) << change;
+    EXPECT_NE(text, to_hf_config({config_of(all).model, 16, DType::f32, {}, false, {}})) << change;
   }
 }
 

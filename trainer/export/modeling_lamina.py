@@ -113,9 +113,9 @@ def linear(inputs, outputs):
 
 @dataclass
 class Tokens:
-    """What a call knows of its tokens beside their values. A padded token writes nothing; a token reads its own document only."""
+    """What a call knows of its tokens beside their values. A token reads its own document only."""
 
-    real: Optional[torch.Tensor]  # [B, S] bool; None: all are
+    real: Optional[torch.Tensor]  # [B, S] bool, false for padding, which stands before a text; None: all are
     documents: torch.Tensor  # [B, S], the number of each token's document
     num_past: int  # S - T
     mask: Optional[torch.Tensor]  # [B, 1, T, S] bool, what attention may read; None: everything up to itself
@@ -298,8 +298,6 @@ class LaminaDeltaAttention(nn.Module):
         q, k, v = heads
         q, k = (y * torch.rsqrt(y.pow(2).sum(-1, keepdim=True) + 1e-6) for y in (q, k))
         g, beta = self.log_decay(x), torch.sigmoid(wide(self.b_proj(x)))
-        if real is not None:
-            g, beta = g * real[..., None, None], beta * real.unsqueeze(-1)
         if kept is None:
             state, carried = v.new_zeros(B, self.heads, self.size, self.size), documents[:, 0]
         else:
@@ -414,10 +412,14 @@ class DepthStream:
         self.open = output if self.open is None else self.open + output
 
 
+class DepthQuery(nn.Linear):
+    """[1, D]. Zero at the start of training: a read is a mean then."""
+
+
 def add_read(module, site, config):
     if config.residual != "standard":
         module.add_module(f"{site}_norm", LaminaRMSNorm(config.hidden_size, config.rms_norm_eps))
-        module.add_module(f"{site}_proj", linear(config.hidden_size, 1))
+        module.add_module(f"{site}_proj", DepthQuery(config.hidden_size, 1, bias=False))
 
 
 class LaminaLayer(nn.Module):
@@ -475,6 +477,9 @@ class LaminaPreTrainedModel(PreTrainedModel):
         """Of what is not loaded."""
         from transformers import initialization as init
 
+        if isinstance(module, DepthQuery):
+            init.zeros_(module.weight)
+            return
         super()._init_weights(module)
         std = self.config.initializer_range
         if isinstance(module, LaminaDeltaAttention):
@@ -487,10 +492,6 @@ class LaminaPreTrainedModel(PreTrainedModel):
         elif isinstance(module, ShortConvolution):
             bound = module.weight.shape[-1] ** -0.5
             init.uniform_(module.weight, -bound, bound)
-        elif isinstance(module, (LaminaLayer, LaminaModel)):
-            for name, child in module.named_children():
-                if name.endswith("_res_proj"):
-                    init.zeros_(child.weight)
 
     @classmethod
     def _supports_default_dynamic_cache(cls):
@@ -517,7 +518,7 @@ class LaminaModel(LaminaPreTrainedModel):
         self.post_init()
 
     def forward(self, input_ids=None, attention_mask=None, cache=None, inputs_embeds=None, use_cache=None, return_dict=None, **kwargs):
-        """attention_mask [B, S]: 1 for tokens, 0 for padding. cache: of the call for the tokens before, or None."""
+        """attention_mask [B, S]: 1 for tokens, 0 for padding on the left. cache: of the call for the tokens before, or None."""
         self._check_arguments(kwargs)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("expected one of input_ids and inputs_embeds")
