@@ -1,5 +1,7 @@
 #include "core/device/buffer.h"
 
+#include <sys/mman.h>
+
 #include <cstdlib>
 #include <cstring>
 #include <utility>
@@ -30,12 +32,18 @@ void Buffer::allocate() {
     cuda::fill_zero_now(device_.index, data_, num_bytes_);
     return;
   }
-  constexpr int64_t alignment = 64;
+  // Rows that lie kilobytes apart would each need a page's translation; large pages, where the system grants them, hold hundreds.
+  constexpr int64_t large_page = int64_t{2} << 20;
+  const bool is_large = num_bytes_ >= 2 * large_page;
+  const int64_t alignment = is_large ? large_page : 64;
   const int64_t rounded = (num_bytes_ + alignment - 1) / alignment * alignment;
   data_ = pinned_by_ >= 0 ? cuda::allocate_pinned(pinned_by_, rounded, purpose_)
                           : std::aligned_alloc(alignment, static_cast<size_t>(rounded));
   if (data_ == nullptr)
     throw Error("out of memory: {:.1f} MiB for {}", static_cast<double>(num_bytes_) / (1024.0 * 1024.0), purpose_);
+#ifdef MADV_HUGEPAGE
+  if (is_large && pinned_by_ < 0) madvise(data_, static_cast<size_t>(rounded), MADV_HUGEPAGE);  // advice: may fail
+#endif
   std::memset(data_, 0, static_cast<size_t>(rounded));
 }
 

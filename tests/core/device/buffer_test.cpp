@@ -29,6 +29,17 @@ TEST(Buffer, IsAlignedAndStartsAsZeros) {
   }
 }
 
+// So that the system can back them with large pages.
+TEST(Buffer, LargeOnesBeginAtALargePage) {
+  constexpr int64_t large_page = int64_t{2} << 20;
+  for (int64_t num_bytes : {2 * large_page, 5 * large_page + 1}) {
+    const Buffer buffer(num_bytes, Device{}, nullptr, "test");
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(buffer.data()) % large_page, 0u);
+    const char* bytes = static_cast<const char*>(buffer.data());
+    EXPECT_TRUE(std::all_of(bytes, bytes + num_bytes, [](char byte) { return byte == 0; })) << num_bytes;
+  }
+}
+
 TEST(Buffer, EmptyOwnsNothing) {
   MemoryLedger ledger;
   const Buffer buffer(0, Device{}, &ledger, "test");
