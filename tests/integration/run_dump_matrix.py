@@ -21,9 +21,12 @@ SCHEMES = [("standard", 2), ("full_attnres", 2), ("block_attnres", 1), ("block_a
 
 
 def model(residual: str, block_size: int, layers: int = 5, tied: bool = False, q_lora_rank: int | None = None) -> dict:
-    return {"model": {"residual": residual, "num_hidden_layers": layers,
-                      "attn_res_block_size": block_size if residual == "block_attnres" else None,
-                      "tie_word_embeddings": tied, "q_lora_rank": q_lora_rank}}
+    changes = {"model": {"residual": residual, "num_hidden_layers": layers,
+                         "attn_res_block_size": block_size if residual == "block_attnres" else None,
+                         "tie_word_embeddings": tied, "q_lora_rank": q_lora_rank}}
+    if residual != "standard":   # depth queries as far from zero as everything else is from where it began
+        changes["train"] = {"optimizer": {"attn_res_lr_factor": 1.0}}
+    return changes
 
 
 # A small Kimi Linear: both mixers, dense and mixture layers. Smaller steps and weights than the dense models': after two large
