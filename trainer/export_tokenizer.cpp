@@ -206,10 +206,10 @@ OrderedJson tokenizer_json(const SentencePieceModel& model, const std::vector<Sp
 
 TokenizerFiles files_of_sentencepiece(const Tokenizer& tokenizer) {
   TokenizerFiles files;
-  files.contents[sentencepiece_file] = tokenizer.model();
   const SentencePieceModel model = parse_sentencepiece_model(tokenizer.model());
   LAMINA_CHECK(static_cast<int64_t>(model.pieces.size()) == tokenizer.vocab_size(), "{} pieces", model.pieces.size());
   files.reason = reason_against_json(model);
+  files.contents[files.reason.empty() ? sentencepiece_file : sentencepiece_file_alone] = tokenizer.model();
   if (!files.reason.empty()) return files;
   std::vector<Special> specials;
   std::optional<Special> unknown, padding;

@@ -1,5 +1,5 @@
 // A tokenizer as files that other programs read: `tokenizer.json` and `tokenizer_config.json`, which transformers' AutoTokenizer loads
-// without code, and `tokenizer.model`, the SentencePiece model itself.
+// without code, and the SentencePiece model itself.
 #pragma once
 
 #include <map>
@@ -9,7 +9,9 @@
 
 namespace lamina {
 
+// Beside a tokenizer.json; without one under a name that nobody makes a tokenizer of by a guess, as transformers does of the first.
 inline constexpr const char* sentencepiece_file = "tokenizer.model";
+inline constexpr const char* sentencepiece_file_alone = "sentencepiece.model";
 
 struct TokenizerFiles {
   std::map<std::string, std::string> contents;  // by name

@@ -140,7 +140,8 @@ Config placeholder_experiment(const HfModel& hf) {
 std::optional<StoredTokenizer> tokenizer_in(const fs::path& folder, const std::string& hash) {
   if (hash.empty()) return std::nullopt;
   if (hash == make_tokenizer("bytes")->hash()) return StoredTokenizer{"bytes", ""};
-  const fs::path file = folder / sentencepiece_file;
+  fs::path file = folder / sentencepiece_file;
+  if (!fs::exists(file)) file = folder / sentencepiece_file_alone;
   if (!fs::exists(file)) return std::nullopt;
   const auto tokenizer = make_tokenizer("sentencepiece:" + file.string());
   if (tokenizer->hash() != hash)

@@ -214,7 +214,8 @@ TEST(ExportTokenizer, WhatTheFormatCannotSayIsNotWritten) {
   const auto reason = [&](const std::string& more) {
     const TokenizerFiles files =
         tokenizer_files(*make_stored_tokenizer("sentencepiece", tokenizer->model() + more, "changed"));
-    EXPECT_EQ(files.contents.size(), 1u) << "tokenizer.model alone";
+    EXPECT_EQ(files.contents.size(), 1u);
+    EXPECT_TRUE(files.contents.contains("sentencepiece.model")) << "which AutoTokenizer doesn't look for";
     return files.reason;
   };
   EXPECT_EQ(reason(field(3, std::string("\x20\x01", 2))), "it removes whitespace");
