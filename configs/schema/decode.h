@@ -29,7 +29,7 @@ std::string to_yaml(const Config& config);
 int resolve_data_parallel(const Config& config, int world_size);
 
 // A step of AdamW moves an element by about the learning rate, and the normalised keys of a depth read have elements of about one:
-// a logit moves by up to rate x hidden_size. The factor of depth queries' rate that makes this a tenth; at most one.
+// a logit moves by up to rate x hidden_size. The factor of depth queries' rate that makes this 0.15; at most one.
 double default_attn_res_lr_factor(const Config& config);
 
 std::string name_of(OptimizerName optimizer);

@@ -260,9 +260,9 @@ void describe(V& v, OptimizerConfig& c) {
   v.key("beta1", c.beta1, Rule().at_least(0).below(1), "Decay of the first moment.");
   v.key("beta2", c.beta2, Rule().at_least(0).below(1), "Decay of the second moment.");
   v.key("eps", c.eps, Rule().above(0), "Added to the root of the second moment.");
-  v.key("attn_res_lr_factor", c.attn_res_lr_factor, Rule().at_least(0).derived("min(1, 0.1 / (lr x hidden_size))"),
+  v.key("attn_res_lr_factor", c.attn_res_lr_factor, Rule().at_least(0).derived("min(1, 0.15 / (lr x hidden_size))"),
         "Factor of the learning rate of depth queries and their norms (`*_res_proj.weight`, `*_res_norm.weight`). The "
-        "default lets a step move a depth read's logit by a tenth at most, about. Not with `residual: standard`.");
+        "default lets a step move a depth read's logit by 0.15 at most, about. Not with `residual: standard`.");
   v.list("groups", c.groups, Rule(),
          "Tensors with a learning rate, weight decay or rule of their own. A group says at least one of the three; of "
          "several "

@@ -240,7 +240,7 @@ void derive_defaults(Config& config) {
 
 double default_attn_res_lr_factor(const Config& config) {
   const double per_step = config.train.optimizer.lr * static_cast<double>(config.model.hidden_size);
-  return std::min(1.0, 0.1 / per_step);
+  return std::min(1.0, 0.15 / per_step);
 }
 
 namespace {

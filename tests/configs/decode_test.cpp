@@ -189,7 +189,8 @@ TEST(Decode, TrainingOfHybridModels) {
 
 TEST(Decode, GroupsOfTheOptimizer) {
   EXPECT_THAT(to_yaml(parse(minimal)), testing::Not(testing::HasSubstr("groups")));
-  EXPECT_THAT(to_yaml(parse(minimal)), testing::HasSubstr("    attn_res_lr_factor: 1\n"));  // 0.1 / (1e-3 x 64) is more
+  EXPECT_THAT(to_yaml(parse(minimal)),
+              testing::HasSubstr("    attn_res_lr_factor: 1\n"));  // 0.15 / (1e-3 x 64) is more
   const Config config = parse(minimal, {"train.optimizer.groups=[{pattern: '*norm*', weight_decay: 0}, {pattern: "
                                         "lm_head.weight, lr_factor: 0.5, rule: muon}]",
                                         "train.optimizer.groups.1.lr_factor=0.25"});

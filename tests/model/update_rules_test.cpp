@@ -54,18 +54,18 @@ TEST(UpdateRules, WithoutGroups) {
   EXPECT_EQ(rules.at("model.norm.weight"), (UpdateRule{Kind::adamw, 1, 0.1}));
   EXPECT_EQ(rules.at("model.layers.0.self_attn.A_log"), (UpdateRule{Kind::adamw, 1, 0}));
   EXPECT_EQ(rules.at("model.layers.1.block_sparse_moe.gate.e_score_correction_bias"), UpdateRule{});
-  // A tenth over lr x hidden_size = 0.8.
+  // 0.15 over lr x hidden_size = 0.8.
   for (const char* name :
        {"layers.0.self_attention_res_proj", "layers.2.mlp_res_norm", "output_attn_res_proj", "output_attn_res_norm"})
-    EXPECT_EQ(rules.at(fmt::format("model.{}.weight", name)), (UpdateRule{Kind::adamw, 0.125, 0.1})) << name;
+    EXPECT_EQ(rules.at(fmt::format("model.{}.weight", name)), (UpdateRule{Kind::adamw, 0.15 / 0.8, 0.1})) << name;
 }
 
 TEST(UpdateRules, TheDefaultForDepthQueriesFollowsRateAndWidthAndIsAtMostOne) {
   const auto factor = [](const std::vector<std::string>& overrides) {
     return parse(overrides).train.optimizer.attn_res_lr_factor;
   };
-  EXPECT_DOUBLE_EQ(*factor({"train.optimizer.lr=0.1"}), 0.0625);
-  EXPECT_DOUBLE_EQ(*factor({"model.hidden_size=64"}), 0.03125);
+  EXPECT_DOUBLE_EQ(*factor({"train.optimizer.lr=0.1"}), 0.09375);
+  EXPECT_DOUBLE_EQ(*factor({"model.hidden_size=64"}), 0.046875);
   EXPECT_DOUBLE_EQ(*factor({"train.optimizer={lr: 0.0003}"}), 1);  // rates of AdamW at this width
   EXPECT_DOUBLE_EQ(*factor({"train.optimizer.attn_res_lr_factor=0.7"}), 0.7);
   EXPECT_EQ(factor({"model.residual=standard", "model.attn_res_block_size=null"}), std::nullopt);
@@ -118,7 +118,7 @@ TEST(UpdateRules, AreToldInALineForEach) {
           "adamw, lr 0.05 x 1, weight decay 0.1: 17 tensors (model.embed_tokens.weight, "
           "model.layers.*.input_layernorm.weight, "
           "model.layers.*.self_attn.q_conv1d.weight, model.layers.*.self_attn.k_conv1d.weight, 5 more)",
-          "adamw, lr 0.05 x 0.125, weight decay 0.1: 14 tensors (model.layers.*.self_attention_res_norm.weight, "
+          "adamw, lr 0.05 x 0.1875, weight decay 0.1: 14 tensors (model.layers.*.self_attention_res_norm.weight, "
           "model.layers.*.self_attention_res_proj.weight, model.layers.*.mlp_res_norm.weight, "
           "model.layers.*.mlp_res_proj.weight, 2 more)",
           HasSubstr("muon, lr 0.05 x 1, weight decay 0.1: "),
