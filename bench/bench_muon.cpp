@@ -14,6 +14,7 @@
 #include "core/device/cpu/parallel_for.h"
 #include "model/cost_model.h"
 #include "parallel/comm/thread.h"
+#include "trainer/bf16_choice.h"
 #include "trainer/engine.h"
 #include "trainer/peak_rate.h"
 
@@ -33,6 +34,7 @@ class Run {
  public:
   explicit Run(const Config& config) : comm_(comm::make_self_communicator()), engine_(config, *comm_, nullptr) {
     engine_.initialise();
+    choose_bf16_products(engine_, nullptr);
     const CounterRng rng(1, "bench");
     tokens_.resize(static_cast<size_t>(config.train.global_batch_size * config.data.seq_len));
     for (size_t i = 0; i < tokens_.size(); ++i)
@@ -49,6 +51,9 @@ class Run {
   double update() const { return median(update_); }
   double whole() const { return median(whole_); }
   size_t num_tokens() const { return tokens_.size(); }
+  double peak_gflops(Precision precision) {
+    return measure_peak_gflops(precision, engine_.context().stream, engine_.context().bf16_products);
+  }
 
  private:
   std::unique_ptr<comm::Communicator> comm_;
@@ -67,9 +72,8 @@ void run(const std::string& file, int threads, int repeats) {
     config.train.optimizer.name = name == std::string("muon") ? OptimizerName::muon : OptimizerName::adamw;
     config.model.vocab_size = 257;  // bytes
     newton_schulz = model::newton_schulz_flops(config);
-    Stream stream;
-    peak = measure_peak_gflops(config.train.precision, stream);
     runs.push_back(std::make_unique<Run>(config));
+    peak = runs.back()->peak_gflops(config.train.precision);
   }
   for (int i = 0; i < repeats; ++i)
     for (auto& each : runs) each->step();
