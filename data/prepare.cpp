@@ -18,6 +18,7 @@
 #include "core/base/signals.h"
 #include "core/base/stop.h"
 #include "core/io/file.h"
+#include "core/io/input_stream.h"
 #include "data/progress.h"
 #include "data/token_file.h"
 #include "data/tokenizer.h"
@@ -224,7 +225,7 @@ std::string join_names(const std::vector<std::string>& inputs) {
 PrepareReport prepare(const PrepareOptions& options) {
   if (options.output.empty()) throw Error("no output folder");
   const std::unique_ptr<Tokenizer> tokenizer = make_tokenizer(options.tokenizer);
-  const int64_t total_bytes = check_inputs(options.inputs);
+  const int64_t total_bytes = check_inputs(options.inputs, options.format);
   const InterruptFlag interrupt;
   OutputFolder output(options.output, options.overwrite);
   PrepareReport report;
@@ -245,15 +246,20 @@ PrepareReport prepare(const PrepareOptions& options) {
                                   progress.update(done_bytes + bytes);
                                 }};
     for (const std::string& input : options.inputs) {
-      read_documents(input, options.format, sink);
+      report.text += read_documents(input, options.format, sink);
       done_bytes += std::exchange(file_bytes, 0);
     }
     encoder.flush();
     if (writer.num_tokens() == 0)
-      throw Error("{}{}: found no text", options.inputs.front(),
-                  options.inputs.size() > 1 ? fmt::format(" and {} more", options.inputs.size() - 1) : "");
-    report = {writer.num_tokens(), writer.num_documents(), encoder.num_bytes(), tokenizer->vocab_size(),
-              progress.seconds()};
+      throw Error("{}{}: found no text{}", io::describe_input(options.inputs.front()),
+                  options.inputs.size() > 1 ? fmt::format(" and {} more", options.inputs.size() - 1) : "",
+                  report.text.num_skipped > 0 ? fmt::format("; {} bad records were skipped, the first: {}",
+                                                            report.text.num_skipped, report.text.first_skipped)
+                                              : "");
+    report.num_tokens = writer.num_tokens();
+    report.num_documents = writer.num_documents();
+    report.num_bytes = encoder.num_bytes();
+    report.vocab_size = tokenizer->vocab_size();
     writer.finish(encoder.num_bytes(), encoder.text_hash(), join_names(options.inputs));
     interrupt.check();
     output.put_in_place();

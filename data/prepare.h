@@ -24,6 +24,7 @@ struct PrepareReport {
   int64_t num_documents = 0;
   int64_t num_bytes = 0;  // of text
   int64_t vocab_size = 0;
+  TextCounts text;
   double seconds = 0;
 };
 

@@ -4,11 +4,15 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <nlohmann/json.hpp>
+#include <memory>
+#include <utility>
 
 #include "core/base/error.h"
 #include "core/io/file.h"
 #include "core/io/input_stream.h"
+#include "data/content.h"
+#include "data/json_records.h"
+#include "data/utf8.h"
 
 namespace lamina {
 
@@ -17,12 +21,7 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr size_t block_bytes = size_t{1} << 20;
-
-bool is_jsonl(const fs::path& path) {
-  const fs::path extension = path.extension();
-  const fs::path inner = extension == ".gz" || extension == ".zst" ? path.stem() : path.filename();
-  return inner.extension() == ".jsonl";
-}
+constexpr std::string_view byte_order_mark = "\xef\xbb\xbf";  // some programs begin UTF-8 with it; no part of the text
 
 // Cuts a stream of plain text at a separator, which may lie across two blocks.
 class SeparatorSplitter {
@@ -58,102 +57,96 @@ class SeparatorSplitter {
   std::string held_;
 };
 
-// One line of the library's message: it begins with a code and a position that mean nothing to the reader of the file.
-std::string json_reason(const nlohmann::json::exception& error) {
-  std::string text = error.what();
-  if (const size_t at = text.find("] "); at != std::string::npos) text.erase(0, at + 2);
-  for (char& c : text)
-    if (static_cast<unsigned char>(c) < 0x20 || static_cast<unsigned char>(c) >= 0x7f) c = '?';
-  return text.substr(0, 200);
-}
-
-class JsonLines {
+class PlainText final : public DocumentSplitter {
  public:
-  JsonLines(const fs::path& path, const std::string& key, const DocumentSink& sink)
-      : path_(path), key_(key), sink_(sink) {}
+  PlainText(const std::string& name, const TextFormat& format, const DocumentSink& sink, TextCounts& counts)
+      : splitter_(format.document_separator, sink), filter_([&](std::string_view text, int64_t offset) {
+          if (!format.replace_invalid_utf8)
+            throw Error("{}: found {} at offset {}, expected text in UTF-8; --invalid-utf8 replace puts U+FFFD there",
+                        name, describe_utf8_fault(text), offset);
+          ++counts.num_replaced;
+        }) {}
 
-  void feed(std::string_view block) {
-    for (size_t end; (end = block.find('\n')) != std::string_view::npos; block.remove_prefix(end + 1)) {
-      held_.append(block.substr(0, end));
-      record();
-    }
-    held_.append(block);
+  void feed(std::string_view block) override { filter_.feed(block, out_); }
+  void finish() override {
+    filter_.finish(out_);
+    splitter_.finish();
   }
-
-  void finish() { record(); }
 
  private:
-  void record() {
-    ++line_;
-    if (held_.find_first_not_of(" \t\r") != std::string::npos) {
-      nlohmann::json value;
-      try {
-        value = nlohmann::json::parse(held_);
-      } catch (const nlohmann::json::exception& error) {
-        throw Error("{}:{}: not valid JSON: {}", path_.string(), line_, json_reason(error));
-      }
-      if (!value.is_object())
-        throw Error("{}:{}: found {}, expected an object with the key \"{}\"", path_.string(), line_, value.type_name(),
-                    key_);
-      const auto text = value.find(key_);
-      if (text == value.end()) throw Error("{}:{}: no key \"{}\"{}", path_.string(), line_, key_, keys_of(value));
-      if (!text->is_string())
-        throw Error("{}:{}: found {} under \"{}\", expected a string", path_.string(), line_, text->type_name(), key_);
-      const auto& document = text->get_ref<const std::string&>();
-      if (!document.empty()) sink_.text(document);
-      sink_.end_document();
-    }
-    held_.clear();
-  }
-
-  static std::string keys_of(const nlohmann::json& object) {
-    std::string keys;
-    for (const auto& [key, value] : object.items()) {
-      if (keys.size() > 100) break;
-      keys += (keys.empty() ? "; found " : ", ") + nlohmann::json(key).dump(-1, ' ', true);
-    }
-    return keys;
-  }
-
-  const fs::path& path_;
-  const std::string& key_;
-  const DocumentSink& sink_;
-  std::string held_;
-  int64_t line_ = 0;
+  SeparatorSplitter splitter_;
+  Utf8Filter filter_;
+  Utf8Filter::Output out_ = [this](std::string_view text) {
+    if (std::exchange(at_begin_, false) && text.starts_with(byte_order_mark))
+      text.remove_prefix(byte_order_mark.size());
+    if (!text.empty()) splitter_.feed(text);
+  };
+  bool at_begin_ = true;
 };
 
-template <class Splitter>
-void pump(const fs::path& path, Splitter splitter, const DocumentSink& sink) {
-  io::InputStream stream(path);
-  std::vector<char> block(block_bytes);
-  while (const size_t count = stream.read(block.data(), block.size())) {
-    splitter.feed(std::string_view(block.data(), count));
-    if (sink.progress) sink.progress(stream.file_bytes_read());
+// Reads until `block` is full or the file ends: a pipe gives less at once.
+size_t read_full(io::InputStream& stream, std::string& block) {
+  size_t size = 0;
+  while (size < block.size()) {
+    const size_t count = stream.read(block.data() + size, block.size() - size);
+    if (count == 0) break;
+    size += count;
   }
-  splitter.finish();
-  if (sink.progress) sink.progress(stream.file_bytes_read());
+  return size;
 }
 
 }  // namespace
 
-void read_documents(const fs::path& path, const TextFormat& format, const DocumentSink& sink) {
-  if (is_jsonl(path)) {
-    pump(path, JsonLines(path, format.text_key, sink), sink);
-  } else {
-    pump(path, SeparatorSplitter(format.document_separator, sink), sink);
-  }
+TextCounts& TextCounts::operator+=(const TextCounts& other) {
+  num_replaced += other.num_replaced;
+  if (num_skipped == 0) first_skipped = other.first_skipped;
+  num_skipped += other.num_skipped;
+  return *this;
 }
 
-int64_t check_inputs(const std::vector<std::string>& inputs) {
+TextCounts read_documents(const fs::path& path, const TextFormat& format, const DocumentSink& sink) {
+  const std::string name = io::describe_input(path);
+  io::InputStream stream(path);
+  std::string block(content_head_bytes, '\0');
+  size_t size = read_full(stream, block);
+  const Content content = identify_content(path, std::string_view(block).substr(0, size), format.format);
+  TextCounts counts;
+  std::unique_ptr<DocumentSplitter> splitter;
+  if (content == Content::text) splitter = std::make_unique<PlainText>(name, format, sink, counts);
+  if (content == Content::json_lines) splitter = make_json_lines(name, format, sink, counts);
+  if (content == Content::json_array) splitter = make_json_array(name, format, sink, counts);
+  splitter->feed(std::string_view(block).substr(0, size));
+  if (sink.progress) sink.progress(stream.file_bytes_read());
+  block.resize(block_bytes);
+  while ((size = stream.read(block.data(), block.size())) > 0) {
+    splitter->feed(std::string_view(block).substr(0, size));
+    if (sink.progress) sink.progress(stream.file_bytes_read());
+  }
+  splitter->finish();
+  if (sink.progress) sink.progress(stream.file_bytes_read());
+  return counts;
+}
+
+int64_t check_inputs(const std::vector<std::string>& inputs, const TextFormat& format) {
   if (inputs.empty()) throw Error("no input files");
+  check_content_format(format.format);
+  if (std::count(inputs.begin(), inputs.end(), io::standard_input) > 1)
+    throw Error("standard input (-) is named twice");
   int64_t total = 0;
+  std::string head(content_head_bytes, '\0');
   for (const std::string& input : inputs) {
+    if (input == io::standard_input) continue;
     std::error_code error;
     const fs::file_status status = fs::status(input, error);
     if (!fs::exists(status)) throw Error("{}: no such file", input);
     if (fs::is_directory(status)) throw Error("{}: found a folder, expected a file", input);
     if (::access(input.c_str(), R_OK) != 0) throw Error("{}: can't open: {}", input, io::describe_errno(errno));
-    if (fs::is_regular_file(status)) total += static_cast<int64_t>(fs::file_size(input, error));
+    if (!fs::is_regular_file(status)) continue;
+    total += static_cast<int64_t>(fs::file_size(input, error));
+    // The last of many files should be refused now, and not after hours.
+    io::InputStream stream(input);
+    const size_t size = read_full(stream, head);
+    identify_content(input, std::string_view(head).substr(0, size), format.format);
   }
   return total;
 }

@@ -11,6 +11,7 @@
 #include "core/base/error.h"
 #include "core/base/rng.h"
 #include "core/io/file.h"
+#include "core/io/input_stream.h"
 #include "data/progress.h"
 #include "data/tokenizer.h"
 
@@ -115,9 +116,10 @@ void check_options(const TokenizerTrainingOptions& options) {
 
 TokenizerTrainingReport train_tokenizer(const TokenizerTrainingOptions& options) {
   check_options(options);
-  const int64_t total_bytes = check_inputs(options.inputs);
+  const int64_t total_bytes = check_inputs(options.inputs, options.format);
   Progress progress("tokenizer", total_bytes, options.show_progress);
   LineSample sample(options.max_sentences);
+  TextCounts counts;
   int64_t done_bytes = 0;
   int64_t file_bytes = 0;
   const DocumentSink sink{.text = [&](std::string_view text) { sample.text(text); },
@@ -128,10 +130,10 @@ TokenizerTrainingReport train_tokenizer(const TokenizerTrainingOptions& options)
                                 progress.update(done_bytes + bytes);
                               }};
   for (const std::string& input : options.inputs) {
-    read_documents(input, options.format, sink);
+    counts += read_documents(input, options.format, sink);
     done_bytes += std::exchange(file_bytes, 0);
   }
-  if (sample.lines().empty()) throw Error("{}: found no text", options.inputs.front());
+  if (sample.lines().empty()) throw Error("{}: found no text", io::describe_input(options.inputs.front()));
 
   LineIterator lines(sample.lines());
   std::string model;
@@ -154,7 +156,7 @@ TokenizerTrainingReport train_tokenizer(const TokenizerTrainingOptions& options)
   const std::unique_ptr<Tokenizer> tokenizer = make_stored_tokenizer("sentencepiece", model, options.output);
   LAMINA_CHECK(tokenizer->vocab_size() == options.vocab_size, "{} of {}", tokenizer->vocab_size(), options.vocab_size);
   io::write_file_atomically(options.output, std::string_view(model));
-  return {tokenizer->vocab_size(), sample.num_bytes(), progress.seconds()};
+  return {tokenizer->vocab_size(), sample.num_bytes(), counts, progress.seconds()};
 }
 
 }  // namespace lamina

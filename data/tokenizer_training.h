@@ -26,6 +26,7 @@ struct TokenizerTrainingOptions {
 struct TokenizerTrainingReport {
   int64_t vocab_size = 0;
   int64_t num_bytes = 0;  // of text read
+  TextCounts text;
   double seconds = 0;
 };
 

@@ -4,6 +4,7 @@
 
 #include "data/prepare.h"
 #include "launch/commands.h"
+#include "launch/text_options.h"
 
 namespace lamina {
 
@@ -47,16 +48,12 @@ void register_prepare(CLI::App& app) {
       "Examples:\n"
       "  lamina prepare --tokenizer bytes --output data/english book1.txt book2.txt.gz\n"
       "  lamina prepare --tokenizer sentencepiece:bpe.model --output data/web crawl-*.jsonl.zst\n"
+      "  jq -c .page crawl.json | lamina prepare --text-key body.text --output data/web -\n"
       "  lamina prepare --output data/stories --document-separator '\\n\\n\\n' stories.txt");
-  command
-      ->add_option("inputs", options->inputs,
-                   "Text, .gz, .zst, .jsonl, .jsonl.gz or .jsonl.zst files; each plain file or .jsonl record is a "
-                   "document")
-      ->required();
+  command->add_option("inputs", options->inputs, text_inputs_help)->required();
   command->add_option("--tokenizer", options->tokenizer, "bytes or sentencepiece:FILE")->capture_default_str();
   command->add_option("--output", options->output, "The folder to write")->required();
-  command->add_option("--text-key", options->format.text_key, "Key of the text in .jsonl records")
-      ->capture_default_str();
+  add_text_options(*command, options->format);
   command->add_option("--document-separator", options->format.document_separator,
                       "Cut plain text into documents at this text (\\n, \\t, \\r and \\\\ are understood)");
   command->add_option("--threads", options->num_threads, "Threads for SentencePiece; 0: all cores")
@@ -66,6 +63,7 @@ void register_prepare(CLI::App& app) {
   command->callback([options] {
     options->format.document_separator = unescape(options->format.document_separator);
     const PrepareReport report = prepare(*options);
+    print_text_counts(report.text);
     fmt::print("{}: {} tokens in {} documents, {} bytes of text ({:.3f} bytes per token), vocabulary {}, {:.1f} s\n",
                options->output, report.num_tokens, report.num_documents, report.num_bytes,
                static_cast<double>(report.num_bytes) / static_cast<double>(report.num_tokens), report.vocab_size,

@@ -4,7 +4,7 @@
 # rank, compares with gzip -9 on the same text, lets the model speak, and draws its report. Its precision is the one that is quicker
 # on this machine, which `lamina doctor` measures.
 #   launch/quickstart.sh             on Debian's dictionary of English (dict-gcide: definitions and quotations, 24 MB of prose)
-#   launch/quickstart.sh FILE...     on your text (.txt, .jsonl, .gz, .zst; a few MB at least)
+#   launch/quickstart.sh FILE...     on your text (plain text or JSON lines, also compressed; a few MB at least)
 # Runs again as often as you like: tokens and a finished or interrupted run are kept. To start over: rm -rf runs/quickstart
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -52,12 +52,13 @@ prepare_data() {
   fi
   [[ ! -d $run ]] || die "$run was trained on other text; to start over: rm -rf $run"
   say "text to tokens: a SentencePiece model of 4,096 pieces, then $data/tokens"
+  local text=("${files[@]}")
   if [[ ${#files[@]} -eq 0 ]]; then
     dictionary_prose >"$data/english.txt"
-    files=("$data/english.txt")
+    text=(--invalid-utf8 replace "$data/english.txt")  # three of its letters are in Latin-1
   fi
-  lamina tokenizer --overwrite --vocab-size 4096 --max-sentences 200000 --output "$data/sentencepiece.model" "${files[@]}"
-  lamina prepare --overwrite --tokenizer "sentencepiece:$data/sentencepiece.model" --output "$data/tokens" "${files[@]}"
+  lamina tokenizer --overwrite --vocab-size 4096 --max-sentences 200000 --output "$data/sentencepiece.model" "${text[@]}"
+  lamina prepare --overwrite --tokenizer "sentencepiece:$data/sentencepiece.model" --output "$data/tokens" "${text[@]}"
   printf '%s\n' "$sources" >"$data/sources"
 }
 

@@ -3,14 +3,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
-#include <zlib.h>
-#include <zstd.h>
 
 #include <random>
 #include <string>
 
 #include "core/base/error.h"
 #include "core/io/file.h"
+#include "tests/support/compressed.h"
 
 namespace lamina::io {
 namespace {
@@ -18,26 +17,6 @@ namespace {
 namespace fs = std::filesystem;
 using ::testing::AllOf;
 using ::testing::HasSubstr;
-
-std::string gzip(const std::string& text) {
-  z_stream state{};
-  EXPECT_EQ(deflateInit2(&state, 6, Z_DEFLATED, 15 + 16, 8, Z_DEFAULT_STRATEGY), Z_OK);
-  std::string out(deflateBound(&state, text.size()), '\0');
-  state.next_in = reinterpret_cast<Bytef*>(const_cast<char*>(text.data()));
-  state.avail_in = static_cast<uInt>(text.size());
-  state.next_out = reinterpret_cast<Bytef*>(out.data());
-  state.avail_out = static_cast<uInt>(out.size());
-  EXPECT_EQ(deflate(&state, Z_FINISH), Z_STREAM_END);
-  out.resize(state.total_out);
-  deflateEnd(&state);
-  return out;
-}
-
-std::string zstd(const std::string& text) {
-  std::string out(ZSTD_compressBound(text.size()), '\0');
-  out.resize(ZSTD_compress(out.data(), out.size(), text.data(), text.size(), 3));
-  return out;
-}
 
 class InputStreamTest : public ::testing::Test {
  protected:
@@ -74,25 +53,70 @@ class InputStreamTest : public ::testing::Test {
   std::string text_;
 };
 
-TEST_F(InputStreamTest, PlainGzipAndZstdGiveTheSameBytes) {
-  write_file_atomically(folder_ / "x.txt", text_);
-  write_file_atomically(folder_ / "x.txt.gz", gzip(text_));
-  write_file_atomically(folder_ / "x.txt.zst", zstd(text_));
-  for (const char* name : {"x.txt", "x.txt.gz", "x.txt.zst"})
-    for (size_t block : {size_t{77}, size_t{1} << 16, size_t{1} << 22})
-      EXPECT_EQ(read_all(folder_ / name, block), text_) << name << " " << block;
+TEST_F(InputStreamTest, TheContentDecidesWhateverTheName) {
+  const std::string contents[] = {text_, gzip(text_), zstd(text_), xz(text_), bzip2(text_)};
+  for (const char* name : {"x.txt", "x.txt.gz", "x.zst", "x.bz2", "x"})
+    for (const std::string& content : contents) {
+      write_file_atomically(folder_ / name, content);
+      EXPECT_EQ(read_all(folder_ / name, size_t{1} << 16), text_) << name << " " << content.substr(0, 4);
+      EXPECT_EQ(InputStream(folder_ / name).is_compressed(), content != text_);
+    }
+  for (const std::string& content : contents) {
+    write_file_atomically(folder_ / "x", content);
+    for (size_t block : {size_t{77}, size_t{1} << 22}) EXPECT_EQ(read_all(folder_ / "x", block), text_) << block;
+  }
+  // Short texts, some of which begin as a compressed file does.
+  for (const std::string& text :
+       {std::string("B"), std::string("BZh"), std::string("BZh9 is no block"), std::string("x")}) {
+    write_file_atomically(folder_ / "short", text);
+    EXPECT_EQ(read_all(folder_ / "short", 10), text);
+  }
 }
 
 TEST_F(InputStreamTest, SeveralMembersAndFramesAndEmptyOnes) {
   const std::string half = text_.substr(0, 1000), rest = text_.substr(1000);
-  write_file_atomically(folder_ / "x.gz", gzip(half) + gzip("") + gzip(rest) + gzip(""));
-  write_file_atomically(folder_ / "x.zst", zstd(half) + zstd("") + zstd(rest) + zstd(""));
-  EXPECT_EQ(read_all(folder_ / "x.gz", 4096), text_);
-  EXPECT_EQ(read_all(folder_ / "x.zst", 4096), text_);
-  write_file_atomically(folder_ / "empty.gz", gzip(""));
+  for (const auto& compress : {gzip, zstd, xz, bzip2}) {
+    write_file_atomically(folder_ / "x", compress(half) + compress("") + compress(rest) + compress(""));
+    EXPECT_EQ(read_all(folder_ / "x", 4096), text_);
+    write_file_atomically(folder_ / "empty", compress(""));
+    EXPECT_EQ(read_all(folder_ / "empty", 10), "");
+  }
   write_file_atomically(folder_ / "empty", std::string_view(""));
-  EXPECT_EQ(read_all(folder_ / "empty.gz", 10), "");
   EXPECT_EQ(read_all(folder_ / "empty", 10), "");
+  // A frame of other data first, as pzstd writes it: four bytes of it.
+  const std::string skipped("\x50\x2a\x4d\x18\x04\0\0\0abcd", 12);
+  write_file_atomically(folder_ / "x", skipped + zstd(text_));
+  EXPECT_EQ(read_all(folder_ / "x", 4096), text_);
+}
+
+// As `gzip -d` and `bzip2 -d` do with what comes from a tape, and xz with multiples of four.
+TEST_F(InputStreamTest, ZerosAfterTheLastMemberArePadding) {
+  for (const auto& compress : {gzip, bzip2, xz})
+    for (size_t count : {size_t{4}, size_t{512}, size_t{400'000}}) {
+      write_file_atomically(folder_ / "x", compress(text_) + std::string(count, '\0'));
+      EXPECT_EQ(read_all(folder_ / "x", 1 << 16), text_);
+    }
+  write_file_atomically(folder_ / "x", gzip(text_) + '\0');
+  EXPECT_EQ(read_all(folder_ / "x", 1 << 16), text_);
+  const std::string zeros(300'000, '\0');
+  EXPECT_THAT(error_of("x", gzip(text_) + zeros + gzip(text_)), HasSubstr("other data after the zeros"));
+  EXPECT_THAT(error_of("x", bzip2(text_) + zeros + "x"), HasSubstr("other data after the zeros"));
+  EXPECT_THAT(error_of("x", gzip(text_) + "no member, whatever its length"), HasSubstr("not valid gzip"));
+  EXPECT_THAT(error_of("x", bzip2(text_) + "no stream"), HasSubstr("not valid bzip2"));
+  EXPECT_THAT(error_of("x", xz(text_) + "x"), HasSubstr("x: "));
+}
+
+TEST_F(InputStreamTest, StandardInputIsReadFromAFileOrAPipe) {
+  const int kept = ::dup(STDIN_FILENO);
+  write_file_atomically(folder_ / "x", xz(text_));
+  ASSERT_NE(std::freopen((folder_ / "x").c_str(), "rb", stdin), nullptr);
+  std::string out, buffer(5000, '\0');
+  InputStream stream(standard_input);
+  while (const size_t count = stream.read(buffer.data(), buffer.size())) out.append(buffer.data(), count);
+  EXPECT_EQ(out, text_);
+  EXPECT_EQ(describe_input(standard_input), "standard input");
+  ::dup2(kept, STDIN_FILENO);
+  ::close(kept);
 }
 
 TEST_F(InputStreamTest, DamagedFilesAreNamed) {
@@ -101,8 +125,15 @@ TEST_F(InputStreamTest, DamagedFilesAreNamed) {
     EXPECT_THAT(error_of("x.gz", g.substr(0, cut)), AllOf(HasSubstr("x.gz"), HasSubstr("truncated"))) << cut;
   for (size_t cut : {size_t{0}, size_t{2}, z.size() / 2, z.size() - 1})
     EXPECT_THAT(error_of("x.zst", z.substr(0, cut)), AllOf(HasSubstr("x.zst"), HasSubstr("truncated"))) << cut;
-  EXPECT_THAT(error_of("text.gz", "this is no gzip at all"), AllOf(HasSubstr("text.gz"), HasSubstr("not valid gzip")));
-  EXPECT_THAT(error_of("text.zst", "this is no Zstandard"), AllOf(HasSubstr("text.zst"), HasSubstr("not valid Zst")));
+  const std::string x = xz(text_), b = bzip2(text_);
+  for (size_t cut : {size_t{0}, size_t{5}, x.size() / 2, x.size() - 1})
+    EXPECT_THAT(error_of("x.xz", x.substr(0, cut)), AllOf(HasSubstr("x.xz"), HasSubstr("truncated"))) << cut;
+  for (size_t cut : {size_t{0}, size_t{5}, b.size() / 2, b.size() - 1})
+    EXPECT_THAT(error_of("x.bz2", b.substr(0, cut)), AllOf(HasSubstr("x.bz2"), HasSubstr("truncated"))) << cut;
+  for (std::string damaged : {x, b}) {
+    damaged[damaged.size() / 2] = static_cast<char>(damaged[damaged.size() / 2] ^ 1);
+    EXPECT_THAT(error_of("damaged", damaged), HasSubstr("damaged: not valid"));
+  }
   std::string flipped = g;
   flipped[g.size() - 6] = static_cast<char>(flipped[g.size() - 6] ^ 1);  // in the checksum
   EXPECT_THAT(error_of("crc.gz", flipped), AllOf(HasSubstr("crc.gz"), HasSubstr("incorrect data check")));
