@@ -13,13 +13,13 @@ bool unit_last(const TensorView& view) {
   return view.stride(-1) == 1 || view.size(-1) <= 1;
 }
 
-// A [batch, T, heads, width] view whose first three extents are those of q.
-void check_heads(const char* name, const TensorView& view, const TensorView& q, int64_t width) {
+// A [batch, tokens, heads, width] view beside q.
+void check_heads(const char* name, const TensorView& view, const TensorView& q, int64_t tokens, int64_t width) {
   LAMINA_CHECK(view && view.rank() == 4 && view.dtype == q.dtype && view.dtype != DType::i32 && unit_last(view),
                "{}: {}, strides {}", name, view.to_string(), view.strides.to_string());
   LAMINA_CHECK(
-      view.size(0) == q.size(0) && view.size(1) == q.size(1) && view.size(2) == q.size(2) && view.size(3) == width,
-      "{}: {} beside q {}, width {}", name, view.to_string(), q.to_string(), width);
+      view.size(0) == q.size(0) && view.size(1) == tokens && view.size(2) == q.size(2) && view.size(3) == width,
+      "{}: {} beside q {}, {} tokens, width {}", name, view.to_string(), q.to_string(), tokens, width);
 }
 
 void check_lse(const TensorView& lse, const TensorView& q) {
@@ -30,11 +30,13 @@ void check_lse(const TensorView& lse, const TensorView& q) {
 
 void validate(const AttentionForward& args) {
   LAMINA_CHECK(args.q.rank() == 4 && args.v.rank() == 4, "q {}, v {}", args.q.to_string(), args.v.to_string());
-  const int64_t d_qk = args.q.size(3), d_v = args.v.size(3);
-  check_heads("q", args.q, args.q, d_qk);
-  check_heads("k", args.k, args.q, d_qk);
-  check_heads("v", args.v, args.q, d_v);
-  check_heads("o", args.o, args.q, d_v);
+  const int64_t tokens = args.q.size(1), num_keys = args.v.size(1), d_qk = args.q.size(3), d_v = args.v.size(3);
+  LAMINA_CHECK(num_keys == tokens || (num_keys > tokens && !args.document_starts), "{} queries of {} keys", tokens,
+               num_keys);
+  check_heads("q", args.q, args.q, tokens, d_qk);
+  check_heads("k", args.k, args.q, num_keys, d_qk);
+  check_heads("v", args.v, args.q, num_keys, d_v);
+  check_heads("o", args.o, args.q, tokens, d_v);
   check_lse(args.lse, args.q);
   check_document_starts(args.document_starts, args.q.size(0), args.q.size(1));
   LAMINA_CHECK(!args.max_logit || (args.max_logit.dtype == args.lse.dtype && args.max_logit.is_contiguous() &&
@@ -44,11 +46,12 @@ void validate(const AttentionForward& args) {
 
 void validate(const AttentionBackward& args) {
   validate(AttentionForward{args.q, args.k, args.v, args.scale, args.o, args.lse, args.document_starts});
-  const int64_t d_qk = args.q.size(3), d_v = args.v.size(3);
-  check_heads("d_o", args.d_o, args.q, d_v);
-  check_heads("dq", args.dq, args.q, d_qk);
-  check_heads("dk", args.dk, args.q, d_qk);
-  check_heads("dv", args.dv, args.q, d_v);
+  const int64_t tokens = args.q.size(1), d_qk = args.q.size(3), d_v = args.v.size(3);
+  LAMINA_CHECK(args.v.size(1) == tokens, "{} queries of {} keys", tokens, args.v.size(1));
+  check_heads("d_o", args.d_o, args.q, tokens, d_v);
+  check_heads("dq", args.dq, args.q, tokens, d_qk);
+  check_heads("dk", args.dk, args.q, tokens, d_qk);
+  check_heads("dv", args.dv, args.q, tokens, d_v);
 }
 
 void check_shared_keys(const TensorView& nope, const TensorView& shared, const TensorView& k) {

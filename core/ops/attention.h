@@ -7,11 +7,12 @@ namespace lamina::ops {
 
 // All views [batch, T, heads, width] with unit stride on the last axis and any other strides. o_i = sum_{j<=i} P_ij v_j,
 // P = softmax_j(scale <q_i, k_j>). Softmax in acc. With document_starts [batch, T] i32 (contiguous; for each token the position in
-// its sequence of its document's first token), j runs over the token's own document only.
+// its sequence of its document's first token), j runs over the token's own document only. The queries may be those of the last T tokens
+// of S >= T keys, without document_starts: o_i = sum_{j <= S - T + i}.
 struct AttentionForward {
   TensorView q;  // [batch, T, heads, d_qk]
-  TensorView k;  // [batch, T, heads, d_qk]
-  TensorView v;  // [batch, T, heads, d_v]
+  TensorView k;  // [batch, S, heads, d_qk]
+  TensorView v;  // [batch, S, heads, d_v]
   double scale = 1.0;
   TensorView o;                     // [batch, T, heads, d_v]
   TensorView lse;                   // [batch, heads, T] acc, contiguous

@@ -10,6 +10,8 @@
 
 #define HWY_TARGET_INCLUDE "core/ops/cpu/attention_forward.cpp"
 #include "core/ops/cpu/simd.h"
+
+#include "core/ops/cpu/online_softmax-inl.h"
 #include "core/ops/cpu/simd_math-inl.h"
 #include "core/ops/cpu/tile_gemm-inl.h"
 
@@ -42,9 +44,15 @@ HWY_BEFORE_NAMESPACE();
 namespace lamina::ops::cpu::HWY_NAMESPACE {
 namespace {
 
+// Of the keys, and of the queries, which may be of the last tokens only.
 HeadShape shape_of(const AttentionForward& args) {
-  return {static_cast<size_t>(args.q.size(1)), static_cast<size_t>(args.q.size(3)),
+  return {static_cast<size_t>(args.k.size(1)), static_cast<size_t>(args.q.size(3)),
           static_cast<size_t>(args.v.size(3))};
+}
+HeadShape query_shape_of(const AttentionForward& args) {
+  HeadShape shape = shape_of(args);
+  shape.num_tokens = static_cast<size_t>(args.q.size(1));
+  return shape;
 }
 
 template <class T>
@@ -68,52 +76,13 @@ void pack(const AttentionForward& args, const Share& share, const PackedKeys& pa
   }
 }
 
-// Scores [first, count) of one row to probabilities relative to the row's running maximum; zeros elsewhere in the tile. Returns
-// the factor by which what was summed before must shrink.
-float online_softmax(float* scores, size_t first, size_t count, float& largest, float& total) {
-  const FloatTag d;
-  if (first >= count) {
-    std::fill(scores, scores + tile, 0.0f);
-    return 1.0f;
-  }
-  const auto minus_infinity = hn::Set(d, -std::numeric_limits<float>::infinity());
-  auto most = minus_infinity;
-  std::fill(scores, scores + first, -std::numeric_limits<float>::infinity());
-  for (size_t i = 0; i < count; i += num_lanes) {
-    auto s = hn::Load(d, scores + i);
-    if (i + num_lanes > count) {
-      s = hn::IfThenElse(hn::FirstN(d, count - i), s, minus_infinity);
-      hn::Store(s, d, scores + i);
-    }
-    most = hn::Max(most, s);
-  }
-  const float before = largest;
-  largest = std::max(before, hn::GetLane(hn::MaxOfLanes(d, most)));
-  const auto shift = hn::Set(d, largest);
-  auto sum = hn::Zero(d);
-  size_t i = 0;
-  for (; i < count; i += num_lanes) {
-    const auto p = fast_exp(d, hn::Sub(hn::Load(d, scores + i), shift));
-    hn::Store(p, d, scores + i);
-    sum = hn::Add(sum, p);
-  }
-  for (; i < tile; i += num_lanes) hn::Store(hn::Zero(d), d, scores + i);
-  const float factor = before == largest ? 1.0f : std::exp(before - largest);
-  total = total * factor + hn::GetLane(hn::SumOfLanes(d, sum));
-  return factor;
-}
-
-void scale_row(float* row, size_t count, float factor) {
-  const FloatTag d;
-  for (size_t i = 0; i < count; i += num_lanes)
-    hn::Store(hn::Mul(hn::Set(d, factor), hn::Load(d, row + i)), d, row + i);
-}
-
 template <class T>
 void forward_tile(const AttentionForward& args, const Share& share, const PackedKeys& packed, const ForwardTile& work,
                   size_t index) {
-  const HeadShape shape = shape_of(args);
-  const size_t first = index * tile, count = shape.rows_of_tile(index), rows = round_up(count, block_rows);
+  const HeadShape shape = shape_of(args), queries = query_shape_of(args);
+  const size_t first = index * tile, count = queries.rows_of_tile(index), rows = round_up(count, block_rows);
+  const size_t position = shape.num_tokens - queries.num_tokens + first;  // of the first query among the keys
+  const size_t last_keys = (position + count - 1) / tile;
   const size_t qk4 = shape.qk4(), v_padded = shape.v_padded();
   for (size_t r = 0; r < count; ++r) {
     prefetch_later_row<T>(args.q, share.batch, share.head, first + r);
@@ -124,13 +93,14 @@ void forward_tile(const AttentionForward& args, const Share& share, const Packed
   std::fill(work.o, work.o + rows * v_padded, 0.0f);
   std::fill(work.largest, work.largest + tile, -std::numeric_limits<float>::infinity());
   std::fill(work.total, work.total + tile, 0.0f);
-  for (size_t keys = first_key_of(args.document_starts, share.batch, first) / tile; keys <= index; ++keys) {
-    const Mask mask = keys == index ? Mask::columns_after_row : Mask::none;
+  for (size_t keys = first_key_of(args.document_starts, share.batch, first) / tile; keys <= last_keys; ++keys) {
+    const Mask mask = keys == last_keys && position % tile == 0 ? Mask::columns_after_row : Mask::none;
     const size_t num_keys = shape.rows_of_tile(keys);
     multiply_masked_output({work.rows, qk4}, packed.k_transposed + keys * tile * qk4, qk4 * panel_width, shape.d_qk,
                            rows, num_keys, mask, work.scores, tile);
     for (size_t r = 0; r < count; ++r) {
-      const size_t visible = mask == Mask::none ? num_keys : r + 1;
+      const size_t up_to = position + r + 1;
+      const size_t visible = up_to > keys * tile ? std::min(num_keys, up_to - keys * tile) : 0;
       const size_t start = first_key_of(args.document_starts, share.batch, first + r);
       const size_t from = start > keys * tile ? start - keys * tile : 0;
       const float factor = online_softmax(work.scores + r * tile, from, visible, work.largest[r], work.total[r]);
@@ -159,7 +129,7 @@ void forward_pack(const AttentionForward& args, const Share& share, const Packed
 void forward_tiles(const AttentionForward& args, const Share& share, const PackedKeys& packed,
                    const ForwardTile& work) {
   *work.most = -std::numeric_limits<float>::infinity();
-  for (size_t index = 0; index < shape_of(args).num_tiles(); ++index) {
+  for (size_t index = 0; index < query_shape_of(args).num_tiles(); ++index) {
     if (!share.owns(index)) continue;
     if (args.q.dtype == DType::bf16)
       forward_tile<bf16>(args, share, packed, work, index);
@@ -187,7 +157,7 @@ void attention_forward(OpContext& ctx, const AttentionForward& args) {
     std::fill_n(args.max_logit.as<float>(), args.max_logit.num_elements(), -std::numeric_limits<float>::infinity());
   }
   if (args.q.num_elements() == 0 && args.o.num_elements() == 0) return;
-  const HeadShape shape{static_cast<size_t>(args.q.size(1)), static_cast<size_t>(args.q.size(3)),
+  const HeadShape shape{static_cast<size_t>(args.k.size(1)), static_cast<size_t>(args.q.size(3)),
                         static_cast<size_t>(args.v.size(3))};
   const int64_t pairs = args.q.size(0) * args.q.size(2);
   const int threads = lamina::cpu::threads_for(pairs * static_cast<int64_t>(shape.num_tiles()), 1);

@@ -119,6 +119,7 @@ SharedKeysParams keys_of(const TensorView& nope, const TensorView& shared, const
 }  // namespace
 
 const char* attention_forward_refuses(const AttentionForward& args) {
+  if (args.k.size(1) != args.q.size(1)) return "queries of the last tokens only run on the CPU";
   return refuses(args.q);
 }
 

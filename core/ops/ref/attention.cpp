@@ -34,22 +34,23 @@ template <class T>
 void forward_head(const AttentionForward& args, int64_t batch, int64_t head, acc_t<T>* probability, acc_t<T>* sum) {
   using Acc = acc_t<T>;
   const int64_t num_tokens = args.q.size(1), d_qk = args.q.size(3), d_v = args.v.size(3);
+  const int64_t earlier = args.k.size(1) - num_tokens;
   const auto q = rows_of<T>(args.q, batch, head), k = rows_of<T>(args.k, batch, head);
   const auto v = rows_of<T>(args.v, batch, head), o = rows_of<T>(args.o, batch, head);
   Acc* lse = args.lse.as<Acc>() + (batch * args.q.size(2) + head) * num_tokens;
   const Acc scale = static_cast<Acc>(args.scale);
   Acc largest_of_all = -std::numeric_limits<Acc>::infinity();
   for (int64_t i = 0; i < num_tokens; ++i) {
-    const int64_t start = document_start(args.document_starts, batch, i);
+    const int64_t start = document_start(args.document_starts, batch, i), last = earlier + i;
     Acc largest = -std::numeric_limits<Acc>::infinity();
-    for (int64_t j = start; j <= i; ++j) {
+    for (int64_t j = start; j <= last; ++j) {
       probability[j] = scale * dot_of(q.row(i), k.row(j), d_qk);
       largest = std::max(largest, probability[j]);
     }
     Acc total = 0;
-    for (int64_t j = start; j <= i; ++j) total += probability[j] = std::exp(probability[j] - largest);
+    for (int64_t j = start; j <= last; ++j) total += probability[j] = std::exp(probability[j] - largest);
     std::fill(sum, sum + d_v, Acc{0});
-    for (int64_t j = start; j <= i; ++j) {
+    for (int64_t j = start; j <= last; ++j) {
       for (int64_t d = 0; d < d_v; ++d) sum[d] += probability[j] * static_cast<Acc>(v.row(j)[d]);
     }
     for (int64_t d = 0; d < d_v; ++d) o.row(i)[d] = static_cast<T>(sum[d] / total);
@@ -101,7 +102,7 @@ void backward_head(const AttentionBackward& args, int64_t batch, int64_t head, c
 template <class T>
 void forward_typed(OpContext& ctx, const AttentionForward& args) {
   constexpr DType acc = dtype_of<acc_t<T>>::value;
-  auto* probability = ctx.scratch.take(acc, {args.q.size(1)}).template as<acc_t<T>>();
+  auto* probability = ctx.scratch.take(acc, {args.k.size(1)}).template as<acc_t<T>>();
   auto* sum = ctx.scratch.take(acc, {args.v.size(3)}).template as<acc_t<T>>();
   for (int64_t batch = 0; batch < args.q.size(0); ++batch) {
     for (int64_t head = 0; head < args.q.size(2); ++head) forward_head<T>(args, batch, head, probability, sum);
