@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "core/ops/decode.h"
 #include "core/ops/kda.h"
 #include "core/ops/matmul.h"
 #include "core/ops/short_conv.h"
@@ -22,7 +23,8 @@ Kda::Weight Kda::fused(Parameters& parameters, const std::string& prefix, const 
 }
 
 Kda::Kda(const ModelConfig& c, Parameters& parameters, int64_t layer)
-    : heads_(c.linear_num_heads),
+    : layer_(layer),
+      heads_(c.linear_num_heads),
       head_(c.linear_head_dim),
       width_(heads_ * head_),
       eps_(c.rms_norm_eps),
@@ -61,8 +63,11 @@ void Kda::convolve(ops::OpContext& ctx, const Batch& batch, Saved& saved, Arena&
   const int64_t tokens = batch.num_tokens();
   const DType dtype = in_.value.dtype, acc = accumulation_dtype(dtype);
   saved.qkv = arena.take(dtype, {tokens, 3 * width_});
-  ops::short_conv_forward(ctx, {per_sequence(columns(saved.projections, 0, 3 * width_), batch), conv_.value,
-                                batch.document_starts, per_sequence(saved.qkv, batch)});
+  if (batch.runs.empty())
+    ops::short_conv_forward(ctx, {per_sequence(columns(saved.projections, 0, 3 * width_), batch), conv_.value,
+                                  batch.document_starts, per_sequence(saved.qkv, batch)});
+  else
+    convolve_runs(ctx, batch, saved);
   saved.qk_rstd = arena.take(acc, {tokens, 2 * heads_});
   const TensorView qk = heads_of(columns(saved.qkv, 0, 2 * width_), 2 * heads_, head_);
   ops::l2_norm_forward(ctx, {qk, 1e-6, qk, saved.qk_rstd});
@@ -79,23 +84,82 @@ TensorView Kda::attend(ops::OpContext& ctx, const Batch& batch, Saved& saved, Ar
   const DType dtype = in_.value.dtype, acc = accumulation_dtype(dtype);
   saved.o = arena.take(dtype, {tokens, width_});
   saved.o_rstd = arena.take(acc, {tokens, heads_});
-  const TensorView q = per_sequence(part(saved.qkv, 0), batch), k = per_sequence(part(saved.qkv, 1), batch);
-  ops::KdaForward mix{q,
-                      k,
-                      per_sequence(part(saved.qkv, 2), batch),
-                      per_sequence(saved.g, batch),
-                      per_sequence(saved.beta, batch),
-                      scale_,
-                      batch.document_starts,
-                      {},
-                      per_head(saved.o, batch, heads_, head_),
-                      {}};
-  ops::kda_forward(ctx, mix);
+  if (batch.runs.empty())
+    ops::kda_forward(ctx, {per_sequence(part(saved.qkv, 0), batch),
+                           per_sequence(part(saved.qkv, 1), batch),
+                           per_sequence(part(saved.qkv, 2), batch),
+                           per_sequence(saved.g, batch),
+                           per_sequence(saved.beta, batch),
+                           scale_,
+                           batch.document_starts,
+                           {},
+                           per_head(saved.o, batch, heads_, head_),
+                           {}});
+  else
+    mix_runs(ctx, batch, saved);
   const TensorView y = ctx.scratch.take(dtype, {tokens, width_});
   ops::gated_rms_norm_forward(
       ctx, {heads_of(saved.o, heads_, head_), o_norm_.value, heads_of(saved.gate, heads_, head_), eps_,
             heads_of(y, heads_, head_), saved.o_rstd});
   return y;
+}
+
+// A run of several tokens is convolved behind its sequence's last inputs; those outputs are thrown away.
+void Kda::convolve_runs(ops::OpContext& ctx, const Batch& batch, Saved& saved) const {
+  const TensorView inputs = columns(saved.projections, 0, 3 * width_);
+  const int64_t kept = conv_.value.size(1) - 1;
+  for_runs(
+      batch.runs,
+      [&](std::span<const SequenceRun> steps) {
+        const Rows rows = rows_of(steps);
+        std::vector<TensorView> tails;
+        for (const SequenceRun& run : steps) tails.push_back(run.sequence->conv_tail(layer_));
+        ops::short_conv_step(
+            ctx, {inputs.slice(0, rows.begin, rows.end), conv_.value, tails, saved.qkv.slice(0, rows.begin, rows.end)});
+      },
+      [&](const SequenceRun& run) {
+        const ArenaScope scope(ctx.scratch);
+        const TensorView tail = run.sequence->conv_tail(layer_);
+        const TensorView window = ctx.scratch.take(inputs.dtype, {1, kept + run.count, 3 * width_});
+        const TensorView mixed = ctx.scratch.take(inputs.dtype, window.shape), rows = window.select(0, 0);
+        copy_rows(tail, rows.slice(0, 0, kept));
+        copy_rows(inputs.slice(0, run.begin, run.begin + run.count), rows.slice(0, kept, kept + run.count));
+        ops::short_conv_forward(ctx, {window, conv_.value, {}, mixed});
+        copy_rows(mixed.select(0, 0).slice(0, kept, kept + run.count),
+                  saved.qkv.slice(0, run.begin, run.begin + run.count));
+        copy_rows(rows.slice(0, run.count, run.count + kept), tail);
+      });
+}
+
+void Kda::mix_runs(ops::OpContext& ctx, const Batch& batch, Saved& saved) const {
+  const TensorView o = heads_of(saved.o, heads_, head_);
+  for_runs(
+      batch.runs,
+      [&](std::span<const SequenceRun> steps) {
+        const Rows rows = rows_of(steps);
+        const auto cut = [&](const TensorView& view) { return view.slice(0, rows.begin, rows.end); };
+        std::vector<TensorView> states;
+        for (const SequenceRun& run : steps) states.push_back(run.sequence->kda_state(layer_));
+        ops::kda_step(ctx, {cut(part(saved.qkv, 0)), cut(part(saved.qkv, 1)), cut(part(saved.qkv, 2)), cut(saved.g),
+                            cut(saved.beta), scale_, states, cut(o)});
+      },
+      [&](const SequenceRun& run) {
+        const Batch own{1, run.count};
+        const auto cut = [&](const TensorView& view) {
+          return per_sequence(view.slice(0, run.begin, run.begin + run.count), own);
+        };
+        const TensorView state = run.sequence->kda_state(layer_).reshaped({1, heads_, head_, head_});
+        ops::kda_forward(ctx, {cut(part(saved.qkv, 0)),
+                               cut(part(saved.qkv, 1)),
+                               cut(part(saved.qkv, 2)),
+                               cut(saved.g),
+                               cut(saved.beta),
+                               scale_,
+                               {},
+                               state,
+                               cut(o),
+                               state});
+      });
 }
 
 void Kda::forward(ops::OpContext& ctx, const Batch& batch, TensorView x, TensorView y, Saved& saved,

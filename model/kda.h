@@ -54,7 +54,10 @@ class Kda {
   TensorView part(const TensorView& qkv, int64_t index) const;  // q, k or v as [tokens, heads, head]
   int64_t rank_column(int64_t index) const { return 3 * width_ + index * head_; }
 
-  int64_t heads_, head_, width_;
+  void convolve_runs(ops::OpContext& ctx, const Batch& batch, Saved& saved) const;
+  void mix_runs(ops::OpContext& ctx, const Batch& batch, Saved& saved) const;
+
+  int64_t layer_, heads_, head_, width_;
   double eps_, scale_;
   std::optional<double> lower_bound_;
   Weight in_, f_b_, g_b_, conv_, a_log_, dt_bias_, o_norm_, o_;

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "core/ops/attention.h"
+#include "core/ops/decode.h"
 #include "core/ops/matmul.h"
 #include "core/ops/rms_norm.h"
 #include "core/tensor/host_copy.h"
@@ -35,7 +36,8 @@ Mla::Weight Mla::weight(Parameters& parameters, const std::string& name) {
 }
 
 Mla::Mla(const ModelConfig& c, Parameters& parameters, int64_t layer)
-    : heads_(c.num_attention_heads),
+    : layer_(layer),
+      heads_(c.num_attention_heads),
       d_nope_(c.qk_nope_head_dim),
       d_shared_(c.qk_rope_head_dim),
       d_v_(c.v_head_dim),
@@ -104,6 +106,10 @@ void Mla::intermediates(ops::OpContext& ctx, const Batch& batch, TensorView x, S
     ops::rms_norm_apply(ctx, {latent, kv_norm_.value, saved.kv_rstd, saved.kv_norm});
   else
     ops::rms_norm_forward(ctx, {latent, kv_norm_.value, kv_eps_, saved.kv_norm, saved.kv_rstd, {}, {}});
+  if (!batch.runs.empty()) {
+    saved.o = arenas.expensive.take(dtype, {tokens, heads_ * d_v_});
+    return attend_runs(ctx, batch, saved);
+  }
   key_value(ctx, tokens, saved, arenas.cheap);
   if (have_expensive) return;
   saved.o = arenas.expensive.take(dtype, {tokens, heads_ * d_v_});
@@ -116,6 +122,61 @@ void Mla::intermediates(ops::OpContext& ctx, const Batch& batch, TensorView x, S
       ctx, {per_head(saved.q, batch, heads_, d_qk), per_sequence(saved.k, batch), per_sequence(v, batch), scale_,
             per_head(saved.o, batch, heads_, d_v_), saved.lse, batch.document_starts, max_logit});
   if (max_logit) add_max_logits(HostCopy(max_logit, ctx.stream), batch.stats->max_logits);
+}
+
+// Adds the rows' latents to their sequences, then attends to all of each: a run of one token to the latents themselves, longer ones to
+// keys and values made from them.
+void Mla::attend_runs(ops::OpContext& ctx, const Batch& batch, const Saved& saved) const {
+  const int64_t width = saved.projections.size(1);
+  for (const SequenceRun& run : batch.runs) {
+    const int64_t before = run.sequence->length();
+    const TensorView latents = run.sequence->latents(layer_).slice(0, before, before + run.count);
+    const auto rows = [&](const TensorView& view) { return view.slice(0, run.begin, run.begin + run.count); };
+    copy_rows(rows(saved.kv_norm), columns(latents, 0, kv_rank_));
+    copy_rows(rows(columns(saved.projections, width - d_shared_, width)),
+              columns(latents, kv_rank_, kv_rank_ + d_shared_));
+  }
+  const TensorView q = heads_of(saved.q, heads_, d_nope_ + d_shared_), o = heads_of(saved.o, heads_, d_v_);
+  for_runs(
+      batch.runs,
+      [&](std::span<const SequenceRun> steps) {
+        const Rows rows = rows_of(steps);
+        std::vector<TensorView> latents;
+        for (const SequenceRun& run : steps)
+          latents.push_back(run.sequence->latents(layer_).slice(0, 0, run.sequence->length() + 1));
+        ops::latent_attention(
+            ctx, {q.slice(0, rows.begin, rows.end), kv_b_.value, latents, scale_, o.slice(0, rows.begin, rows.end)});
+      },
+      [&](const SequenceRun& run) {
+        const Rows rows = rows_of({&run, 1});
+        attend_context(ctx, run, q.slice(0, rows.begin, rows.end), o.slice(0, rows.begin, rows.end));
+      });
+}
+
+// So many heads at a time that their keys and values take bounded memory in a long context.
+void Mla::attend_context(ops::OpContext& ctx, const SequenceRun& run, const TensorView& q, const TensorView& o) const {
+  constexpr int64_t most_bytes = int64_t{256} << 20;
+  const int64_t tokens = run.sequence->length() + run.count, d_kv = d_nope_ + d_v_, d_qk = d_nope_ + d_shared_;
+  const int64_t group = std::clamp<int64_t>(most_bytes / (tokens * (d_kv + d_qk) * size_of(q.dtype)), 1, heads_);
+  const TensorView latents = run.sequence->latents(layer_).slice(0, 0, tokens);
+  const TensorView c = columns(latents, 0, kv_rank_), shared = columns(latents, kv_rank_, kv_rank_ + d_shared_);
+  for (int64_t first = 0; first < heads_; first += group) {
+    const ArenaScope scope(ctx.scratch);
+    const int64_t last = std::min(first + group, heads_), heads = last - first;
+    const Batch keys{1, tokens}, queries{1, run.count};
+    const TensorView kv = ctx.scratch.take(q.dtype, {tokens, heads * d_kv});
+    ops::linear(ctx, c, kv_b_.value.slice(0, first * d_kv, last * d_kv), kv);
+    TensorView k = head_part(kv, heads, d_kv, 0, d_nope_);
+    if (d_shared_ > 0) {
+      const TensorView packed = ctx.scratch.take(q.dtype, {tokens, heads, d_qk});
+      ops::pack_shared_keys(ctx, {k, shared, packed});
+      k = packed;
+    }
+    const TensorView lse = ctx.scratch.take(accumulation_dtype(q.dtype), {1, heads, run.count});
+    ops::attention_forward(ctx, {per_sequence(q.slice(1, first, last), queries), per_sequence(k, keys),
+                                 per_sequence(head_part(kv, heads, d_kv, d_nope_, d_kv), keys), scale_,
+                                 per_sequence(o.slice(1, first, last), queries), lse});
+  }
 }
 
 void Mla::forward(ops::OpContext& ctx, const Batch& batch, TensorView x, TensorView y, Saved& saved,

@@ -47,9 +47,11 @@ class Mla {
   void intermediates(ops::OpContext& ctx, const Batch& batch, TensorView x, Saved& saved, ActivationArenas arenas,
                      bool have_expensive) const;
   void key_value(ops::OpContext& ctx, int64_t tokens, Saved& saved, Arena& arena) const;
+  void attend_runs(ops::OpContext& ctx, const Batch& batch, const Saved& saved) const;
+  void attend_context(ops::OpContext& ctx, const SequenceRun& run, const TensorView& q, const TensorView& o) const;
   Weight weight(Parameters& parameters, const std::string& name);
 
-  int64_t heads_, d_nope_, d_shared_, d_v_, kv_rank_, q_rank_;  // q_rank_ 0: one query projection
+  int64_t layer_, heads_, d_nope_, d_shared_, d_v_, kv_rank_, q_rank_;  // q_rank_ 0: one query projection
   double eps_, kv_eps_, scale_;
   Weight in_, q_b_, q_norm_, kv_norm_, kv_b_, o_;
   std::vector<int> used_;

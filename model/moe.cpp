@@ -60,7 +60,7 @@ void Moe::route(ops::OpContext& ctx, const Batch& batch, TensorView x, Saved& sa
   saved.weights = arena.take(acc, {tokens, per_token_});
   TensorView balance;
   saved.fractions = {};
-  if (alpha_ > 0) {
+  if (alpha_ > 0 && batch.runs.empty()) {
     saved.fractions = arena.take(acc, {batch.num_sequences, num_experts_});
     balance = ctx.scratch.take(acc, {batch.num_sequences});
   }

@@ -7,11 +7,13 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "configs/schema/config.h"
 #include "core/ops/op.h"
 #include "model/parameters.h"
+#include "model/sequence_cache.h"
 #include "model/weight_gradients.h"
 
 namespace lamina::model {
@@ -27,13 +29,15 @@ struct SublayerStats {
   bool keeps_choices = false;
 };
 
-// A micro-batch: sequences of seq_len tokens, flattened to rows.
+// A micro-batch: sequences of seq_len tokens, flattened to rows. Or, with `runs`, rows that go on in sequences computed before
+// (num_sequences is 1 then), without backward.
 struct Batch {
   int64_t num_sequences = 0;
   int64_t seq_len = 0;
   TensorView document_starts = {};  // [num_sequences, seq_len] i32 (core/ops/short_conv.h); empty: one document each
   double grad_scale = 0;            // the weight of one token's loss in the total
   SublayerStats* stats = nullptr;   // of the sublayer that runs; null: not wanted
+  std::span<const SequenceRun> runs = {};
   int64_t num_tokens() const { return num_sequences * seq_len; }
 };
 

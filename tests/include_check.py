@@ -19,7 +19,8 @@ COMM = TENSOR | {"parallel/comm"}
 PARALLEL = OPS | {"parallel"}
 MODEL = PARALLEL | {"model"}
 DATA = IO | {"data"}
-TRAINER = MODEL | DATA | {"trainer"}
+INFERENCE = MODEL | DATA | {"inference"}
+TRAINER = INFERENCE | {"trainer"}
 
 ROOMS = {
     "core/base": {"core/base"},
@@ -32,6 +33,7 @@ ROOMS = {
     "parallel": PARALLEL,
     "model": MODEL,
     "data": DATA,
+    "inference": INFERENCE,
     "trainer": TRAINER,
     "launch": TRAINER | {"launch"},
     "tests": TRAINER | {"tests"},
@@ -130,6 +132,8 @@ CASES = [
     ("parallel/zero/a.h", '#include "model/model.h"', False),
     ("model/a.h", '#include "trainer/train.h"', False),
     ("model/a.h", '#include "data/loader.h"', False),
+    ("model/a.h", '#include "inference/decoder.h"', False),
+    ("inference/a.h", '#include "trainer/train.h"', False),
     ("data/a.h", '#include "model/model.h"', False),
     ("data/a.h", '#include "parallel/comm/communicator.h"', False),
     ("data/a.h", '#include "core/tensor/view.h"', False),
@@ -171,6 +175,8 @@ CASES = [
     ("launch/a.cpp", '#include "parallel/comm/nccl/nccl_communicator.h"', True),
     ("parallel/zero/a.cpp", '#include "parallel/comm/communicator.h"\n#include "core/ops/op.h"', True),
     ("trainer/a.cpp", '#include "data/loader.h"\n#include "core/io/hdf5.h"\n#include "parallel/comm/communicator.h"', True),
+    ("trainer/a.cpp", '#include "inference/decoder.h"', True),
+    ("inference/a.cpp", '#include "data/loader.h"\n#include "model/model.h"', True),
     ("launch/a.cpp", '#include <CLI/CLI.hpp>\n#include "parallel/comm/mpi/mpi_communicator.h"', True),
     ("launch/study/a.cpp", "#include <Eigen/Dense>\n#include <unsupported/Eigen/NonLinearOptimization>", True),
     ("tests/launch/study/a.cpp", '#include "launch/main.h"\n#include "tests/support/b.h"', True),
@@ -180,7 +186,7 @@ CASES = [
 TARGETS = ["core/base/log.h", "core/device/device.h", "core/tensor/view.h", "core/ops/op.h", "core/io/hdf5.h",
            "configs/schema/config.h", "parallel/comm/communicator.h", "parallel/comm/mpi/mpi_communicator.h",
            "parallel/comm/nccl/nccl_communicator.h",
-           "model/model.h", "data/loader.h", "trainer/train.h", "launch/main.h", "tests/support/b.h"]
+           "model/model.h", "data/loader.h", "inference/decoder.h", "trainer/train.h", "launch/main.h", "tests/support/b.h"]
 
 
 def self_test() -> list[str]:
