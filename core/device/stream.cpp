@@ -11,7 +11,9 @@ Stream::Stream(Device device) : device_(device) {
 }
 
 void Stream::synchronize() {
-  if (state_) state_->synchronize(state_->watch);
+  if (!state_) return;
+  ++state_->num_waits;
+  state_->synchronize(state_->watch);
 }
 
 void Stream::set_watch(std::function<void()> watch) {
@@ -33,6 +35,10 @@ void Event::hold(Stream& stream) const {
 
 bool Event::reached() const {
   return !state_ || state_->reached();
+}
+
+void Event::wait(Stream& stream) const {
+  if (state_ && stream.state() != nullptr) state_->wait(stream.state()->watch);
 }
 
 double Event::seconds_since(const Event& earlier) const {

@@ -2,6 +2,7 @@
 // GPU everything issued runs later, in order; what another stream or the host needs must be waited for.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 
@@ -22,6 +23,7 @@ class StreamState {
 
   std::shared_ptr<void> libraries;  // handles of libraries that are bound to this stream; whoever needs one makes it
   std::function<void()> watch;      // see Stream::set_watch
+  int64_t num_waits = 0;                 // see Stream::num_waits
 };
 
 // Copies name the same queue.
@@ -33,6 +35,8 @@ class Stream {
   void synchronize();  // returns when everything issued so far has finished; on a GPU throws what went wrong there
   // Called now and then while synchronize() waits; may throw to give up, as when another rank has ended the job.
   void set_watch(std::function<void()> watch);
+  // How often the host has waited until nothing was left to do: each time the device then stands idle. 0 on the CPU.
+  int64_t num_waits() const { return state_ ? state_->num_waits : 0; }
   StreamState* state() const { return state_.get(); }  // null on the CPU
 
  private:
@@ -48,6 +52,8 @@ class Event {
   void hold(
       Stream& stream) const;  // what is issued to `stream` from now on runs after this point; the host does not wait
   bool reached() const;
+  // Returns when it is reached; calls the watch of `stream`, of the event's device, now and then while it waits.
+  void wait(Stream& stream) const;
   // Between two recorded points that were reached, as the GPU's clock says; 0 on the CPU.
   double seconds_since(const Event& earlier) const;
 
@@ -56,6 +62,7 @@ class Event {
     virtual void record(Stream& stream) = 0;
     virtual void hold(Stream& stream) const = 0;
     virtual bool reached() const = 0;
+    virtual void wait(const std::function<void()>& watch) const = 0;
     virtual double seconds_since(const State& earlier) const = 0;
   };
 

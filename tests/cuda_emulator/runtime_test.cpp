@@ -9,6 +9,7 @@
 
 #include "core/base/error.h"
 #include "core/device/buffer.h"
+#include "core/device/cuda/nap.h"
 #include "core/device/cuda_device.h"
 #include "core/device/stream.h"
 #include "emulator_test.h"
@@ -415,6 +416,32 @@ TEST(CudaDevice, WaitingCanBeGivenUp) {
   gate.open();
   stream.set_watch(nullptr);
   stream.synchronize();
+}
+
+TEST(CudaDevice, WaitingForAnEventCanBeGivenUp) {
+  lamina::Stream stream({lamina::DeviceKind::cuda, 0});
+  lamina::Event before, after;
+  before.record(stream);
+  Gate gate;
+  gate.hold(static_cast<cudaStream_t>(stream.state()->handle()));
+  after.record(stream);
+  before.wait(stream);  // what comes later is no matter
+  stream.set_watch([] { throw lamina::Error("a peer has gone"); });
+  EXPECT_THROW(after.wait(stream), lamina::Error);
+  EXPECT_EQ(stream.num_waits(), 0);
+  gate.open();
+  stream.set_watch(nullptr);
+  after.wait(stream);
+  EXPECT_TRUE(after.reached());
+  stream.synchronize();
+  EXPECT_EQ(stream.num_waits(), 1);
+}
+
+// Linux makes 50 to 100 microseconds of the shortest sleep.
+TEST(CudaDevice, ShortWaitsDoNotSleep) {
+  using std::chrono::microseconds;
+  for (const int waited : {0, 1, 50, 199}) EXPECT_EQ(lamina::cuda::nap_after(microseconds(waited)).count(), 0);
+  for (const int waited : {200, 1000, 1000000}) EXPECT_GT(lamina::cuda::nap_after(microseconds(waited)).count(), 0);
 }
 
 TEST(CudaDevice, WorkThatFailedIsReportedWhereItIsWaitedFor) {

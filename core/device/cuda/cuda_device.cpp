@@ -11,6 +11,7 @@
 
 #include "core/base/error.h"
 #include "core/device/cuda/check.h"
+#include "core/device/cuda/nap.h"
 
 namespace lamina::cuda {
 namespace {
@@ -66,6 +67,24 @@ class CudaEvent {
   cudaEvent_t event_ = nullptr;
 };
 
+// Asks instead of waiting in the driver, so that work that never ends, as an exchange with a peer that has died, can be given up.
+void wait_until_reached(const CudaEvent& event, const std::function<void()>& watch) {
+  using Clock = std::chrono::steady_clock;
+  constexpr auto watch_every = std::chrono::milliseconds(1);
+  const auto start = Clock::now();
+  auto next_watch = start + spin_time;
+  while (!event.reached()) {
+    const auto now = Clock::now();
+    if (const auto nap = nap_after(now - start); nap.count() > 0)
+      std::this_thread::sleep_for(nap);
+    else
+      std::this_thread::yield();
+    if (!watch || now < next_watch) continue;
+    watch();
+    next_watch = Clock::now() + watch_every;
+  }
+}
+
 class CudaStream : public StreamState {
  public:
   explicit CudaStream(int device) : device_(device), finished_(device, cudaEventDisableTiming) {
@@ -78,27 +97,9 @@ class CudaStream : public StreamState {
 
   void* handle() const override { return stream_; }
 
-  // Asks instead of waiting in the driver, so that work that never ends, as an exchange with a peer that has died, can be given up.
   void synchronize(const std::function<void()>& watch_now) override {
-    using Clock = std::chrono::steady_clock;
-    constexpr auto watch_every = std::chrono::milliseconds(1);
-    constexpr auto longest_sleep = std::chrono::microseconds(50);
-    constexpr int yields = 100;  // most waits are short
     finished_.record(stream_);
-    auto next_watch = Clock::now() + watch_every;
-    auto sleep = std::chrono::microseconds(1);
-    for (int asked = 0; !finished_.reached(); ++asked) {
-      if (asked < yields) {
-        std::this_thread::yield();
-      } else {
-        std::this_thread::sleep_for(sleep);
-        sleep = std::min(2 * sleep, longest_sleep);
-      }
-      if (watch_now && Clock::now() >= next_watch) {
-        watch_now();
-        next_watch = Clock::now() + watch_every;
-      }
-    }
+    wait_until_reached(finished_, watch_now);
   }
 
  private:
@@ -120,6 +121,10 @@ class EventState : public Event::State {
   bool reached() const override {
     select(event_.device());
     return event_.reached();
+  }
+  void wait(const std::function<void()>& watch) const override {
+    select(event_.device());
+    wait_until_reached(event_, watch);
   }
   double seconds_since(const State& earlier) const override {
     float milliseconds = 0;
