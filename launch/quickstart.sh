@@ -3,7 +3,7 @@
 # Linear with Block Attention Residuals on English prose in a pipeline of 2 ranks x 2 virtual stages, kills it, resumes on one
 # rank, compares with gzip -9 on the same text, lets the model speak, and draws its report. Its precision is the one that is quicker
 # on this machine, which `lamina doctor` measures.
-#   launch/quickstart.sh             on Debian's dictionary of English (dict-gcide: definitions and quotations, 24 MB of prose)
+#   launch/quickstart.sh             on Debian's dictionary of English (dict-gcide: definitions and quotations, 8 MB of prose)
 #   launch/quickstart.sh FILE...     on your text (plain text or JSON lines, also compressed; a few MB at least)
 # Runs again as often as you like: tokens and a finished or interrupted run are kept. To start over: rm -rf runs/quickstart
 set -euo pipefail
@@ -35,11 +35,12 @@ install_and_build() {
   if [[ ${#files[@]} -eq 0 ]]; then launch/setup.sh --with procps --with dict-gcide; else launch/setup.sh --with procps; fi
 }
 
-# The dictionary's paragraphs as plain prose: no pronunciations, source tags and hard line ends, no scraps; a line each.
+# A third of the dictionary's paragraphs, several times what is trained on, as plain prose: no pronunciations, source tags and hard line
+# ends, no scraps; a line each.
 dictionary_prose() {
   gzip -dc /usr/share/dictd/gcide.dict.dz |
     sed -E 's/\\[^\\]*\\//g; s/\[[^]]*\]//g; s/[][{}]//g; s/^[ \t]+//; s/[ \t]+$//; s/ +/ /g' |
-    awk 'BEGIN { RS = ""; ORS = "\n" } { gsub(/\n/, " "); if (length($0) > 60) print }'
+    awk 'BEGIN { RS = ""; ORS = "\n" } NR % 3 == 0 { gsub(/\n/, " "); if (length($0) > 60) print }'
 }
 
 prepare_data() {
