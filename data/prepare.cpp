@@ -166,7 +166,7 @@ class BatchEncoder {
     const auto work = [&] {
       for (size_t i; (i = next.fetch_add(1)) < pieces_.size();) {
         try {
-          tokenizer_.encode(pieces_[i].text, pieces_[i].tokens);
+          encode(pieces_[i]);
         } catch (...) {
           failures[i] = std::current_exception();
         }
@@ -179,25 +179,48 @@ class BatchEncoder {
     for (size_t i = 0; i < pieces_.size(); ++i) {
       if (failures[i]) std::rethrow_exception(failures[i]);
       writer_.append(pieces_[i].tokens);
-      if (pieces_[i].ends_document) writer_.end_document();
+      is_changed_ = is_changed_ || pieces_[i].is_changed;
+      if (!pieces_[i].ends_document) continue;
+      writer_.end_document();
+      num_changed_documents_ += std::exchange(is_changed_, false);
     }
     pieces_.clear();
     batch_bytes_ = 0;
   }
 
   int64_t num_bytes() const { return num_bytes_; }
+  int64_t num_changed_documents() const { return num_changed_documents_; }
   std::string text_hash() const { return hash_to_hex(hash_.digest()); }
 
  private:
   struct Piece {
     std::string text;
-    bool ends_document;
-    std::vector<int32_t> tokens;
+    bool begins_document, ends_document;
+    bool is_changed = false;  // its tokens stand for another text
+    std::vector<int32_t> tokens = {};
   };
+
+  void encode(Piece& piece) const {
+    int32_t previous = -1;
+    if (piece.begins_document) {
+      tokenizer_.encode(piece.text, piece.tokens);
+      previous = tokenizer_.end_of_document();
+    } else {
+      tokenizer_.encode_more(piece.text, piece.tokens);
+    }
+    size_t at = 0;
+    for (const int32_t token : piece.tokens) {
+      const std::string_view text = tokenizer_.text_of(token, std::exchange(previous, token));
+      piece.is_changed = piece.is_changed || piece.text.compare(at, text.size(), text) != 0;
+      at = std::min(at + text.size(), piece.text.size());
+    }
+    piece.is_changed = piece.is_changed || at < piece.text.size();
+  }
 
   void close_piece(bool ends_document) {
     batch_bytes_ += open_.size() + sizeof(Piece);
-    pieces_.push_back({std::exchange(open_, {}), ends_document, {}});
+    pieces_.push_back({std::exchange(open_, {}), begins_document_, ends_document});
+    begins_document_ = ends_document;
     if (batch_bytes_ >= batch_bytes) flush();
   }
 
@@ -205,6 +228,9 @@ class BatchEncoder {
   TokenFileWriter& writer_;
   int num_threads_;
   std::string open_;
+  bool begins_document_ = true;
+  bool is_changed_ = false;  // of the document whose pieces are being written
+  int64_t num_changed_documents_ = 0;
   std::vector<Piece> pieces_;
   size_t batch_bytes_ = 0;
   int64_t num_bytes_ = 0;
@@ -259,6 +285,7 @@ PrepareReport prepare(const PrepareOptions& options) {
     report.num_tokens = writer.num_tokens();
     report.num_documents = writer.num_documents();
     report.num_bytes = encoder.num_bytes();
+    report.num_changed_documents = encoder.num_changed_documents();
     report.vocab_size = tokenizer->vocab_size();
     writer.finish(encoder.num_bytes(), encoder.text_hash(), join_names(options.inputs));
     interrupt.check();

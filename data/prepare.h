@@ -24,6 +24,7 @@ struct PrepareReport {
   int64_t num_documents = 0;
   int64_t num_bytes = 0;  // of text
   int64_t vocab_size = 0;
+  int64_t num_changed_documents = 0;  // that don't come back from their tokens as they were
   TextCounts text;
   double seconds = 0;
 };

@@ -153,7 +153,7 @@ int64_t Sampler::num_validation_bytes(int64_t begin, int64_t end) const {
   int64_t bytes = 0;
   for (int64_t k = begin; k < end; ++k) {
     load_validation(k, k + 1, tokens, targets);
-    for (const int32_t target : targets) bytes += tokenizer_->num_bytes(target);
+    for (size_t i = 0; i < targets.size(); ++i) bytes += tokenizer_->num_bytes(targets[i], tokens[i]);
   }
   return bytes;
 }

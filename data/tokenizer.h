@@ -15,15 +15,24 @@ class Tokenizer {
  public:
   virtual ~Tokenizer() = default;
 
-  virtual void encode(std::string_view text, std::vector<int32_t>& tokens) const = 0;  // appends
-  virtual std::string decode(std::span<const int32_t> tokens) const = 0;  // control tokens stand for nothing
+  virtual void encode(std::string_view text,
+                      std::vector<int32_t>& tokens) const = 0;  // appends; a document from its beginning
+  // The same for what goes on after safe_cut().
+  virtual void encode_more(std::string_view text, std::vector<int32_t>& tokens) const { encode(text, tokens); }
+
+  // What a token adds to the text after `previous`: bytes, maybe of half a character; nothing for control tokens. Throws Error for an id
+  // that isn't in the vocabulary.
+  virtual std::string_view text_of(int32_t token, int32_t previous) const = 0;
+  std::string decode(std::span<const int32_t> tokens) const;  // documents from their beginnings
   virtual int64_t vocab_size() const = 0;
   virtual int32_t end_of_document() const = 0;
   // The token that fills up batches elsewhere, where the tokenizer has one; training never sees it.
   virtual std::optional<int32_t> padding() const { return std::nullopt; }
 
   // Bytes of text that a token stands for; 0 for control tokens. Loss per byte needs it.
-  virtual int64_t num_bytes(int32_t token) const = 0;
+  int64_t num_bytes(int32_t token, int32_t previous) const {
+    return static_cast<int64_t>(text_of(token, previous).size());
+  }
 
   // Two tokenizers are the same when their hashes are: of the model's bytes, or of the name "bytes".
   virtual const std::string& hash() const = 0;

@@ -58,7 +58,13 @@ class LineSample {
     open_.clear();
   }
 
-  const std::vector<std::string>& lines() const { return lines_; }
+  bool empty() const { return lines_.empty(); }
+  // The library can't make a piece of a character that occurs nowhere.
+  const std::vector<std::string>& lines_with_space() {
+    const auto has_space = [](const std::string& line) { return line.find(' ') != std::string::npos; };
+    if (std::none_of(lines_.begin(), lines_.end(), has_space)) lines_.emplace_back(" ");
+    return lines_;
+  }
   int64_t num_bytes() const { return num_bytes_; }
 
  private:
@@ -133,9 +139,9 @@ TokenizerTrainingReport train_tokenizer(const TokenizerTrainingOptions& options)
     counts += read_documents(input, options.format, sink);
     done_bytes += std::exchange(file_bytes, 0);
   }
-  if (sample.lines().empty()) throw Error("{}: found no text", io::describe_input(options.inputs.front()));
+  if (sample.empty()) throw Error("{}: found no text", io::describe_input(options.inputs.front()));
 
-  LineIterator lines(sample.lines());
+  LineIterator lines(sample.lines_with_space());
   std::string model;
   const std::unordered_map<std::string, std::string> arguments{
       {"model_type", options.model_type},
@@ -146,6 +152,8 @@ TokenizerTrainingReport train_tokenizer(const TokenizerTrainingOptions& options)
       {"remove_extra_whitespaces", "false"},
       {"allow_whitespace_only_pieces", "true"},
       {"split_digits", "true"},
+      // The space, however rare: otherwise it would be the three bytes of U+2581, and come back as that.
+      {"required_chars", "\xe2\x96\x81"},
       {"max_sentence_length", std::to_string(max_line_bytes + 1)},
       {"train_extremely_large_corpus", sample.num_bytes() > (int64_t{1} << 30) ? "true" : "false"},
       {"num_threads", "16"},  // a constant: the sums of the unigram trainer depend on it

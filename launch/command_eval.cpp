@@ -37,13 +37,14 @@ struct Evaluations {
 
 // The text that the validation targets stand for, so that other compressors can be measured on the same bytes.
 void write_text(const Sampler& sampler, const std::string& path) {
-  std::vector<int32_t> tokens(static_cast<size_t>(sampler.seq_len())), all;
+  std::vector<int32_t> tokens(static_cast<size_t>(sampler.seq_len()));
   std::vector<int32_t> targets(tokens.size());
+  std::string text;
   for (int64_t i = 0; i < sampler.num_validation_sequences(); ++i) {
     sampler.load_validation(i, i + 1, tokens, targets);
-    all.insert(all.end(), targets.begin(), targets.end());
+    for (size_t k = 0; k < targets.size(); ++k) text += sampler.tokenizer().text_of(targets[k], tokens[k]);
   }
-  io::write_file_atomically(path, sampler.tokenizer().decode(all));
+  io::write_file_atomically(path, text);
 }
 
 // Any layout gives the same loss: the configuration's pipeline when the ranks allow it, otherwise every rank holds the model.

@@ -64,6 +64,11 @@ void register_prepare(CLI::App& app) {
     options->format.document_separator = unescape(options->format.document_separator);
     const PrepareReport report = prepare(*options);
     print_text_counts(report.text);
+    if (report.num_changed_documents > 0)
+      fmt::print(
+          "changed by the tokenizer: {} documents don't come back from their tokens as they were; bits per byte will "
+          "count what comes back\n",
+          report.num_changed_documents);
     fmt::print("{}: {} tokens in {} documents, {} bytes of text ({:.3f} bytes per token), vocabulary {}, {:.1f} s\n",
                options->output, report.num_tokens, report.num_documents, report.num_bytes,
                static_cast<double>(report.num_bytes) / static_cast<double>(report.num_tokens), report.vocab_size,

@@ -112,6 +112,10 @@ std::string reason_against_json(const SentencePieceModel& model) {
   if (model.has_character_map) return fmt::format("its normalizer {} replaces characters", model.normalizer);
   if (model.remove_extra_whitespaces) return "it removes whitespace";
   if (!model.escape_whitespaces || model.whitespace_is_suffix) return "its spaces are not at the beginning of pieces";
+  const auto has_space = [](const SentencePieceModel::Piece& piece) {
+    return piece.text.find(space) != std::string::npos;
+  };
+  if (std::none_of(model.pieces.begin(), model.pieces.end(), has_space)) return "it has no piece for the space";
   for (const SentencePieceModel::Piece& piece : model.pieces)
     if (piece.kind == Kind::user_defined || piece.kind == Kind::unused)
       return fmt::format("piece {} is user-defined or unused", piece.text);

@@ -6,8 +6,11 @@
 #include <vector>
 
 #include "configs/schema/decode.h"
+#include "core/base/error.h"
 #include "core/base/rng.h"
+#include "data/text_stream.h"
 #include "data/token_file.h"
+#include "data/utf8.h"
 #include "parallel/comm/thread.h"
 #include "trainer/identity.h"
 #include "trainer/restore.h"
@@ -64,6 +67,9 @@ std::unique_ptr<Tokenizer> tokenizer_for(const Restored& restored, const SampleO
 
 int64_t sample(const std::filesystem::path& checkpoint, const SampleOptions& options,
                const std::function<void(std::string_view)>& text) {
+  if (const size_t at = valid_utf8(options.prompt); at < options.prompt.size())
+    throw Error("--prompt: found {} at offset {}, expected text in UTF-8",
+                describe_utf8_fault(std::string_view(options.prompt).substr(at)), at);
   const auto comm = comm::make_self_communicator();
   Restored restored = restore_parameters(checkpoint, *comm, [](Config& config) {
     config.train.micro_batch_size = config.train.global_batch_size = 1;
@@ -80,7 +86,7 @@ int64_t sample(const std::filesystem::path& checkpoint, const SampleOptions& opt
   const size_t prompt_tokens = tokens.size();
   const CounterRng rng(options.seed, "sample");
   const auto window = static_cast<size_t>(config.data.seq_len);
-  std::string shown = tokenizer->decode(std::span(tokens).subspan(1));
+  TextStream stream(*tokenizer, tokens.back());
   for (int64_t i = 0; i < options.max_tokens; ++i) {
     const auto context = std::span(tokens).last(std::min(window, tokens.size()));
     std::vector<float> logits = restored.engine->next_token_logits(context);
@@ -88,10 +94,7 @@ int64_t sample(const std::filesystem::path& checkpoint, const SampleOptions& opt
     const auto token = static_cast<int32_t>(draw_token(logits, options, rng.uniform(static_cast<uint64_t>(i))));
     if (token == tokenizer->end_of_document()) return i;
     tokens.push_back(token);
-    // Decoded whole, because a token's text may depend on its neighbours; only what is new is shown.
-    std::string all = tokenizer->decode(std::span(tokens).subspan(1));
-    if (all.size() > shown.size()) text(std::string_view(all).substr(shown.size()));
-    shown = std::move(all);
+    stream.feed(token, text);
   }
   return static_cast<int64_t>(tokens.size() - prompt_tokens);
 }

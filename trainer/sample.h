@@ -21,7 +21,8 @@ struct SampleOptions {
       data_path;  // token folder with the tokenizer; empty: the checkpoint's, or that of its training data if it has none
 };
 
-// Calls `text` with each piece as it is generated (the prompt is not repeated). Stops at the end-of-document token.
+// Calls `text` with whole characters of UTF-8 as they are generated (the prompt is not repeated); U+FFFD stands for bytes that are none,
+// and one that the last token leaves unfinished is not shown. Stops at the end-of-document token.
 // The window is the last seq_len tokens. Returns the number of tokens generated.
 int64_t sample(const std::filesystem::path& checkpoint, const SampleOptions& options,
                const std::function<void(std::string_view)>& text);

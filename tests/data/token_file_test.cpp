@@ -133,10 +133,9 @@ class FakeTokenizer final : public Tokenizer {
  public:
   explicit FakeTokenizer(int64_t vocab_size) : vocab_size_(vocab_size) {}
   void encode(std::string_view, std::vector<int32_t>&) const override {}
-  std::string decode(std::span<const int32_t>) const override { return ""; }
   int64_t vocab_size() const override { return vocab_size_; }
   int32_t end_of_document() const override { return 0; }
-  int64_t num_bytes(int32_t) const override { return 1; }
+  std::string_view text_of(int32_t, int32_t) const override { return "x"; }
   const std::string& hash() const override { return name_; }
   const std::string& name() const override { return name_; }
   const std::string& model() const override { return model_; }

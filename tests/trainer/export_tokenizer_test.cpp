@@ -219,6 +219,10 @@ TEST(ExportTokenizer, WhatTheFormatCannotSayIsNotWritten) {
     return files.reason;
   };
   EXPECT_EQ(reason(field(3, std::string("\x20\x01", 2))), "it removes whitespace");
+  const std::string other =
+      replaced(tokenizer->model(), "\xe2\x96\x81", "\xe2\x96\x82");  // another letter instead of the space
+  EXPECT_EQ(tokenizer_files(*make_stored_tokenizer("sentencepiece", other, "x")).reason,
+            "it has no piece for the space");
   EXPECT_EQ(reason(field(3, std::string("\x28\x00", 2))), "its spaces are not at the beginning of pieces");
   const SentencePieceModel model = parse_sentencepiece_model(tokenizer->model());
   EXPECT_EQ(model.pieces.size(), 340u);
