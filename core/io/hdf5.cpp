@@ -71,10 +71,16 @@ Hdf5Id file_access_properties(const fs::path& path) {
   return properties;
 }
 
+void switch_time_stamps_off(hid_t creation_properties, const fs::path& path) {
+  if (H5Pset_obj_track_times(creation_properties, false) < 0) fail_hdf5(path, "", "can't switch time stamps off");
+}
+
 Hdf5File Hdf5File::create(const fs::path& path) {
   const Hdf5Lock lock;
   const Hdf5Id properties = file_access_properties(path);
-  const hid_t file = H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, properties);
+  const Hdf5Id creation(H5Pcreate(H5P_FILE_CREATE), H5Pclose, path, "", "can't set up");
+  switch_time_stamps_off(creation, path);
+  const hid_t file = H5Fcreate(path.c_str(), H5F_ACC_TRUNC, creation, properties);
   if (file < 0) fail_hdf5(path, "", "can't create");
   return Hdf5File(path, file);
 }

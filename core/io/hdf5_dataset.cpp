@@ -138,10 +138,23 @@ std::vector<int64_t> shape_of(hid_t space) {
   return {extents.begin(), extents.end()};
 }
 
-Hdf5Id link_properties(const fs::path& path) {
-  Hdf5Id properties(H5Pcreate(H5P_LINK_CREATE), H5Pclose, path, "", "can't set up links");
-  if (H5Pset_create_intermediate_group(properties, 1) < 0) fail_hdf5(path, "", "can't set up links");
+Hdf5Id dataset_properties(const fs::path& path, const std::string& dataset) {
+  Hdf5Id properties(H5Pcreate(H5P_DATASET_CREATE), H5Pclose, path, dataset, "can't set up");
+  switch_time_stamps_off(properties, path);
   return properties;
+}
+
+// The library would make the groups above a dataset, but with time stamps.
+void make_parent_groups(hid_t file, const fs::path& path, const std::string& dataset) {
+  for (size_t at = dataset.find('/', 1); at != std::string::npos; at = dataset.find('/', at + 1)) {
+    const std::string group = dataset.substr(0, at);
+    if (H5Lexists(file, group.c_str(), H5P_DEFAULT) > 0) continue;
+    const Hdf5Id properties(H5Pcreate(H5P_GROUP_CREATE), H5Pclose, path, group, "can't set up");
+    switch_time_stamps_off(properties, path);
+    Hdf5Id id(H5Gcreate2(file, group.c_str(), H5P_DEFAULT, properties, H5P_DEFAULT), H5Gclose, path, group,
+              "can't create group");
+    id.close_written(path, group, "can't create group");
+  }
 }
 
 // The library replaces a source it can't open by the fill value without a word. That would turn a lost file into zeros.
@@ -221,8 +234,9 @@ DatasetInfo Hdf5File::info(const std::string& dataset) const {
 void Hdf5File::write(const std::string& dataset, ElementType type, std::span<const int64_t> shape, const void* data) {
   const Hdf5Lock lock;
   const Hdf5Id space = make_space(shape, path_, dataset);
-  const Hdf5Id links = link_properties(path_);
-  Hdf5Id id(H5Dcreate2(handle_, dataset.c_str(), file_type(type), space, links, H5P_DEFAULT, H5P_DEFAULT), H5Dclose,
+  const Hdf5Id creation = dataset_properties(path_, dataset);
+  make_parent_groups(handle_, path_, dataset);
+  Hdf5Id id(H5Dcreate2(handle_, dataset.c_str(), file_type(type), space, H5P_DEFAULT, creation, H5P_DEFAULT), H5Dclose,
             path_, dataset, "can't create dataset");
   if (product(shape) > 0 && H5Dwrite(id, memory_type(type), H5S_ALL, H5S_ALL, H5P_DEFAULT, data) < 0)
     fail_hdf5(path_, dataset, "can't write");
@@ -236,11 +250,11 @@ void Hdf5File::create_appendable(const std::string& dataset, ElementType type, i
   const hsize_t unlimited = H5S_UNLIMITED;
   const auto chunk = static_cast<hsize_t>(chunk_elements);
   const Hdf5Id space(H5Screate_simple(1, &none, &unlimited), H5Sclose, path_, dataset, "can't make a data space");
-  const Hdf5Id creation(H5Pcreate(H5P_DATASET_CREATE), H5Pclose, path_, dataset, "can't set up");
+  const Hdf5Id creation = dataset_properties(path_, dataset);
   if (H5Pset_chunk(creation, 1, &chunk) < 0) fail_hdf5(path_, dataset, "can't set up");
-  const Hdf5Id links = link_properties(path_);
-  Hdf5Id id(H5Dcreate2(handle_, dataset.c_str(), file_type(type), space, links, creation, H5P_DEFAULT), H5Dclose, path_,
-            dataset, "can't create dataset");
+  make_parent_groups(handle_, path_, dataset);
+  Hdf5Id id(H5Dcreate2(handle_, dataset.c_str(), file_type(type), space, H5P_DEFAULT, creation, H5P_DEFAULT), H5Dclose,
+            path_, dataset, "can't create dataset");
   id.close_written(path_, dataset, "can't create dataset");
 }
 
@@ -272,7 +286,7 @@ void Hdf5File::write_virtual(const std::string& dataset, ElementType type, std::
   LAMINA_CHECK(!shape.empty(), "{}: a virtual dataset has at least one axis", dataset);
   const Hdf5Lock lock;
   const Hdf5Id space = make_space(shape, path_, dataset);
-  const Hdf5Id creation(H5Pcreate(H5P_DATASET_CREATE), H5Pclose, path_, dataset, "can't set up");
+  const Hdf5Id creation = dataset_properties(path_, dataset);
   for (const VirtualPiece& piece : pieces) {
     LAMINA_CHECK(0 <= piece.begin && piece.begin <= piece.end && piece.end <= product(shape), "{}: [{}, {}) of {}",
                  dataset, piece.begin, piece.end, product(shape));
@@ -294,9 +308,9 @@ void Hdf5File::write_virtual(const std::string& dataset, ElementType type, std::
     }
   }
   H5Sselect_all(space);
-  const Hdf5Id links = link_properties(path_);
-  Hdf5Id id(H5Dcreate2(handle_, dataset.c_str(), file_type(type), space, links, creation, H5P_DEFAULT), H5Dclose, path_,
-            dataset, "can't create virtual dataset");
+  make_parent_groups(handle_, path_, dataset);
+  Hdf5Id id(H5Dcreate2(handle_, dataset.c_str(), file_type(type), space, H5P_DEFAULT, creation, H5P_DEFAULT), H5Dclose,
+            path_, dataset, "can't create virtual dataset");
   id.close_written(path_, dataset, "can't create virtual dataset");
 }
 

@@ -53,6 +53,9 @@ class Hdf5Id {
   herr_t (*closer_)(hid_t);
 };
 
+// For whatever is created: files of the same content are the same bytes.
+void switch_time_stamps_off(hid_t creation_properties, const std::filesystem::path& path);
+
 Hdf5Id file_access_properties(const std::filesystem::path& path);
 
 }  // namespace lamina::io

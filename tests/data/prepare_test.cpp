@@ -119,6 +119,24 @@ TEST_F(PrepareTest, CompressedAndJsonInputsGiveTheSameTokens) {
   }
 }
 
+TEST_F(PrepareTest, TheSameTextIsTheSameFile) {
+  const std::string model = "sentencepiece:" + train_model();
+  const std::vector<std::string> inputs{write("a.txt", words(300'000, 2)), write("b.txt", words(70'000, 4))};
+  for (const std::string& tokenizer : {std::string("bytes"), model}) {
+    const auto bytes = [&](int num_threads) {
+      PrepareOptions o = options("out", inputs);
+      o.tokenizer = tokenizer;
+      o.overwrite = true;
+      o.num_threads = num_threads;
+      prepare(o);
+      return io::read_file(path("out/tokens.h5"));
+    };
+    const std::string first = bytes(1);
+    if (tokenizer == "bytes") std::this_thread::sleep_for(std::chrono::milliseconds(1100));
+    EXPECT_TRUE(bytes(3) == first);
+  }
+}
+
 TEST_F(PrepareTest, DocumentsAndTheirStarts) {
   PrepareOptions o = options("out", {write("a.txt", "one\n\ntwo\n\n\n\nthree\n\n"), write("b.txt", "four")});
   o.format.document_separator = "\n\n";

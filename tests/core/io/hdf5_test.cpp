@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <csignal>
 #include <cstring>
 #include <fstream>
@@ -90,6 +91,35 @@ TEST_F(Hdf5Test, EveryTypeComesBack) {
   round_trip<int64_t>(file("i64.h5"), ElementType::i64, extremes<int64_t>());
   round_trip<float>(file("f32.h5"), ElementType::f32, extremes<float>());
   round_trip<double>(file("f64.h5"), ElementType::f64, extremes<double>());
+}
+
+// Nothing in a file tells when it was written.
+TEST_F(Hdf5Test, TheSameContentIsTheSameBytes) {
+  const auto bytes_of = [&](const fs::path& path) {
+    const std::vector<uint64_t> values{1, 2, 3};
+    {
+      Hdf5File f = Hdf5File::create(path);
+      f.write("/deep/in/values", ElementType::u64, std::vector<int64_t>{3}, values.data());
+      f.create_appendable("/deep/grows", ElementType::u16, 2);
+      for (uint16_t i = 0; i < 5; ++i) f.append("/deep/grows", &i, 1);
+      f.write_virtual("/whole/w", ElementType::u64, std::vector<int64_t>{3},
+                      std::vector<VirtualPiece>{{0, 3, "part.h5", "/w", 0, 3}});
+      f.write_attribute("/", "name", std::string("x"));
+      f.write_attribute("/deep", "count", int64_t{5});
+      f.write_attribute("/deep/grows", "name", std::string("y"));
+      f.close();
+    }
+    {
+      Hdf5File f = Hdf5File::open_for_append(path);
+      f.write_attribute("/deep/in/values", "later", int64_t{1});
+      f.close();
+    }
+    std::ifstream in(path, std::ios::binary);
+    return std::string{std::istreambuf_iterator<char>(in), {}};
+  };
+  const std::string first = bytes_of(file("first.h5"));
+  std::this_thread::sleep_for(std::chrono::milliseconds(1100));  // the format's clock ticks in seconds
+  EXPECT_TRUE(bytes_of(file("second.h5")) == first);
 }
 
 TEST_F(Hdf5Test, ReadsAnyFlatRangeOfAnyShapeConverted) {
