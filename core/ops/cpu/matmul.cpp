@@ -6,6 +6,7 @@
 
 #include "core/device/cpu/parallel_for.h"
 #include "core/ops/cpu/onednn.h"
+#include "core/ops/cpu/row_products.h"
 
 namespace lamina::ops::cpu {
 namespace {
@@ -158,6 +159,7 @@ const char* refuses(const Matmul& args) {
 
 void matmul(OpContext& ctx, const Matmul& args) {
   if (args.c.num_elements() == 0) return;
+  if (is_row_product(args)) return row_product(ctx, args);
   const Problem problem = problem_of(args);
   if (problem.in == DType::f32 && (problem.a.transposed || !fits_cache(problem))) return run_sgemm(args, problem);
   if (problem.in == DType::bf16 && !(has_native_bf16_products() && ctx.bf16_products.is_native(class_of(problem))))

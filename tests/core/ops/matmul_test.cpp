@@ -224,5 +224,32 @@ TEST(Matmul, ThreadsDoNotShareState) {
   for (double error : errors) EXPECT_LT(error, 64 * test::epsilon_of(DType::f32));
 }
 
+// Few rows, as those of a text that is being written: each has the same bits whatever comes with it, at any number of threads.
+TEST(Matmul, RowsDoNotDependOnEachOther) {
+  TestContext context;
+  const int before = cpu::num_threads();
+  for (const auto& [dtype, out] :
+       {std::pair{DType::f32, DType::f32}, {DType::bf16, DType::bf16}, {DType::bf16, DType::f32}})
+    for (const auto& [n, k] : {std::pair<int64_t, int64_t>{1, 1}, {3, 5}, {70, 33}, {513, 512}}) {
+      const test::Tensor wide = test::normal(dtype, {16, k + 3}, 1), w = test::normal(dtype, {n, k}, 2);
+      const TensorView x = wide->slice(1, 2, 2 + k);
+      const test::Tensor expected = test::poisoned(DType::f64, {16, n});
+      linear(context.reference, test::to(DType::f64, x), test::to(DType::f64, w), expected);
+      std::vector<double> all;
+      for (const int threads : {1, 3})
+        for (const int64_t m : {16, 1, 2, 3, 7}) {
+          cpu::set_num_threads(threads);
+          const test::Tensor y = test::poisoned(out, {m, n});
+          linear(context.fastest, x.slice(0, 16 - m, 16), w, y);
+          EXPECT_LT(test::relative_error(y, expected->slice(0, 16 - m, 16)), 16 * test::epsilon_of(out))
+              << n << " " << k;
+          const std::vector<double> found = test::values(y);
+          if (all.empty()) all = found;
+          EXPECT_EQ(found, std::vector<double>(all.end() - static_cast<std::ptrdiff_t>(found.size()), all.end())) << m;
+        }
+    }
+  cpu::set_num_threads(before);
+}
+
 }  // namespace
 }  // namespace lamina::ops
