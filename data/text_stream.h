@@ -1,25 +1,33 @@
-// Text out of tokens as they are generated.
+// The text of tokens that come one by one, in whole characters: a character that several tokens spell comes with the last of them.
 #pragma once
 
 #include <cstdint>
-#include <functional>
-#include <string_view>
+#include <span>
+#include <string>
 
 #include "data/tokenizer.h"
 #include "data/utf8.h"
 
 namespace lamina {
 
-// A character may span tokens: it is passed on when it is whole. U+FFFD stands for bytes that are no UTF-8, as a model may produce
-// them, and one that the last token leaves unfinished is not passed on.
 class TextStream {
  public:
-  // `previous`: the token before the first one, a document's end where there is no text yet. The tokenizer must live as long.
-  TextStream(const Tokenizer& tokenizer, int32_t previous) : tokenizer_(tokenizer), previous_(previous) {}
+  // `before`: the tokens that the text goes on from; theirs is not given. The tokenizer must outlive the stream.
+  explicit TextStream(const Tokenizer& tokenizer, std::span<const int32_t> before = {})
+      : tokenizer_(tokenizer), previous_(before.empty() ? tokenizer.end_of_document() : before.back()) {}
 
-  void feed(int32_t token, const std::function<void(std::string_view)>& out) {
-    characters_.feed(tokenizer_.text_of(token, previous_), out);
+  // What is certain now and was not before: UTF-8, with U+FFFD for bytes that are no character, as a model may produce them.
+  std::string add(int32_t token) {
+    std::string text;
+    characters_.feed(tokenizer_.text_of(token, previous_), [&](std::string_view part) { text += part; });
     previous_ = token;
+    return text;
+  }
+  // What was held back in case it became a character.
+  std::string finish() {
+    std::string text;
+    characters_.finish([&](std::string_view part) { text += part; });
+    return text;
   }
 
  private:

@@ -5,7 +5,6 @@
 #include <unordered_map>
 
 #include "core/io/file.h"
-#include "data/text_stream.h"
 #include "data/tokenizer.h"
 #include "tests/data/support.h"
 
@@ -194,32 +193,6 @@ TEST_F(SentencePieceTest, TextOfTokensIsTheLibrarys) {
       }
       EXPECT_EQ(tokenizer->decode(tokens), library.DecodeIds(tokens));
     }
-  }
-}
-
-TEST_F(SentencePieceTest, AStreamShowsWholeCharacters) {
-  const std::string text = "caf\xc3\xa9 \xe4\xb8\x96\xe7\x95\x8c. \xf0\x9f\x98\x80 end";
-  for (const auto& tokenizer : {make_tokenizer("bytes"), make_tokenizer("sentencepiece:" + train_model())}) {
-    const std::vector<int32_t> tokens = encode(*tokenizer, text);
-    TextStream stream(*tokenizer, tokenizer->end_of_document());
-    std::string shown;
-    const auto out = [&](std::string_view part) {
-      EXPECT_EQ(valid_utf8(part), part.size()) << "half a character";
-      shown += part;
-    };
-    for (const int32_t token : tokens) {
-      stream.feed(token, out);
-      EXPECT_TRUE(text.starts_with(shown));
-    }
-    EXPECT_EQ(shown, text);
-    // Bytes that are no character, and one that is never finished.
-    const int32_t lead = encode(*tokenizer, "\xf0\x9f\x98\x80").front();
-    shown.clear();
-    TextStream broken(*tokenizer, tokenizer->end_of_document());
-    broken.feed(lead, out);
-    for (const int32_t token : encode(*tokenizer, "x")) broken.feed(token, out);
-    broken.feed(lead, out);
-    EXPECT_EQ(shown, "\xef\xbf\xbdx");
   }
 }
 
