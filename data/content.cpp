@@ -25,6 +25,7 @@ struct Magic {
 constexpr std::string_view decompress_first = "decompress it first";
 constexpr std::string_view unpack_first = "unpack it first";
 constexpr std::string_view as_json_lines = "write its text as JSON lines first";
+constexpr std::string_view as_tokens = "--in-place uses its tokens as they are";
 constexpr std::string_view convert = "convert it first: iconv -f UTF-16 -t UTF-8 FILE | lamina prepare -";
 constexpr std::string_view as_text_first = "turn it into text first";
 
@@ -36,8 +37,8 @@ constexpr Magic magics[] = {
     {0, "FEA1", "a Feather file", as_json_lines},
     {0, "\x89HDF\r\n\x1a\n", "an HDF5 file",
      "a token folder is ready for training as it is; of other files, write the text as JSON lines"},
-    {0, "\x93NUMPY", "a NumPy array", as_json_lines},
-    {0, "MMIDIDX\0\0"sv, "the index of a Megatron data set", as_json_lines},
+    {0, "\x93NUMPY", "a NumPy array", as_tokens},
+    {0, "MMIDIDX\0\0"sv, "the index of a Megatron data set", as_tokens},
     {0, "TNTIDX\0\0"sv, "the index of a fairseq data set", as_json_lines},
     {0, "Obj\x01", "an Avro file", as_json_lines},
     {0, "ORC", "an ORC file", as_json_lines},
@@ -176,7 +177,7 @@ void check_content_format(std::string_view format) {
 Content identify_content(const fs::path& path, std::string_view head, std::string_view format) {
   for (const Magic& magic : magics)
     if (matches(magic, head)) refuse(path, magic.what, magic.help);
-  if (is_megatron_data(path)) refuse(path, "the tokens of a Megatron data set", as_json_lines);
+  if (is_megatron_data(path)) refuse(path, "the tokens of a Megatron data set", as_tokens);
   if (is_safetensors(head)) refuse(path, "a safetensors file", "");
   if (format == "text") return Content::text;
   if (format == "jsonl") return Content::json_lines;

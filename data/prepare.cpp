@@ -6,8 +6,11 @@
 #include <array>
 #include <atomic>
 #include <csignal>
+#include <cstring>
 #include <exception>
 #include <filesystem>
+#include <fstream>
+#include <functional>
 #include <memory>
 #include <system_error>
 #include <thread>
@@ -21,6 +24,7 @@
 #include "core/io/input_stream.h"
 #include "data/progress.h"
 #include "data/token_file.h"
+#include "data/token_input.h"
 #include "data/tokenizer.h"
 
 namespace lamina {
@@ -237,6 +241,63 @@ class BatchEncoder {
   StreamingHash hash_;
 };
 
+// Checks the tokens of another program's file and describes them: every id is the tokenizer's, and every document ends as its own do. The
+// hash is that of the text that they stand for.
+PrepareReport describe_in_place(const TokenInput& input, const Tokenizer& tokenizer, TokenFileWriter& writer,
+                                StreamingHash& hash, const std::function<void(int64_t)>& progress) {
+  const std::string name = input.file.string();
+  const int32_t end_of_document = tokenizer.end_of_document();
+  std::ifstream in(input.file, std::ios::binary);
+  in.seekg(input.offset);
+  PrepareReport report;
+  std::vector<char> stored(static_cast<size_t>(tokens_per_piece * input.token_bytes));
+  std::vector<int32_t> document;
+  std::string text;
+  int32_t previous = end_of_document;
+  auto next_end = input.document_ends.begin();
+  for (int64_t index = 0; index < input.num_tokens; ++index) {
+    const int64_t at = index % tokens_per_piece;
+    if (at == 0) {
+      progress(index * input.token_bytes);
+      const int64_t count = std::min(tokens_per_piece, input.num_tokens - index);
+      if (!in.read(stored.data(), count * input.token_bytes)) throw Error("{}: can't read token {}", name, index);
+    }
+    uint32_t id = 0;
+    std::memcpy(&id, stored.data() + at * input.token_bytes, static_cast<size_t>(input.token_bytes));
+    if (id >= static_cast<uint64_t>(tokenizer.vocab_size()))
+      throw Error("{}: found token id {} at index {}, expected ids below the tokenizer's {}", name, id, index,
+                  tokenizer.vocab_size());
+    const auto token = static_cast<int32_t>(id);
+    const bool ends_document = token == end_of_document;
+    const bool should_end = next_end != input.document_ends.end() && *next_end == index + 1;
+    if (should_end) ++next_end;
+    if (!input.document_ends.empty() && ends_document != should_end)
+      throw Error(
+          "{}: found {} at index {}, where the index file has {}; expected {} at the end of each document and nowhere "
+          "else",
+          name, token, index, should_end ? "the end of a document" : "no end", end_of_document);
+    text += tokenizer.text_of(token, std::exchange(previous, token));
+    if (!ends_document) document.push_back(token);
+    if (ends_document || document.size() == static_cast<size_t>(tokens_per_piece)) {
+      writer.append(document);
+      document.clear();
+      hash.update(text.data(), text.size());
+      report.num_bytes += static_cast<int64_t>(std::exchange(text, {}).size());
+    }
+    if (!ends_document) continue;
+    writer.end_document();
+    const char mark = '\xff';
+    hash.update(&mark, 1);
+  }
+  writer.append(document);
+  hash.update(text.data(), text.size());
+  report.num_bytes += static_cast<int64_t>(text.size());
+  if (writer.num_documents() == 0)
+    throw Error("{}: found no end of a document among {} tokens, expected the tokenizer's {}", name, input.num_tokens,
+                end_of_document);
+  return report;
+}
+
 std::string join_names(const std::vector<std::string>& inputs) {
   std::string names;
   for (const std::string& input : inputs) {
@@ -246,11 +307,36 @@ std::string join_names(const std::vector<std::string>& inputs) {
   return names;
 }
 
+PrepareReport prepare_in_place(const PrepareOptions& options, const Tokenizer& tokenizer) {
+  if (options.inputs.size() != 1)
+    throw Error("found {} inputs, expected one to be used in place", options.inputs.size());
+  const TokenInput input = open_token_input(options.inputs.front(), options.token_type);
+  if (input.num_tokens == 0) throw Error("{}: found no tokens", input.file.string());
+  const InterruptFlag interrupt;
+  OutputFolder output(options.output, options.overwrite);
+  Progress progress("prepare", input.num_tokens * input.token_bytes, options.show_progress);
+  TokenFileWriter writer(output.temporary() / "tokens.h5", tokenizer, &input);
+  StreamingHash hash;
+  PrepareReport report = describe_in_place(input, tokenizer, writer, hash, [&](int64_t bytes) {
+    interrupt.check();
+    progress.update(bytes);
+  });
+  report.num_tokens = writer.num_tokens();
+  report.num_documents = writer.num_documents();
+  report.vocab_size = tokenizer.vocab_size();
+  writer.finish(report.num_bytes, hash_to_hex(hash.digest()), input.file.filename().string());
+  interrupt.check();
+  output.put_in_place();
+  report.seconds = progress.seconds();
+  return report;
+}
+
 }  // namespace
 
 PrepareReport prepare(const PrepareOptions& options) {
   if (options.output.empty()) throw Error("no output folder");
   const std::unique_ptr<Tokenizer> tokenizer = make_tokenizer(options.tokenizer);
+  if (options.in_place) return prepare_in_place(options, *tokenizer);
   const int64_t total_bytes = check_inputs(options.inputs, options.format);
   const InterruptFlag interrupt;
   OutputFolder output(options.output, options.overwrite);

@@ -14,6 +14,9 @@ struct PrepareOptions {
   std::string output;               // the folder to write
   std::vector<std::string> inputs;
   TextFormat format;
+  // The input, one, holds the tokenizer's tokens already (data/token_input.h) and is only described.
+  bool in_place = false;
+  std::string token_type;     // of a flat file used in place: u8, u16 or u32
   bool overwrite = false;     // replace a token folder that stands at `output`
   int num_threads = 0;        // for SentencePiece; 0: all cores. The result doesn't depend on it.
   bool show_progress = true;  // on stderr

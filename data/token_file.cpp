@@ -82,22 +82,18 @@ TokenFile TokenFile::open(const fs::path& folder) {
   const Hdf5File file = Hdf5File::open(path);
   result.info_ = read_info(file);
   const TokenFileInfo& info = result.info_;
-  const io::DatasetInfo tokens = file.info("/tokens");
-  if (tokens.type != ElementType::u8 && tokens.type != ElementType::u16 && tokens.type != ElementType::u32)
-    throw Error("{}: /tokens: expected u8, u16 or u32", path.string());
-  result.token_bytes_ = io::size_of(tokens.type);
   if (info.num_tokens <= 0 || info.vocab_size <= 0 || info.end_of_document < 0 ||
       info.end_of_document >= info.vocab_size)
     throw Error("{}: found {} tokens of a vocabulary of {} with end of document {}; the file is damaged", path.string(),
                 info.num_tokens, info.vocab_size, info.end_of_document);
-  expect_length(file, "/tokens", info.num_tokens);
+  result.find_tokens(file);
   expect_length(file, "/checksums", num_pieces(info.num_tokens));
   expect_length(file, "/document_starts", info.num_documents);
-  result.chunk_offsets_ = file.chunk_offsets("/tokens");
   expect_length(file, "/checksums", static_cast<int64_t>(result.chunk_offsets_.size()));
-  do result.descriptor_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  do result.descriptor_ = ::open(result.tokens_path_.c_str(), O_RDONLY | O_CLOEXEC);
   while (result.descriptor_ < 0 && errno == EINTR);
-  if (result.descriptor_ < 0) throw Error("{}: can't open: {}", path.string(), io::describe_errno(errno));
+  if (result.descriptor_ < 0)
+    throw Error("{}: can't open: {}", result.tokens_path_.string(), io::describe_errno(errno));
   for (const int64_t piece : {int64_t{0}, num_pieces(info.num_tokens) - 1}) {
     uint64_t checksum = 0;
     file.read("/checksums", ElementType::u64, piece, 1, &checksum);
@@ -106,12 +102,40 @@ TokenFile TokenFile::open(const fs::path& folder) {
   return result;
 }
 
+void TokenFile::find_tokens(const Hdf5File& file) {
+  const std::string name = file.path().string();
+  if (!file.has_attribute("/", "tokens_file")) {
+    tokens_path_ = file.path();
+    const io::DatasetInfo tokens = file.info("/tokens");
+    if (tokens.type != ElementType::u8 && tokens.type != ElementType::u16 && tokens.type != ElementType::u32)
+      throw Error("{}: /tokens: expected u8, u16 or u32", name);
+    token_bytes_ = io::size_of(tokens.type);
+    expect_length(file, "/tokens", info_.num_tokens);
+    chunk_offsets_ = file.chunk_offsets("/tokens");
+    return;
+  }
+  tokens_path_ = file.read_string("/", "tokens_file");
+  token_bytes_ = file.read_int("/", "token_bytes");
+  const int64_t offset = file.read_int("/", "tokens_offset"), bytes = file.read_int("/", "tokens_file_bytes");
+  std::error_code error;
+  const auto found = fs::file_size(tokens_path_, error);
+  if (error) throw Error("{}: not found, expected the tokens of {} there", tokens_path_.string(), name);
+  if (static_cast<int64_t>(found) != bytes || offset < 0 || offset > bytes ||
+      (token_bytes_ != 1 && token_bytes_ != 2 && token_bytes_ != 4) ||
+      info_.num_tokens > (bytes - offset) / token_bytes_)
+    throw Error("{}: found {} bytes, expected the {} that {} describes; prepare it again", tokens_path_.string(), found,
+                bytes, name);
+  for (int64_t piece = 0; piece < num_pieces(info_.num_tokens); ++piece)
+    chunk_offsets_.push_back(offset + piece * tokens_per_piece * token_bytes_);
+}
+
 TokenFile::~TokenFile() {
   if (descriptor_ >= 0) ::close(descriptor_);
 }
 
 TokenFile::TokenFile(TokenFile&& other) noexcept
     : folder_(std::move(other.folder_)),
+      tokens_path_(std::move(other.tokens_path_)),
       info_(std::move(other.info_)),
       token_bytes_(other.token_bytes_),
       descriptor_(std::exchange(other.descriptor_, -1)),
@@ -119,6 +143,7 @@ TokenFile::TokenFile(TokenFile&& other) noexcept
 
 TokenFile& TokenFile::operator=(TokenFile&& other) noexcept {
   std::swap(folder_, other.folder_);
+  std::swap(tokens_path_, other.tokens_path_);
   std::swap(info_, other.info_);
   std::swap(token_bytes_, other.token_bytes_);
   std::swap(descriptor_, other.descriptor_);
@@ -134,9 +159,9 @@ void TokenFile::read_bytes(int64_t begin, int64_t count, char* out) const {
     for (auto left = static_cast<size_t>(run * token_bytes_); left > 0;) {
       const ssize_t got = ::pread(descriptor_, out, left, offset);
       if (got < 0 && errno == EINTR) continue;
-      if (got < 0) throw Error("{}: can't read: {}", file().string(), io::describe_errno(errno));
+      if (got < 0) throw Error("{}: can't read: {}", tokens_path_.string(), io::describe_errno(errno));
       if (got == 0)
-        throw Error("{}: the file ends inside /tokens at token {}; it was truncated", file().string(), begin);
+        throw Error("{}: the file ends inside /tokens at token {}; it was truncated", tokens_path_.string(), begin);
       out += got;
       offset += got;
       left -= static_cast<size_t>(got);
@@ -157,8 +182,8 @@ void TokenFile::read(int64_t begin, std::span<int32_t> tokens) const {
                           : token_bytes_ == 2 ? widen<uint16_t>(stored.data(), tokens)
                                               : widen<uint32_t>(stored.data(), tokens);
   if (largest >= vocab_size())
-    throw Error("{}: found token id {} in tokens [{}, {}), expected ids below {}; the file is damaged", file().string(),
-                largest, begin, begin + count, vocab_size());
+    throw Error("{}: found token id {} in tokens [{}, {}), expected ids below {}; the file is damaged",
+                tokens_path_.string(), largest, begin, begin + count, vocab_size());
 }
 
 void TokenFile::check_piece(int64_t piece, uint64_t expected) const {
@@ -168,7 +193,7 @@ void TokenFile::check_piece(int64_t piece, uint64_t expected) const {
   read_bytes(begin, count, stored.data());
   const uint64_t found = hash64(stored.data(), stored.size());
   if (found != expected)
-    throw Error("{}: tokens [{}, {}) have checksum {}, expected {}; the file is damaged", file().string(), begin,
+    throw Error("{}: tokens [{}, {}) have checksum {}, expected {}; the file is damaged", tokens_path_.string(), begin,
                 begin + count, hash_to_hex(found), hash_to_hex(expected));
 }
 
@@ -217,6 +242,7 @@ struct TokenFileWriter::State {
   int64_t vocab_size;
   int32_t end_of_document;
   int64_t token_bytes;
+  bool is_elsewhere;             // the tokens are not written
   std::vector<int32_t> piece;    // tokens that don't fill a chunk yet
   std::vector<uint64_t> starts;  // of documents, not written yet
   StreamingHash checksums;
@@ -227,7 +253,7 @@ struct TokenFileWriter::State {
   template <class T>
   void write_piece_as() {
     const std::vector<T> stored(piece.begin(), piece.end());
-    file.append("/tokens", stored.data(), static_cast<int64_t>(stored.size()));
+    if (!is_elsewhere) file.append("/tokens", stored.data(), static_cast<int64_t>(stored.size()));
     const uint64_t checksum = hash64(stored.data(), stored.size() * sizeof(T));
     checksums.update(&checksum, sizeof(checksum));
     file.append("/checksums", &checksum, 1);
@@ -246,7 +272,7 @@ struct TokenFileWriter::State {
   }
 };
 
-TokenFileWriter::TokenFileWriter(const fs::path& file, const Tokenizer& tokenizer) {
+TokenFileWriter::TokenFileWriter(const fs::path& file, const Tokenizer& tokenizer, const TokenInput* elsewhere) {
   const int64_t vocab_size = tokenizer.vocab_size();
   const ElementType type = vocab_size <= 256     ? ElementType::u8
                            : vocab_size <= 65536 ? ElementType::u16
@@ -256,11 +282,19 @@ TokenFileWriter::TokenFileWriter(const fs::path& file, const Tokenizer& tokenize
                                          .tokenizer_hash = tokenizer.hash(),
                                          .vocab_size = vocab_size,
                                          .end_of_document = tokenizer.end_of_document(),
-                                         .token_bytes = io::size_of(type),
+                                         .token_bytes = elsewhere ? elsewhere->token_bytes : io::size_of(type),
+                                         .is_elsewhere = elsewhere != nullptr,
                                          .piece = {},
                                          .starts = {},
                                          .checksums = {}});
-  state_->file.create_appendable("/tokens", type, tokens_per_piece);
+  if (elsewhere) {
+    state_->file.write_attribute("/", "tokens_file", elsewhere->file.string());
+    state_->file.write_attribute("/", "tokens_file_bytes", static_cast<int64_t>(fs::file_size(elsewhere->file)));
+    state_->file.write_attribute("/", "tokens_offset", elsewhere->offset);
+    state_->file.write_attribute("/", "token_bytes", elsewhere->token_bytes);
+  } else {
+    state_->file.create_appendable("/tokens", type, tokens_per_piece);
+  }
   state_->file.create_appendable("/document_starts", ElementType::u64, 4096);
   state_->file.create_appendable("/checksums", ElementType::u64, 4096);
   const std::string& model = tokenizer.model();
@@ -286,7 +320,7 @@ void TokenFileWriter::append(std::span<const int32_t> tokens) {
 
 void TokenFileWriter::end_document() {
   State& state = *state_;
-  if (state.num_tokens == state.document_start) return;
+  if (state.num_tokens == state.document_start && !state.is_elsewhere) return;
   append(std::span<const int32_t>(&state.end_of_document, 1));
   state.starts.push_back(static_cast<uint64_t>(state.document_start));
   state.document_start = state.num_tokens;
@@ -303,7 +337,7 @@ int64_t TokenFileWriter::num_documents() const {
 
 void TokenFileWriter::finish(int64_t num_bytes, const std::string& text_hash, const std::string& sources) {
   State& state = *state_;
-  LAMINA_CHECK(state.document_start == state.num_tokens, "a document is open");
+  LAMINA_CHECK(state.document_start == state.num_tokens || state.is_elsewhere, "a document is open");
   if (!state.piece.empty()) state.write_piece();
   if (!state.starts.empty()) state.write_starts();
   Hdf5File& file = state.file;

@@ -4,6 +4,8 @@
 //   /document_starts   u64 [num_documents], index of each document's first token
 //   /checksums         u64, XXH3 of the stored bytes of every run of 65536 tokens (the last may be short)
 //   /tokenizer         u8, the SentencePiece model; absent for bytes
+// Where the tokens lie in a file of another program there is no /tokens, but the attributes tokens_file (absolute), tokens_file_bytes,
+// tokens_offset (of the first, in bytes) and token_bytes (1, 2 or 4).
 // Attributes of "/": format, format_version, tokenizer, tokenizer_hash, vocab_size, end_of_document, num_tokens,
 // num_documents, num_bytes (of text), sources, text_hash, tokens_hash (XXH3 of /checksums).
 #pragma once
@@ -15,6 +17,7 @@
 #include <string>
 #include <vector>
 
+#include "data/token_input.h"
 #include "data/tokenizer.h"
 
 namespace lamina {
@@ -35,6 +38,10 @@ struct TokenFileInfo {
   std::string text_hash;    // the same for the same documents, however they were stored
   std::string tokens_hash;  // the same for the same tokens
 };
+
+namespace io {
+class Hdf5File;
+}
 
 class TokenFile {
  public:
@@ -62,20 +69,22 @@ class TokenFile {
  private:
   TokenFile() = default;
   std::filesystem::path file() const { return folder_ / "tokens.h5"; }
+  void find_tokens(const io::Hdf5File& file);
   void read_bytes(int64_t begin, int64_t count, char* out) const;  // as stored
   void check_piece(int64_t piece, uint64_t expected) const;
 
   std::filesystem::path folder_;
+  std::filesystem::path tokens_path_;  // the file that the tokens lie in
   TokenFileInfo info_;
   int64_t token_bytes_ = 0;  // 1, 2 or 4
   int descriptor_ = -1;
   std::vector<int64_t> chunk_offsets_;  // in the file; 8 bytes per 65536 tokens
 };
 
-// Appends documents to a new tokens.h5.
+// Appends documents to a new tokens.h5. Of tokens that lie elsewhere only the description is written: what is appended must be they.
 class TokenFileWriter {
  public:
-  TokenFileWriter(const std::filesystem::path& file, const Tokenizer& tokenizer);
+  TokenFileWriter(const std::filesystem::path& file, const Tokenizer& tokenizer, const TokenInput* elsewhere = nullptr);
   ~TokenFileWriter();
   TokenFileWriter(TokenFileWriter&&) noexcept;
   TokenFileWriter& operator=(TokenFileWriter&&) noexcept;

@@ -49,6 +49,7 @@ void register_prepare(CLI::App& app) {
       "  lamina prepare --tokenizer bytes --output data/english book1.txt book2.txt.gz\n"
       "  lamina prepare --tokenizer sentencepiece:bpe.model --output data/web crawl-*.jsonl.zst\n"
       "  jq -c .page crawl.json | lamina prepare --text-key body.text --output data/web -\n"
+      "  lamina prepare --tokenizer sentencepiece:llama.model --in-place --output data/pile pile_text_document.bin\n"
       "  lamina prepare --output data/stories --document-separator '\\n\\n\\n' stories.txt");
   command->add_option("inputs", options->inputs, text_inputs_help)->required();
   command->add_option("--tokenizer", options->tokenizer, "bytes or sentencepiece:FILE")->capture_default_str();
@@ -59,6 +60,15 @@ void register_prepare(CLI::App& app) {
   command->add_option("--threads", options->num_threads, "Threads for SentencePiece; 0: all cores")
       ->check(CLI::Range(0, 4096))
       ->capture_default_str();
+  CLI::Option* in_place = command->add_flag(
+      "--in-place", options->in_place,
+      "The input is one file of the tokenizer's tokens (Megatron's .bin, NumPy or flat), used where it lies");
+  command->add_option("--token-type", options->token_type, "Of a flat file used in place: u8, u16 or u32")
+      ->check(CLI::IsMember({"u8", "u16", "u32"}))
+      ->needs(in_place);
+  for (const char* of_text :
+       {"--format", "--text-key", "--invalid-utf8", "--skip-bad-records", "--document-separator", "--threads"})
+    in_place->excludes(command->get_option(of_text));
   command->add_flag("--overwrite", options->overwrite, "Replace an existing token folder");
   command->callback([options] {
     options->format.document_separator = unescape(options->format.document_separator);

@@ -1,0 +1,182 @@
+// Tokens of other programs, used where they lie.
+#include "data/token_input.h"
+
+#include <fstream>
+
+#include "core/io/file.h"
+#include "tests/data/support.h"
+
+namespace lamina {
+namespace {
+
+using namespace std::string_literals;
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+
+class TokenInputTest : public DataTest {
+ protected:
+  template <class T>
+  static std::string stored(const std::vector<int32_t>& tokens) {
+    const std::vector<T> values(tokens.begin(), tokens.end());
+    return {reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T)};
+  }
+
+  static std::string numpy(const std::string& type, const std::string& shape, const std::string& data,
+                           int version = 1) {
+    std::string header = "{'descr': '" + type + "', 'fortran_order': False, 'shape': " + shape + ", }";
+    header.append(117 - header.size(), ' ');
+    header += '\n';
+    const auto length = static_cast<uint32_t>(header.size());
+    std::string result = "\x93NUMPY"s + static_cast<char>(version) + '\0';
+    result.append(reinterpret_cast<const char*>(&length), version == 1 ? 2 : 4);
+    return result + header + data;
+  }
+
+  // One sequence a document, as preprocess_data.py writes a text without splitting it into sentences.
+  static std::string megatron_index(const std::vector<int32_t>& lengths, int code, int64_t token_bytes) {
+    std::string result = "MMIDIDX\0\0"s;
+    const auto add = [&](auto value) { result.append(reinterpret_cast<const char*>(&value), sizeof value); };
+    add(uint64_t{1});
+    add(static_cast<uint8_t>(code));
+    add(static_cast<int64_t>(lengths.size()));
+    add(static_cast<int64_t>(lengths.size()) + 1);
+    for (const int32_t length : lengths) add(length);
+    int64_t at = 0;
+    for (const int32_t length : lengths) add(std::exchange(at, at + length * token_bytes));
+    for (size_t i = 0; i <= lengths.size(); ++i) add(static_cast<int64_t>(i));
+    return result;
+  }
+
+  PrepareOptions in_place(const std::string& output, const std::string& input, const std::string& type = "") const {
+    PrepareOptions result = options(output, {input});
+    result.in_place = true;
+    result.token_type = type;
+    result.overwrite = true;
+    return result;
+  }
+  std::string refusal(const std::string& input, const std::string& type = "") const {
+    const size_t before = num_entries();
+    const std::string message = error_of([&] { prepare(in_place("refused", input, type)); });
+    EXPECT_EQ(num_entries(), before) << message;
+    return message;
+  }
+};
+
+// What megatron-core 0.16.1's IndexedDatasetBuilder wrote of two documents of two sequences each.
+TEST_F(TokenInputTest, AMegatronDataSetIsItsText) {
+  const std::vector<std::string> texts{"The first document.", "Second, é."};
+  const std::string index =
+      "MMIDIDX\0\0\1\0\0\0\0\0\0\0\x08\4\0\0\0\0\0\0\0\3\0\0\0\0\0\0\0"
+      "\5\0\0\0\x0f\0\0\0\5\0\0\0\7\0\0\0"
+      "\0\0\0\0\0\0\0\0\x0a\0\0\0\0\0\0\0\x28\0\0\0\0\0\0\0\x32\0\0\0\0\0\0\0"
+      "\0\0\0\0\0\0\0\0\2\0\0\0\0\0\0\0\4\0\0\0\0\0\0\0"s;
+  std::vector<int32_t> tokens;
+  for (const std::string& text : texts) {
+    make_tokenizer("bytes")->encode(text, tokens);
+    tokens.push_back(256);
+  }
+  write("gpt.bin", stored<uint16_t>(tokens));
+  write("gpt.idx", index);
+  prepare(options("copied", {write("0", texts[0]), write("1", texts[1])}));
+  const TokenFile copied = TokenFile::open(path("copied"));
+  for (const char* name : {"gpt.bin", "gpt.idx"}) {
+    const PrepareReport report = prepare(in_place("linked", path(name)));
+    EXPECT_EQ(report.num_documents, 2);
+    EXPECT_EQ(report.num_bytes, static_cast<int64_t>(texts[0].size() + texts[1].size()));
+    const TokenFile linked = TokenFile::open(path("linked"));
+    linked.verify();
+    EXPECT_EQ(all_tokens(linked), tokens);
+    EXPECT_EQ(linked.info().text_hash, copied.info().text_hash);
+    EXPECT_EQ(linked.info().tokens_hash, copied.info().tokens_hash);
+    EXPECT_EQ(linked.info().num_documents, copied.info().num_documents);
+    EXPECT_EQ(linked.tokenizer_hash(), copied.tokenizer_hash());
+  }
+}
+
+TEST_F(TokenInputTest, EveryFormHoldsTheSameTokensAndNoneIsCopied) {
+  const std::string text = words(400'000, 3);
+  std::vector<int32_t> tokens, lengths;
+  for (size_t begin = 0; begin < text.size(); begin += 3000 + begin % 7000) {
+    const size_t before = tokens.size();
+    make_tokenizer("bytes")->encode(text.substr(begin, 3000 + begin % 7000), tokens);
+    tokens.push_back(256);
+    lengths.push_back(static_cast<int32_t>(tokens.size() - before));
+  }
+  const std::string shape = fmt::format("({},)", tokens.size());
+  write("m16.bin", stored<uint16_t>(tokens));
+  write("m16.idx", megatron_index(lengths, 8, 2));
+  write("m32.bin", stored<int32_t>(tokens));
+  write("m32.idx", megatron_index(lengths, 4, 4));
+  const std::pair<std::string, std::string> inputs[] = {
+      {path("m16.bin"), ""},
+      {path("m32.bin"), ""},
+      {write("16.npy", numpy("<u2", shape, stored<uint16_t>(tokens))), ""},
+      {write("32.npy", numpy("<u4", shape, stored<uint32_t>(tokens))), ""},
+      {write("i32", numpy("<i4", shape, stored<int32_t>(tokens), 2)), ""},
+      {write("flat16", stored<uint16_t>(tokens)), "u16"},
+      {write("flat32.bin", stored<uint32_t>(tokens)), "u32"}};
+  for (const auto& [input, type] : inputs) {
+    const PrepareReport report = prepare(in_place("out", input, type));
+    EXPECT_EQ(report.num_documents, static_cast<int64_t>(lengths.size())) << input;
+    EXPECT_EQ(report.num_tokens, static_cast<int64_t>(tokens.size()));
+    const TokenFile file = TokenFile::open(path("out"));
+    file.verify();
+    EXPECT_TRUE(all_tokens(file) == tokens) << input;
+    std::vector<int32_t> part(70'000);
+    file.read(65'000, part);
+    EXPECT_TRUE(std::equal(part.begin(), part.end(), tokens.begin() + 65'000));
+    EXPECT_LT(std::filesystem::file_size(path("out/tokens.h5")), 100'000u) << "the tokens were copied";
+  }
+}
+
+TEST_F(TokenInputTest, WhatDoesNotFitIsRefused) {
+  const std::vector<int32_t> tokens{104, 105, 256, 104, 256};
+  const std::string data = stored<uint16_t>(tokens);
+  EXPECT_THAT(refusal(write("a", stored<uint16_t>({104, 257, 256})), "u16"),
+              HasSubstr("a: found token id 257 at index 1, expected ids below the tokenizer's 257"));
+  EXPECT_THAT(refusal(write("a", stored<int32_t>({104, -1, 256})), "u32"), HasSubstr("at index 1"));
+  EXPECT_THAT(refusal(write("a", stored<uint16_t>({104, 105})), "u16"),
+              HasSubstr("a: found no end of a document among 2 tokens, expected the tokenizer's 256"));
+  EXPECT_THAT(refusal(write("a", data + "x"), "u16"), HasSubstr("found 11 bytes of tokens, expected a multiple of 2"));
+  EXPECT_THAT(refusal(write("a", "")), HasSubstr("--token-type"));
+  EXPECT_THAT(refusal(write("a", ""), "u16"), HasSubstr("a: found no tokens"));
+  EXPECT_THAT(refusal(write("a", data)),
+              AllOf(HasSubstr("neither a Megatron data set nor a NumPy array"), HasSubstr("--token-type")));
+  EXPECT_THAT(refusal(path("missing"), "u16"), HasSubstr("missing: found no file"));
+  EXPECT_THAT(refusal(write("a", numpy("<i8", "(5,)", data))),
+              HasSubstr("found a NumPy array of '<i8', expected uint8"));
+  EXPECT_THAT(refusal(write("a", numpy(">u2", "(5,)", data))), HasSubstr("'>u2'"));
+  EXPECT_THAT(refusal(write("a", numpy("<u2", "(5, 1)", data))), HasSubstr("expected one axis"));
+  EXPECT_THAT(refusal(write("a", numpy("<u2", "(6,)", data))),
+              HasSubstr("found 5 tokens, expected those of shape (6,)"));
+  EXPECT_THAT(refusal(write("a", numpy("<u2", "(5,)", data).substr(0, 40))), HasSubstr("truncated"));
+  EXPECT_THAT(refusal(write("a", numpy("<u2", "(5,)", data)), "u16"), HasSubstr("--token-type is for flat files"));
+  write("m.bin", data);
+  const auto index = [&](const std::string& content) { return refusal((write("m.idx", content), path("m.bin"))); };
+  EXPECT_THAT(index(megatron_index({3, 1}, 8, 2)), HasSubstr("m.bin: found 5 tokens, expected the 4 of"));
+  EXPECT_THAT(index(megatron_index({2, 3}, 8, 2)),
+              HasSubstr("found 105 at index 1, where the index file has the end of a document"));
+  EXPECT_THAT(index(megatron_index({5}, 8, 2)), HasSubstr("found 256 at index 2, where the index file has no end"));
+  EXPECT_THAT(index(megatron_index({3, 2}, 5, 2)), HasSubstr("Megatron's type 5"));
+  EXPECT_THAT(index(megatron_index({3, 2}, 8, 4)), HasSubstr("found sequence 1 at byte 12, expected it at 6"));
+  EXPECT_THAT(index(megatron_index({3, 2}, 8, 2).substr(0, 60)), HasSubstr("m.idx"));
+  EXPECT_THAT(index("no index at all"), HasSubstr("found no Megatron index"));
+  PrepareOptions two = in_place("out", path("a"), "u16");
+  two.inputs.push_back(path("a"));
+  EXPECT_THAT(error_of([&] { prepare(two); }), HasSubstr("found 2 inputs"));
+}
+
+TEST_F(TokenInputTest, AFileThatChangedIsNoticed) {
+  const std::string data = stored<uint16_t>({104, 105, 256, 104, 256});
+  const auto opening = [&] { return error_of([&] { (void)TokenFile::open(path("out")); }); };
+  prepare(in_place("out", write("flat", data), "u16"));
+  write("flat", data + data);
+  EXPECT_THAT(opening(), HasSubstr("flat: found 20 bytes, expected the 10 that"));
+  write("flat", stored<uint16_t>({104, 106, 256, 104, 256}));
+  EXPECT_THAT(opening(), AllOf(HasSubstr("flat: tokens [0, 5) have checksum"), HasSubstr("damaged")));
+  std::filesystem::remove(path("flat"));
+  EXPECT_THAT(opening(), HasSubstr("flat: not found, expected the tokens of"));
+}
+
+}  // namespace
+}  // namespace lamina
