@@ -25,15 +25,16 @@ struct Magic {
 constexpr std::string_view decompress_first = "decompress it first";
 constexpr std::string_view unpack_first = "unpack it first";
 constexpr std::string_view as_json_lines = "write its text as JSON lines first";
+constexpr std::string_view through_reader = "read it with launch/read_parquet.py FILE | lamina prepare -";
 constexpr std::string_view as_tokens = "--in-place uses its tokens as they are";
 constexpr std::string_view convert = "convert it first: iconv -f UTF-16 -t UTF-8 FILE | lamina prepare -";
 constexpr std::string_view as_text_first = "turn it into text first";
 
 // Formats that are no text. Those that begin with letters are told apart by more than one word.
 constexpr Magic magics[] = {
-    {0, "PAR1", "a Parquet file", as_json_lines},
+    {0, "PAR1", "a Parquet file", through_reader},
     {0, "PARE", "an encrypted Parquet file", as_json_lines},
-    {0, "ARROW1\0\0"sv, "an Arrow file", as_json_lines},
+    {0, "ARROW1\0\0"sv, "an Arrow file", through_reader},
     {0, "FEA1", "a Feather file", as_json_lines},
     {0, "\x89HDF\r\n\x1a\n", "an HDF5 file",
      "a token folder is ready for training as it is; of other files, write the text as JSON lines"},
@@ -65,7 +66,7 @@ constexpr Magic magics[] = {
     {0, "\0\0\xfe\xff"sv, "text in UTF-32", "convert it first: iconv -f UTF-32 -t UTF-8 FILE | lamina prepare -"},
     {0, "\xff\xfe", "text in UTF-16", convert},
     {0, "\xfe\xff", "text in UTF-16", convert},
-    {0, "\xff\xff\xff\xff", "an Arrow stream", as_json_lines},
+    {0, "\xff\xff\xff\xff", "an Arrow stream", through_reader},
     {0, "GGUF", "a GGUF model", ""},
     {0,
      "\x7f"
