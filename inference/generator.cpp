@@ -91,10 +91,9 @@ TokenEvent Generator::draw(Job& job, int index, std::span<const float> logits) {
     event.finish = Finish::stop_text;
   else if (event.finish == Finish::no && sample.num_tokens == request.max_tokens)
     event.finish = Finish::length;
-  if (event.finish == Finish::length || event.finish == Finish::end_of_document) {
-    event.text += sample.stop.add(sample.text.finish(), stopped);
-    event.text += sample.stop.finish();
-  }
+  // A character that the limit cuts is left out; one that the model itself broke off is not.
+  if (event.finish == Finish::end_of_document) event.text += sample.stop.add(sample.text.finish(), stopped);
+  if (event.finish == Finish::length || event.finish == Finish::end_of_document) event.text += sample.stop.finish();
   sample.is_done = event.finish != Finish::no;
   return event;
 }
