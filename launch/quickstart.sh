@@ -121,7 +121,7 @@ else
 fi
 compare_with_gzip
 say "a paragraph from the model"
-lamina sample --checkpoint "$run" --prompt "A good book is " --max-tokens 120 --temperature 0.7
+lamina sample --checkpoint "$run" --prompt "A good book is" --max-tokens 120 --temperature 0.7
 say "a page of the run"
 lamina report "$run"
 say "done"
