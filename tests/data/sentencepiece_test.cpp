@@ -11,8 +11,6 @@
 namespace lamina {
 namespace {
 
-using ::testing::HasSubstr;
-
 class Lines final : public sentencepiece::SentenceIterator {
  public:
   explicit Lines(std::vector<std::string> lines) : lines_(std::move(lines)) {}
