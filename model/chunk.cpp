@@ -7,12 +7,6 @@
 namespace lamina::model {
 namespace {
 
-double square_sum(ops::OpContext& ctx, const TensorView& x) {
-  double result = 0;
-  ops::sum_squares(ctx, {x, &result});
-  return result;
-}
-
 void add_to(std::vector<double>& sums, const std::vector<double>& values) {
   sums.resize(values.size());
   for (size_t i = 0; i < values.size(); ++i) sums[i] += values[i];
@@ -129,7 +123,7 @@ void Chunk::run_sublayer(ops::OpContext& ctx, Slot& slot, const Batch& batch, in
 void Chunk::observe(ops::OpContext& ctx, const Slot& slot, const Input& input, int site) const {
   if (input.sums == nullptr) return;
   LayerSums& sum = (*input.sums)[static_cast<size_t>(site)];
-  sum.hidden_square += square_sum(ctx, slot.pass_->hidden(site));
+  sum.hidden_square += ops::sum_squares(ctx, slot.pass_->hidden(site));
   const DepthWeights depth = slot.pass_->depth_weights(ctx, site);
   add_to(sum.depth_weights, depth.weights);
   sum.depth_entropy += depth.entropy;
@@ -148,9 +142,10 @@ TensorView Chunk::run_sublayers(ops::OpContext& ctx, Slot& slot, const Input& in
     const TensorView x = pass.read(ctx, sublayer);
     observe(ctx, slot, input, sublayer);
     const TensorView y = pass.output_buffer(sublayer);
-    batch.stats = input.stats == nullptr ? nullptr : &(*input.stats)[static_cast<size_t>(sublayer)];
+    if (input.observer != nullptr)
+      batch.probes = input.observer->probes(sublayer, input.first_sequence, batch.num_sequences);
     run_sublayer(ctx, slot, batch, sublayer, x, y);
-    if (input.sums != nullptr) (*input.sums)[static_cast<size_t>(sublayer)].output_square += square_sum(ctx, y);
+    if (input.sums != nullptr) (*input.sums)[static_cast<size_t>(sublayer)].output_square += ops::sum_squares(ctx, y);
     if (input.progress) input.progress();
   }
   if (!range_.is_last) {
@@ -214,7 +209,7 @@ void Chunk::backward(ops::OpContext& ctx, Slot& slot, const Input& input, bool d
   for (int sublayer = range_.end - 1; sublayer >= range_.begin; --sublayer) {
     if (input.sums != nullptr)
       (*input.sums)[static_cast<size_t>(sublayer)].gradient_square +=
-          square_sum(ctx, pass.output_gradient(ctx, sublayer));
+          ops::sum_squares(ctx, pass.output_gradient(ctx, sublayer));
     sublayer_backward(ctx, slot, input.batch, sublayer);
     done(reported_[static_cast<size_t>(sublayer - range_.begin)]);
     if (input.progress) input.progress();

@@ -60,13 +60,14 @@ class Chunk {
 
   // What one micro-batch runs on. Views on the device; tokens, targets [num_tokens] i32, token_loss [num_tokens] acc.
   struct Input {
-    Batch batch;                                  // its `stats` are set by the chunk
-    TensorView tokens;                            // first chunk
-    TensorView targets, token_loss;               // last chunk; token_loss is written
-    bool train = false;                           // backward follows
-    std::vector<LayerSums>* sums = nullptr;       // [sites of the model], or null
-    std::vector<SublayerStats>* stats = nullptr;  // [sublayers of the model], or null
-    std::function<void()> progress;               // called between sublayers
+    Batch batch;                             // its probes are set by the chunk
+    TensorView tokens;                       // first chunk
+    TensorView targets, token_loss;          // last chunk; token_loss is written
+    bool train = false;                      // backward follows
+    std::vector<LayerSums>* sums = nullptr;  // [sites of the model], or null
+    Observer* observer = nullptr;            // null: nothing is observed
+    int64_t first_sequence = 0;              // of the pass
+    std::function<void()> progress;          // called between sublayers
   };
 
   Chunk(const ChunkOptions& options, const ChunkRange& range, Parameters& parameters);

@@ -1,14 +1,11 @@
 #include "model/mla.h"
 
-#include <algorithm>
 #include <cmath>
-#include <limits>
 
 #include "core/ops/attention.h"
 #include "core/ops/decode.h"
 #include "core/ops/matmul.h"
 #include "core/ops/rms_norm.h"
-#include "core/tensor/host_copy.h"
 #include "model/views.h"
 
 namespace lamina::model {
@@ -17,14 +14,6 @@ namespace {
 // Parts of kv's rows: heads of [nope | v].
 TensorView head_part(const TensorView& kv, int64_t heads, int64_t width, int64_t begin, int64_t end) {
   return heads_of(kv, heads, width).slice(2, begin, end);
-}
-
-// [sequences, heads] acc into the running maxima.
-void add_max_logits(const HostCopy& found, std::vector<double>& maxima) {
-  const auto heads = static_cast<size_t>(found->size(1));
-  maxima.resize(heads, -std::numeric_limits<double>::infinity());
-  for (size_t i = 0; i < static_cast<size_t>(found->num_elements()); ++i)
-    maxima[i % heads] = std::max(maxima[i % heads], element_of(found.view(), static_cast<int64_t>(i)));
 }
 
 }  // namespace
@@ -115,13 +104,9 @@ void Mla::intermediates(ops::OpContext& ctx, const Batch& batch, TensorView x, S
   saved.o = arenas.expensive.take(dtype, {tokens, heads_ * d_v_});
   saved.lse = arenas.expensive.take(acc, {batch.num_sequences, heads_, batch.seq_len});
   const TensorView v = head_part(saved.kv, heads_, d_nope_ + d_v_, d_nope_, d_nope_ + d_v_);
-  const ArenaScope scope(ctx.scratch);
-  const TensorView max_logit =
-      batch.stats == nullptr ? TensorView() : ctx.scratch.take(acc, {batch.num_sequences, heads_});
   ops::attention_forward(
       ctx, {per_head(saved.q, batch, heads_, d_qk), per_sequence(saved.k, batch), per_sequence(v, batch), scale_,
-            per_head(saved.o, batch, heads_, d_v_), saved.lse, batch.document_starts, max_logit});
-  if (max_logit) add_max_logits(HostCopy(max_logit, ctx.stream), batch.stats->max_logits);
+            per_head(saved.o, batch, heads_, d_v_), saved.lse, batch.document_starts, batch.probes.max_logits});
 }
 
 // Adds the rows' latents to their sequences, then attends to all of each: a run of one token to the latents themselves, longer ones to

@@ -62,26 +62,20 @@ void Moe::route(ops::OpContext& ctx, const Batch& batch, TensorView x, Saved& sa
   saved.fractions = {};
   if (alpha_ > 0 && batch.runs.empty()) {
     saved.fractions = arena.take(acc, {batch.num_sequences, num_experts_});
-    balance = ctx.scratch.take(acc, {batch.num_sequences});
+    balance = batch.probes.balance ? batch.probes.balance : ctx.scratch.take(acc, {batch.num_sequences});
   }
   ops::linear(ctx, x, gate_, saved.scores);
   ops::router_forward(ctx, {saved.scores, bias_, scaling_, renormalize_, saved.scores, saved.chosen, saved.weights,
                             saved.fractions, balance});
-  if (batch.stats != nullptr) observe(ctx, *batch.stats, saved, balance);
+  if (batch.probes.expert_counts) observe(ctx, batch.probes, saved);
 }
 
-void Moe::observe(ops::OpContext& ctx, SublayerStats& stats, const Saved& saved, const TensorView& balance) const {
-  stats.expert_counts.resize(static_cast<size_t>(num_experts_), 0.0);
-  ops::router_observe(ctx,
-                      {saved.chosen, saved.scores, stats.expert_counts, stats.detailed ? &stats.entropy : nullptr});
-  if (stats.keeps_choices) {
-    const HostCopy chosen(saved.chosen, ctx.stream);
-    const int32_t* choices = chosen->as<int32_t>();
-    stats.choices.insert(stats.choices.end(), choices, choices + chosen->num_elements());
-  }
-  if (!balance) return;
-  const HostCopy losses(balance, ctx.stream);
-  for (int64_t i = 0; i < balance.num_elements(); ++i) stats.balance_loss += element_of(losses.view(), i);
+void Moe::observe(ops::OpContext& ctx, const SublayerProbes& probes, const Saved& saved) const {
+  ops::router_observe(ctx, {saved.chosen, saved.scores, probes.expert_counts, probes.entropy});
+  if (probes.choices == nullptr) return;
+  const HostCopy chosen(saved.chosen, ctx.stream);
+  const int32_t* choices = chosen->as<int32_t>();
+  probes.choices->insert(probes.choices->end(), choices, choices + chosen->num_elements());
 }
 
 // Rows of this rank's experts from all ranks; `meanwhile` runs while they travel.
@@ -100,14 +94,14 @@ void Moe::receive(ops::OpContext& ctx, TensorView x, Saved& saved, Arena& arena,
 }
 
 // The pairs of row and expert, in the order of the experts.
-void Moe::group(ops::OpContext& ctx, Saved& saved, Arena& arena) const {
+void Moe::group(ops::OpContext& ctx, Saved& saved, Arena& arena, bool again) const {
   const TensorView chosen = has_ranks() ? saved.row_chosen : saved.chosen;
   const TensorView weights = has_ranks() ? saved.row_weights : saved.weights;
-  saved.offsets.assign(static_cast<size_t>(experts_here()) + 1, 0);
+  saved.offsets.resize(static_cast<size_t>(experts_here()) + 1);
   saved.row_of = arena.take(DType::i32, {chosen.num_elements()});
   saved.position = arena.take(DType::i32, chosen.shape);
   saved.pair_weight = arena.take(weights.dtype, {chosen.num_elements()});
-  ops::group_rows(ctx, {chosen, weights, saved.offsets, saved.row_of, saved.position, saved.pair_weight});
+  ops::group_rows(ctx, {chosen, weights, saved.offsets, saved.row_of, saved.position, saved.pair_weight, again});
 }
 
 void Moe::project(ops::OpContext& ctx, TensorView rows, Saved& saved, Arena& arena) const {
@@ -138,13 +132,13 @@ void Moe::forward(ops::OpContext& ctx, const Batch& batch, TensorView x, TensorV
   const ops::GradMode mode = shared_.empty() ? ops::GradMode::overwrite : ops::GradMode::accumulate;
   if (!has_ranks()) {
     run_shared();
-    group(ctx, saved, arenas.expensive);
+    group(ctx, saved, arenas.expensive, false);
     project(ctx, x, saved, arenas.expensive);
     run_experts(ctx, saved, {x, y, {}, {}, {}, mode});
     return;
   }
   receive(ctx, x, saved, arenas.expensive, run_shared);
-  group(ctx, saved, arenas.expensive);
+  group(ctx, saved, arenas.expensive, false);
   project(ctx, saved.rows, saved, arenas.expensive);
   const TensorView outputs = ctx.scratch.take(x.dtype, saved.rows.shape);
   run_experts(ctx, saved, {saved.rows, outputs, {}, {}, {}, ops::GradMode::overwrite});
@@ -164,7 +158,7 @@ void Moe::recompute(ops::OpContext& ctx, const Batch& batch, TensorView x, Saved
     receive(ctx, x, saved, temporary, run_shared);
   else
     run_shared();
-  group(ctx, saved, temporary);
+  group(ctx, saved, temporary, true);
   project(ctx, has_ranks() ? saved.rows : x, saved, temporary);
 }
 

@@ -50,8 +50,9 @@ class Moe {
   bool has_ranks() const { return exchange_ != nullptr && exchange_->num_ranks() > 1; }
   int64_t experts_here() const { return static_cast<int64_t>(w13_.size()); }
   void route(ops::OpContext& ctx, const Batch& batch, TensorView x, Saved& saved, Arena& arena) const;
-  void observe(ops::OpContext& ctx, SublayerStats& stats, const Saved& saved, const TensorView& balance) const;
-  void group(ops::OpContext& ctx, Saved& saved, Arena& arena) const;
+  void observe(ops::OpContext& ctx, const SublayerProbes& probes, const Saved& saved) const;
+  void group(ops::OpContext& ctx, Saved& saved, Arena& arena,
+             bool again) const;  // again: made before for the same tokens
   void project(ops::OpContext& ctx, TensorView rows, Saved& saved, Arena& arena) const;
   void receive(ops::OpContext& ctx, TensorView x, Saved& saved, Arena& arena,
                const std::function<void()>& meanwhile) const;

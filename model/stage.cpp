@@ -128,7 +128,8 @@ Chunk::Input Stage::input(int microbatch) const {
   input.token_loss = part(pass_.token_loss);
   input.train = pass_.train;
   input.sums = pass_.sums;
-  input.stats = pass_.stats;
+  input.observer = pass_.observer;
+  input.first_sequence = microbatch * pass_.shape.num_sequences;
   input.progress = pass_.progress;
   return input;
 }

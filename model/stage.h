@@ -41,9 +41,9 @@ class Stage final : public pipeline::ChunkRunner {
     TensorView document_starts;  // [num_microbatches * shape.num_tokens()] i32, or empty: one document per sequence
     double grad_scale = 0;
     bool train = false;
-    int ablated_source = -1;                      // of the depth reads (residual.h); without train
-    std::vector<LayerSums>* sums = nullptr;       // [sites of the model]
-    std::vector<SublayerStats>* stats = nullptr;  // [sublayers of the model]
+    int ablated_source = -1;                 // of the depth reads (residual.h); without train
+    std::vector<LayerSums>* sums = nullptr;  // [sites of the model]
+    Observer* observer = nullptr;            // begun for all sequences of the pass
     // `ready(parameter)` is called for each use of a parameter as soon as its gradient of all micro-batches is complete.
     std::function<void(int)> ready;
     std::function<void()> progress;

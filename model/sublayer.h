@@ -8,26 +8,15 @@
 
 #include <cstdint>
 #include <span>
-#include <vector>
 
 #include "configs/schema/config.h"
 #include "core/ops/op.h"
+#include "model/observations.h"
 #include "model/parameters.h"
 #include "model/sequence_cache.h"
 #include "model/weight_gradients.h"
 
 namespace lamina::model {
-
-// What a sublayer reports of a forward pass; each pass adds to it.
-struct SublayerStats {
-  std::vector<double> max_logits;     // MLA: [heads], the largest attention logit
-  std::vector<double> expert_counts;  // MoE: [experts], the tokens of this rank that chose each
-  double balance_loss = 0;  // MoE: sum over sequences of their balance (core/ops/router.h), without its weight
-  double entropy = 0;       // MoE, when `detailed`: sum over tokens of their normalised scores' entropy, in nats
-  bool detailed = false;
-  std::vector<int32_t> choices;  // MoE, when `keeps_choices`: every token's experts, in the order of the passes
-  bool keeps_choices = false;
-};
 
 // A micro-batch: sequences of seq_len tokens, flattened to rows. Or, with `runs`, rows that go on in sequences computed before
 // (num_sequences is 1 then), without backward.
@@ -36,7 +25,7 @@ struct Batch {
   int64_t seq_len = 0;
   TensorView document_starts = {};  // [num_sequences, seq_len] i32 (core/ops/short_conv.h); empty: one document each
   double grad_scale = 0;            // the weight of one token's loss in the total
-  SublayerStats* stats = nullptr;   // of the sublayer that runs; null: not wanted
+  SublayerProbes probes = {};       // of the sublayer that runs
   std::span<const SequenceRun> runs = {};
   int64_t num_tokens() const { return num_sequences * seq_len; }
 };

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "configs/schema/decode.h"
 #include "core/device/cpu/parallel_for.h"
@@ -83,6 +84,7 @@ Engine::Engine(const Config& config, comm::Communicator& comm, MemoryLedger* led
       stage_({config_.model, dtype_, config.train.recompute, device_, ledger,
               expert_ ? &exchange_.emplace(*expert_, config_.model.num_experts) : nullptr},
              plan_, place_.pp_rank, config.train.micro_batch_size * config.data.seq_len, parameters_),
+      observer_(config_.model, accumulation_dtype(dtype_), device_, ledger),
       executor_(*pipeline_, stage_, plan_.num_chunks()),
       owners_{data_.get(), expert_data_ ? expert_data_.get() : data_.get(), data_.get()},
       optimizer_(config_, parameters_, owners_, ledger),
@@ -106,6 +108,12 @@ Engine::Engine(const Config& config, comm::Communicator& comm, MemoryLedger* led
     if (before_step) before_step(step);
   };
   reserve_tokens(config.train.micro_batch_size * config.data.seq_len * num_microbatches);
+}
+
+// A tied embedding on two ranks is complete only when they have added their parts.
+bool Engine::shares_tied_embedding() const {
+  return config_.model.tie_word_embeddings && mesh_.pipeline > 1 &&
+         (stage_.has_first_chunk() || stage_.has_last_chunk());
 }
 
 void Engine::reserve_tokens(int64_t count) {
@@ -229,23 +237,19 @@ double Engine::accumulate_gradients(std::span<const int32_t> tokens, std::span<c
   pass.grad_scale = grad_scale;
   pass.train = true;
   pass.sums = sums;
-  observations_ = {};
-  observations_.sublayers.resize(static_cast<size_t>(2 * config_.model.num_hidden_layers));
-  for (model::SublayerStats& stats : observations_.sublayers) {
-    stats.detailed = sums != nullptr;
-    stats.keeps_choices = keep_choices;
-  }
-  if (observes()) pass.stats = &observations_.sublayers;
-  // A tied embedding on two ranks is complete only when they have added their parts.
-  const bool shares =
-      config_.model.tie_word_embeddings && mesh_.pipeline > 1 && (stage_.has_first_chunk() || stage_.has_last_chunk());
+  observer_.begin({config_.model.num_experts > 0, sums != nullptr, keep_choices, clips_query_keys()},
+                  pass.num_microbatches * config_.train.micro_batch_size, stream_);
+  pass.observer = &observer_;
+  const bool shares = shares_tied_embedding();
   pass.ready = [this, shares](int parameter) {
     if (!shares || parameters_.specs()[static_cast<size_t>(parameter)].site >= 0) report_ready(parameter);
   };
   run_pass(pass, steps_);
   if (shares) share_tied_embedding();
   for (zero::GradientReducer& reducer : reducers_) reducer.finish();
-  if (observes()) share_observations(sums != nullptr);
+  observations_ = {};
+  observations_.sublayers = observer_.collect(stream_);
+  share_observations(sums != nullptr);
   return sum_token_loss(pass.token_loss, token_losses);
 }
 
@@ -283,14 +287,12 @@ void Engine::share_tied_embedding() {
 
 double Engine::owned_gradient_square() {
   const trace::Scope scope(trace_, trace::Track::phases, "gradient norm");
-  double sum = 0;
-  for (const OwnedSlice& slice : optimizer_.owned()) {
-    if (!parameters_.is_primary(slice.parameter)) continue;
-    double square = 0;
-    ops::sum_squares(ctx_, {slice.gradient, &square});
-    sum += square;
-  }
-  return sum;
+  std::vector<TensorView> gradients;
+  for (const OwnedSlice& slice : optimizer_.owned())
+    if (parameters_.is_primary(slice.parameter)) gradients.push_back(slice.gradient);
+  std::vector<double> squares(gradients.size());
+  ops::sum_squares(ctx_, {gradients, squares});
+  return std::accumulate(squares.begin(), squares.end(), 0.0);
 }
 
 std::string Engine::first_non_finite_gradient() {

@@ -33,7 +33,7 @@ mesh::MeshShape mesh_of(const Config& config, int world_size);  // Error when th
 struct StepObservations {
   std::vector<model::SublayerStats> sublayers;  // [sublayers of the model]; empty ones where this rank has none
   double aux_loss = 0;                          // the balance losses of this pipeline rank's layers, weighted
-  double max_logit = -INFINITY;                 // of its MLA layers; seen with experts or QK-Clip only
+  double max_logit = -INFINITY;                 // of its MLA layers; seen with QK-Clip only
   int clipped_heads = 0;                        // by the update that followed
 };
 
@@ -107,6 +107,7 @@ class Engine {
   void reserve_tokens(int64_t count);
   double forward_only(std::span<const int32_t> tokens, std::span<const int32_t> targets, int64_t num_sequences);
   void run_pass(const model::Stage::Pass& pass, const std::vector<pipeline::Step>& steps);
+  bool shares_tied_embedding() const;
   void share_tied_embedding();
   void share_observations(bool detailed);
   void report_ready(int parameter);
@@ -114,7 +115,7 @@ class Engine {
   void update_selection_biases(double rate);
   void clip_query_keys();
   void clip_head(int64_t layer, int64_t head, double factor);
-  bool observes() const;
+  bool clips_query_keys() const;
   void gather_parameters();
 
   Config config_;
@@ -133,6 +134,7 @@ class Engine {
   model::StagePlan plan_;
   model::Parameters parameters_;
   model::Stage stage_;
+  model::Observer observer_;
   pipeline::Executor executor_;
   pipeline::Schedule schedule_;
   std::vector<pipeline::Step> steps_;                         // this rank's, of a training step
@@ -144,7 +146,7 @@ class Engine {
   std::vector<zero::ParameterGatherer> gatherers_;  // [group]
   Buffer tokens_, targets_, token_loss_, document_starts_;
   int32_t end_of_document_ = -1;
-  StepObservations observations_;
+  StepObservations observations_;  // of the last accumulate_gradients()
   int ablated_source_ = -1;
   int64_t reserved_tokens_ = 0;
   Buffer tied_;  // a piece of the other holder's gradient

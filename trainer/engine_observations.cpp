@@ -21,9 +21,9 @@ double sign(double x) {
 
 }  // namespace
 
-bool Engine::observes() const {
+bool Engine::clips_query_keys() const {
   const OptimizerConfig& optimizer = config_.train.optimizer;
-  return config_.model.num_experts > 0 || (optimizer.name == OptimizerName::muon && optimizer.qk_clip > 0);
+  return optimizer.name == OptimizerName::muon && optimizer.qk_clip > 0;
 }
 
 // Over the data-parallel ranks, which have the same layers.
@@ -77,13 +77,13 @@ void Engine::update_selection_biases(double rate) {
 // MuonClip (Kimi K2, algorithm 1): a head whose largest logit exceeded the threshold gets its query and key weights scaled so
 // that the same activations would reach the threshold.
 void Engine::clip_query_keys() {
-  const OptimizerConfig& optimizer = config_.train.optimizer;
-  if (optimizer.name != OptimizerName::muon || optimizer.qk_clip <= 0) return;
+  if (!clips_query_keys()) return;
+  const double limit = config_.train.optimizer.qk_clip;
   for (size_t sublayer = 0; sublayer < observations_.sublayers.size(); ++sublayer) {
     const std::vector<double>& logits = observations_.sublayers[sublayer].max_logits;
     for (size_t head = 0; head < logits.size(); ++head) {
-      if (!(logits[head] > optimizer.qk_clip)) continue;
-      clip_head(static_cast<int64_t>(sublayer / 2), static_cast<int64_t>(head), optimizer.qk_clip / logits[head]);
+      if (!(logits[head] > limit)) continue;
+      clip_head(static_cast<int64_t>(sublayer / 2), static_cast<int64_t>(head), limit / logits[head]);
       ++observations_.clipped_heads;
     }
   }

@@ -11,14 +11,17 @@ namespace {
 // Squares of weights and gradients per parameter, this rank's slices.
 std::vector<double> owned_squares(Engine& engine) {
   std::vector<double> squares(2 * engine.parameters().specs().size(), 0.0);
+  std::vector<TensorView> tensors;
+  std::vector<size_t> places;  // in `squares`
   for (const OwnedSlice& slice : engine.optimizer().owned()) {
     if (!engine.parameters().is_primary(slice.parameter)) continue;
-    double weight = 0, gradient = 0;
-    ops::sum_squares(engine.context(), {slice.master, &weight});
-    ops::sum_squares(engine.context(), {slice.gradient, &gradient});
-    squares[2 * static_cast<size_t>(slice.parameter)] += weight;
-    squares[2 * static_cast<size_t>(slice.parameter) + 1] += gradient;
+    const size_t at = 2 * static_cast<size_t>(slice.parameter);
+    tensors.insert(tensors.end(), {slice.master, slice.gradient});
+    places.insert(places.end(), {at, at + 1});
   }
+  std::vector<double> found(tensors.size());
+  ops::sum_squares(engine.context(), {tensors, found});
+  for (size_t i = 0; i < found.size(); ++i) squares[places[i]] += found[i];
   return squares;
 }
 
@@ -146,9 +149,7 @@ QueryUpdates::QueryUpdates(Engine& engine)
     const TensorView view(copy.data(), now.dtype, now.shape, now.device);
     ops::cast(engine.context(), {now, view});
     ops::scale(engine.context(), {view, -1.0});
-    double square = 0;
-    ops::sum_squares(engine.context(), {now, &square});
-    squares_[2 * static_cast<size_t>(spec.site)] += square;
+    squares_[2 * static_cast<size_t>(spec.site)] += ops::sum_squares(engine.context(), now);
   }
 }
 
@@ -158,9 +159,7 @@ void QueryUpdates::add_to(std::vector<JsonRow>& rows, comm::Communicator& comm) 
     const TensorView& now = before.slice->master;
     const TensorView view(before.negated.data(), now.dtype, now.shape, now.device);
     ops::add(engine_.context(), {now, view, view});
-    double square = 0;
-    ops::sum_squares(engine_.context(), {view, &square});
-    squares_[2 * static_cast<size_t>(spec.site) + 1] += square;
+    squares_[2 * static_cast<size_t>(spec.site) + 1] += ops::sum_squares(engine_.context(), view);
   }
   if (engine_.config().model.residual == Residual::standard) return;
   sum_over_ranks(squares_, comm);

@@ -43,8 +43,8 @@ void sum_squares(OpContext& ctx, const SumSquares& args) {
   static constexpr Implementation<SumSquares> list[] = {LAMINA_CUDA_IMPLEMENTATION(sum_squares)  //
                                                         {"cpu", cpu::sum_squares_refuses, cpu::sum_squares},
                                                         {"ref", nullptr, ref::sum_squares}};
-  expect_flat(args.x, "x", args.x.num_elements());
-  LAMINA_CHECK(args.result != nullptr, "result is missing");
+  LAMINA_CHECK(args.xs.size() == args.results.size(), "{} results for {} tensors", args.results.size(), args.xs.size());
+  for (const TensorView& x : args.xs) expect_flat(x, "x", x.num_elements());
   dispatch<SumSquares>(ctx, "sum_squares", list, args);
 }
 

@@ -1,6 +1,8 @@
 // Small passes over flat data.
 #pragma once
 
+#include <span>
+
 #include "core/ops/op.h"
 
 namespace lamina::ops {
@@ -17,12 +19,17 @@ struct Cast {
 };
 void cast(OpContext& ctx, const Cast& args);
 
-// Sum of squares in double, in a fixed order that depends on the count only. Contiguous.
+// Sums of squares in double, each in a fixed order that depends on the count only. On a GPU the host waits once for all.
 struct SumSquares {
-  TensorView x;
-  double* result;
+  std::span<const TensorView> xs;  // contiguous
+  std::span<double> results;       // [xs]
 };
 void sum_squares(OpContext& ctx, const SumSquares& args);
+inline double sum_squares(OpContext& ctx, const TensorView& x) {
+  double result = 0;
+  sum_squares(ctx, {{&x, 1}, {&result, 1}});
+  return result;
+}
 
 struct Fill {
   TensorView x;

@@ -18,6 +18,7 @@ struct GroupRows {
   TensorView row_of;           // [rows * k] i32; the first offsets.back() are written
   TensorView position;         // [rows, k] i32, contiguous: the pair's index, or -1
   TensorView pair_weight;      // [rows * k] acc; the first offsets.back() are written
+  bool knows_offsets = false;  // they were found for the same choices before: the host need not wait for a GPU
 };
 void group_rows(OpContext& ctx, const GroupRows& args);
 

@@ -68,8 +68,8 @@ void router_observe(OpContext& ctx, const RouterObserve& args) {
   static constexpr Implementation<RouterObserve> list[] = {
       LAMINA_CUDA_IMPLEMENTATION(router_observe){"ref", nullptr, ref::router_observe}};
   expect_scores(args.scores, args.chosen, "scores");
-  const auto experts = static_cast<size_t>(args.scores.size(1));
-  LAMINA_CHECK(args.counts.size() == experts, "{} counts for {} experts", args.counts.size(), experts);
+  expect_whole(args.counts, "counts", DType::i32, {args.scores.size(1)});
+  if (args.entropy) expect_whole(args.entropy, "entropy", DType::f64, {1});
   if (is_readable(args.chosen)) {
     for (int64_t n = 0; n < args.chosen.num_elements(); ++n) {
       const int32_t expert = args.chosen.as<int32_t>()[n];

@@ -36,12 +36,12 @@ struct RouterBackward {
 };
 void router_backward(OpContext& ctx, const RouterBackward& args);
 
-// What a run reports of its routers. The results are on the host and are added to: the caller waits for a GPU's work.
+// What a run reports of its routers, added to what was there.
 struct RouterObserve {
-  TensorView chosen;          // [tokens, k] i32, contiguous
-  TensorView scores;          // [tokens, experts] acc, contiguous
-  std::span<double> counts;   // [experts]; += how often each was chosen
-  double* entropy = nullptr;  // += sum over tokens of the entropy of s / (sum of s), in nats; null: not wanted
+  TensorView chosen;   // [tokens, k] i32, contiguous
+  TensorView scores;   // [tokens, experts] acc, contiguous
+  TensorView counts;   // [experts] i32, contiguous; += how often each was chosen
+  TensorView entropy;  // [1] f64; += sum over tokens of the entropy of s / (sum of s), in nats; empty: not wanted
 };
 void router_observe(OpContext& ctx, const RouterObserve& args);
 

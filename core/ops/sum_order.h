@@ -10,6 +10,10 @@ namespace lamina::ops {
 constexpr int64_t sum_block = 8192;
 constexpr int64_t sum_lanes = 32;
 
+constexpr int64_t num_sum_blocks(int64_t count) {
+  return (count + sum_block - 1) / sum_block;
+}
+
 inline double add_lanes(const double* lanes) {
   double sum = 0;
   for (int64_t i = 0; i < sum_lanes; ++i) sum += lanes[i];

@@ -82,7 +82,8 @@ class SmallModel {
         shape_{sequences, seq_len},
         tokens_(static_cast<size_t>(shape_.num_tokens())),
         targets_(tokens_.size()),
-        losses_(tokens_.size() * 8) {
+        losses_(tokens_.size() * 8),
+        observer_(config_, accumulation_dtype(dtype), {}, &ledger) {
     const CounterRng rng(5, "tokens");
     for (size_t i = 0; i < tokens_.size(); ++i) {
       tokens_[i] = static_cast<int32_t>(rng.below(2 * i, static_cast<uint64_t>(config.vocab_size)));
@@ -101,8 +102,8 @@ class SmallModel {
     p.token_loss = TensorView(losses_.data(), acc, {n});
     p.grad_scale = 1.0 / static_cast<double>(n);
     p.train = train;
-    stats.assign(static_cast<size_t>(2 * config_.num_hidden_layers), {});
-    p.stats = &stats;
+    observer_.begin({true, true, false, true}, shape_.num_sequences, ctx.stream);
+    p.observer = &observer_;
     return p;
   }
 
@@ -127,6 +128,7 @@ class SmallModel {
     if (p.train && backward == pipeline::ActionKind::backward_input)
       for (int c = num_chunks - 1; c >= 0; --c) stage.run({c, pipeline::ActionKind::backward_weight, 0});
     stage.end();
+    stats = observer_.collect(ctx.stream);
     double balance = 0;
     for (const SublayerStats& each : stats) balance += each.balance_loss;
     return sum * p.grad_scale + config_.aux_loss_alpha * balance / static_cast<double>(shape_.num_sequences);
@@ -171,6 +173,7 @@ class SmallModel {
   Batch shape_;
   std::vector<int32_t> tokens_, targets_;
   std::vector<char> losses_;
+  Observer observer_;
 };
 
 inline double relative_error(const std::vector<double>& a, const std::vector<double>& b) {

@@ -1,5 +1,7 @@
 #include "core/ops/cpu/elementwise.h"
 
+#include <numeric>
+
 #include "core/ops/cpu/parameters.h"
 #include "core/ops/ref/rows.h"
 #include "core/ops/sum_order.h"
@@ -77,12 +79,12 @@ double block_sum(const T* x, int64_t count) {
 }
 
 // The sums of blocks [begin, end).
-void square_blocks(const SumSquares& args, double* sums, int64_t begin, int64_t end) {
-  const int64_t count = args.x.num_elements();
+void square_blocks(const TensorView& x, double* sums, int64_t begin, int64_t end) {
+  const int64_t count = x.num_elements();
   for (int64_t block = begin; block < end; ++block) {
     const int64_t first = block * sum_block, size = std::min(sum_block, count - first);
-    sums[block] = args.x.dtype == DType::bf16 ? block_sum(static_cast<const bf16*>(args.x.data) + first, size)
-                                              : block_sum(static_cast<const float*>(args.x.data) + first, size);
+    sums[block] = x.dtype == DType::bf16 ? block_sum(static_cast<const bf16*>(x.data) + first, size)
+                                         : block_sum(static_cast<const float*>(x.data) + first, size);
   }
 }
 
@@ -107,7 +109,10 @@ const char* cast_refuses(const Cast& args) {
   return reason != nullptr ? reason : refuses_f64(args.y);
 }
 const char* sum_squares_refuses(const SumSquares& args) {
-  return refuses_f64(args.x);
+  for (const TensorView& x : args.xs) {
+    if (const char* reason = refuses_f64(x)) return reason;
+  }
+  return nullptr;
 }
 const char* fill_refuses(const Fill& args) {
   return refuses_f64(args.x);
@@ -126,13 +131,15 @@ void cast(OpContext&, const Cast& args) {
 }
 
 void sum_squares(OpContext& ctx, const SumSquares& args) {
-  const int64_t num_blocks = (args.x.num_elements() + sum_block - 1) / sum_block;
-  double* sums = ctx.scratch.take(DType::f64, {num_blocks}).as<double>();
   const auto run = HWY_DYNAMIC_DISPATCH(square_blocks);
-  lamina::cpu::parallel_for(num_blocks, 2, [&](int64_t begin, int64_t end) { run(args, sums, begin, end); });
-  double total = 0;
-  for (int64_t block = 0; block < num_blocks; ++block) total += sums[block];
-  *args.result = total;
+  for (size_t i = 0; i < args.xs.size(); ++i) {
+    const ArenaScope scope(ctx.scratch);
+    const TensorView& x = args.xs[i];
+    const int64_t num_blocks = num_sum_blocks(x.num_elements());
+    double* sums = ctx.scratch.take(DType::f64, {num_blocks}).as<double>();
+    lamina::cpu::parallel_for(num_blocks, 2, [&](int64_t begin, int64_t end) { run(x, sums, begin, end); });
+    args.results[i] = std::accumulate(sums, sums + num_blocks, 0.0);
+  }
 }
 
 void fill(OpContext&, const Fill& args) {

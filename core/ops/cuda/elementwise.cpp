@@ -1,12 +1,12 @@
 #include "core/ops/cuda/elementwise.h"
 
-#include <vector>
+#include <algorithm>
 
-#include "core/device/cuda_device.h"
 #include "core/ops/cuda/elementwise_kernels.h"
 #include "core/ops/cuda/operands.h"
 #include "core/ops/ref/rows.h"
 #include "core/ops/sum_order.h"
+#include "core/tensor/host_copy.h"
 
 namespace lamina::ops::cuda {
 namespace {
@@ -32,20 +32,27 @@ void cast(OpContext& ctx, const Cast& args) {
 }
 
 const char* sum_squares_refuses(const SumSquares& args) {
-  return refuses_fp64({&args.x});
+  for (const TensorView& x : args.xs) {
+    if (const char* reason = refuses_fp64({&x})) return reason;
+  }
+  return nullptr;
 }
 void sum_squares(OpContext& ctx, const SumSquares& args) {
-  const int64_t count = args.x.num_elements(), num_blocks = (count + sum_block - 1) / sum_block;
-  std::vector<double> sums(static_cast<size_t>(num_blocks));
-  if (num_blocks > 0) {
-    auto* const device_sums = ctx.scratch.take(DType::f64, {num_blocks}).as<double>();
-    launch_square_blocks({flat(args.x), device_sums, count}, stream_of(ctx));
-    lamina::cuda::copy(sums.data(), device_sums, num_blocks * size_of(DType::f64), ctx.stream);
-    ctx.stream.synchronize();
+  int64_t num_blocks = 0;
+  for (const TensorView& x : args.xs) num_blocks += num_sum_blocks(x.num_elements());
+  std::fill(args.results.begin(), args.results.end(), 0.0);
+  if (num_blocks == 0) return;
+  const TensorView block_sums = ctx.scratch.take(DType::f64, {num_blocks});
+  auto* next = block_sums.as<double>();
+  for (const TensorView& x : args.xs) {
+    if (x.num_elements() == 0) continue;
+    launch_square_blocks({flat(x), next, x.num_elements()}, stream_of(ctx));
+    next += num_sum_blocks(x.num_elements());
   }
-  double total = 0;
-  for (const double sum : sums) total += sum;
-  *args.result = total;
+  const HostCopy found(block_sums, ctx.stream);
+  const auto* sum = found->as<double>();
+  for (size_t i = 0; i < args.xs.size(); ++i)
+    for (int64_t b = 0; b < num_sum_blocks(args.xs[i].num_elements()); ++b) args.results[i] += *sum++;
 }
 
 const char* fill_refuses(const Fill& args) {

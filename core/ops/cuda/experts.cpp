@@ -1,9 +1,10 @@
 #include "core/ops/cuda/experts.h"
 
 #include <algorithm>
+#include <cstring>
 
-#include "core/device/cuda_device.h"
 #include "core/ops/cuda/expert_rows_kernels.h"
+#include "core/tensor/host_copy.h"
 
 namespace lamina::ops::cuda {
 namespace {
@@ -22,7 +23,7 @@ const char* group_rows_refuses(const GroupRows& args) {
   return nullptr;
 }
 
-// Waits once for the device: without a capacity, the sizes of the products that follow are the router's choice, and the host
+// Waits once for the device, unless the offsets are known: without a capacity, the sizes of the products that follow are the router's choice, and the host
 // must know them to launch these.
 void group_rows(OpContext& ctx, const GroupRows& args) {
   const auto experts = static_cast<int64_t>(args.offsets.size()) - 1;
@@ -44,8 +45,9 @@ void group_rows(OpContext& ctx, const GroupRows& args) {
   static_assert(sizeof(int64_t) == sizeof(double));
   p.offsets = static_cast<int64_t*>(offsets.data);
   launch_group_rows(p, stream_of(ctx));
-  lamina::cuda::copy(args.offsets.data(), offsets.data, offsets.num_bytes(), ctx.stream);
-  ctx.stream.synchronize();
+  if (args.knows_offsets) return;
+  const HostCopy found(offsets, ctx.stream);
+  std::memcpy(args.offsets.data(), found->data, static_cast<size_t>(offsets.num_bytes()));
 }
 
 const char* gather_rows_refuses(const GatherRows& args) {

@@ -1,8 +1,5 @@
 #include "core/ops/cuda/router.h"
 
-#include <cstring>
-#include <vector>
-
 #include "core/device/cuda_device.h"
 #include "core/ops/cuda/router_kernels.h"
 
@@ -99,34 +96,21 @@ const char* router_observe_refuses(const RouterObserve& args) {
   return refuses_scores(args.scores);
 }
 
-// One copy brings the counts and the entropy to the host, and one wait. Statistics are asked for in few steps of a run.
 void router_observe(OpContext& ctx, const RouterObserve& args) {
   const int64_t tokens = args.scores.size(0), experts = args.scores.size(1);
   if (tokens == 0) return;
-  // The entropy's 8 bytes, then the counts.
-  const TensorView results = ctx.scratch.take(DType::i32, {2 + experts});
-  const TensorView partial = ctx.scratch.take(DType::f64, {router_observe_blocks(tokens)});
   RouterObserveParams p{};
   p.num_tokens = tokens;
   p.num_experts = static_cast<int>(experts);
   p.k = static_cast<int>(args.chosen.size(1));
   p.chosen = args.chosen.as<int32_t>();
   p.scores = args.scores.as<float>();
-  p.counts = results.as<int32_t>() + 2;
-  p.entropy = args.entropy != nullptr ? static_cast<double*>(results.data) : nullptr;
-  p.partial_entropy = partial.as<double>();
-  lamina::cuda::fill_zero(results.data, results.num_bytes(), ctx.stream);
-  launch_router_observe(p, stream_of(ctx));
-
-  std::vector<int32_t> host(static_cast<size_t>(2 + experts));
-  lamina::cuda::copy(host.data(), results.data, results.num_bytes(), ctx.stream);
-  ctx.stream.synchronize();
-  for (size_t e = 0; e < args.counts.size(); ++e) args.counts[e] += host[2 + e];
-  if (args.entropy != nullptr) {
-    double entropy = 0;
-    std::memcpy(&entropy, host.data(), sizeof(entropy));
-    *args.entropy += entropy;
+  p.counts = args.counts.as<int32_t>();
+  if (args.entropy) {
+    p.entropy = args.entropy.as<double>();
+    p.partial_entropy = ctx.scratch.take(DType::f64, {router_observe_blocks(tokens)}).as<double>();
   }
+  launch_router_observe(p, stream_of(ctx));
 }
 
 }  // namespace lamina::ops::cuda

@@ -243,7 +243,7 @@ __global__ void __launch_bounds__(warp_size) entropy_kernel(RouterObserveParams 
     sum += p.partial_entropy[block];
 #pragma unroll
   for (int offset = warp_size / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(full_warp, sum, offset);
-  if (threadIdx.x == 0) *p.entropy = sum;
+  if (threadIdx.x == 0) *p.entropy += sum;
 }
 
 int64_t key_bytes(int num_experts) {

@@ -57,8 +57,8 @@ struct RouterObserveParams {
   int num_experts, k;
   const int32_t* chosen;
   const float* scores;
-  int* counts;              // [experts], zero before the call
-  double* entropy;          // null: not wanted
+  int* counts;              // [experts], added to
+  double* entropy;          // added to; null: not wanted
   double* partial_entropy;  // [router_observe_blocks()]
 };
 int64_t router_observe_blocks(int64_t num_tokens);

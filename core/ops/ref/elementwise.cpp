@@ -34,11 +34,13 @@ void cast(OpContext&, const Cast& args) {
   });
 }
 
-void sum_squares(OpContext&, const SumSquares& args) {
-  const int64_t count = args.x.num_elements();
+namespace {
+
+double square_sum(const TensorView& view) {
+  const int64_t count = view.num_elements();
   double total = 0;
-  visit_float(args.x.dtype, [&]<class T>(T) {
-    const T* x = args.x.as<T>();
+  visit_float(view.dtype, [&]<class T>(T) {
+    const T* x = view.as<T>();
     for (int64_t begin = 0; begin < count; begin += sum_block) {
       double lanes[sum_lanes] = {};
       for (int64_t i = begin; i < std::min(count, begin + sum_block); ++i) {
@@ -48,7 +50,13 @@ void sum_squares(OpContext&, const SumSquares& args) {
       total += add_lanes(lanes);
     }
   });
-  *args.result = total;
+  return total;
+}
+
+}  // namespace
+
+void sum_squares(OpContext&, const SumSquares& args) {
+  for (size_t i = 0; i < args.xs.size(); ++i) args.results[i] = square_sum(args.xs[i]);
 }
 
 void fill(OpContext&, const Fill& args) {

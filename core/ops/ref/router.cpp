@@ -119,10 +119,13 @@ void router_backward(OpContext&, const RouterBackward& args) {
 }
 void router_observe(OpContext&, const RouterObserve& args) {
   const int32_t* chosen = args.chosen.as<int32_t>();
-  for (int64_t n = 0; n < args.chosen.num_elements(); ++n) args.counts[static_cast<size_t>(chosen[n])] += 1;
-  if (args.entropy == nullptr) return;
+  int32_t* const counts = args.counts.as<int32_t>();
+  for (int64_t n = 0; n < args.chosen.num_elements(); ++n) ++counts[chosen[n]];
+  if (!args.entropy) return;
   visit_acc(args.scores.dtype, [&]<class A>(A) {
-    for (int64_t t = 0; t < args.scores.size(0); ++t) *args.entropy += entropy_of(load_row<A>(args.scores, t));
+    double sum = 0;
+    for (int64_t t = 0; t < args.scores.size(0); ++t) sum += entropy_of(load_row<A>(args.scores, t));
+    *args.entropy.as<double>() += sum;
   });
 }
 

@@ -106,19 +106,30 @@ TEST(Elementwise, SumSquaresIsTheSameForAllThreadsAndImplementations) {
   for (const DType dtype : dtypes) {
     for (const int64_t count : {1, 31, 33, 8192, 8193, 70001}) {
       const Tensor x = test::normal(dtype, {count}, 1);
-      double want = 0, exact = 0;
+      double exact = 0;
       for (const double value : test::values(x)) exact += value * value;
-      sum_squares(context.reference, {x, &want});
+      const double want = sum_squares(context.reference, x);
       EXPECT_NEAR(want, exact, 1e-13 * exact);
       for (const int threads : {1, 2, 3}) {
         lamina::cpu::set_num_threads(threads);
-        double got = -1;
-        sum_squares(context.fastest, {x, &got});
-        EXPECT_EQ(got, want) << name_of(dtype) << " " << count;
+        EXPECT_EQ(sum_squares(context.fastest, x), want) << name_of(dtype) << " " << count;
       }
     }
   }
   lamina::cpu::set_num_threads(before);
+}
+
+TEST(Elementwise, SumSquaresOfManyTensorsAreThoseOfEach) {
+  TestContext context;
+  std::vector<Tensor> tensors;
+  std::vector<TensorView> views;
+  for (const int64_t count : {8193, 1, 0, 20000, 8192}) {
+    tensors.push_back(test::normal(count == 1 ? DType::bf16 : DType::f32, {count}, static_cast<uint64_t>(count)));
+    views.push_back(tensors.back());
+  }
+  std::vector<double> got(views.size(), -1.0);
+  sum_squares(context.fastest, {views, got});
+  for (size_t i = 0; i < views.size(); ++i) EXPECT_EQ(got[i], sum_squares(context.reference, views[i])) << i;
 }
 
 TEST(Elementwise, Fill) {
@@ -161,10 +172,7 @@ TEST(Elementwise, AnyAlignment) {
       ASSERT_EQ(test::get(out, i), rounded(sum, dtype));
     }
     for (int64_t i = 0; i < 3; ++i) EXPECT_TRUE(std::isnan(test::get(y, i)));
-    double want = 0, got = 0;
-    sum_squares(context.reference, {x, &want});
-    sum_squares(context.fastest, {x, &got});
-    EXPECT_EQ(got, want);
+    EXPECT_EQ(sum_squares(context.fastest, x), sum_squares(context.reference, x));
     scale(context.fastest, {out, 0.5});
     cast(context.fastest, {out, b});
     for (int64_t i = 0; i < 100; ++i) ASSERT_EQ(test::get(b, i), test::get(out, i));
@@ -177,26 +185,25 @@ TEST(Elementwise, AnyAlignment) {
 TEST(Elementwise, NothingToDo) {
   TestContext context;
   const TensorView none(nullptr, DType::f32, {0});
-  double sum = 1;
   add(context.fastest, {none, none, none});
   cast(context.fastest, {none, none});
   fill(context.fastest, {none, 1.0});
-  sum_squares(context.fastest, {none, &sum});
-  EXPECT_EQ(sum, 0.0);
+  EXPECT_EQ(sum_squares(context.fastest, none), 0.0);
+  sum_squares(context.fastest, SumSquares{});
 }
 
 TEST(Elementwise, RefusesWhatDoesNotFit) {
   TestContext context;
   const Tensor x = test::zeros(DType::f32, {4, 6}), shorter = test::zeros(DType::f32, {5}),
                tokens = test::zeros(DType::i32, {4, 6});
-  double sum = 0;
   EXPECT_THROW(add(context.fastest, {x, shorter, x}), InternalError);
   EXPECT_THROW(add(context.fastest, {x, x->transposed(), x}), InternalError);
   EXPECT_THROW(add(context.fastest, {x, tokens, x}), InternalError);
   EXPECT_THROW(cast(context.fastest, {x, shorter}), InternalError);
   EXPECT_THROW(cast(context.fastest, {tokens, x}), InternalError);
-  EXPECT_THROW(sum_squares(context.fastest, {x, nullptr}), InternalError);
-  EXPECT_THROW(sum_squares(context.fastest, {x->slice(1, 0, 2), &sum}), InternalError);
+  const TensorView view = x;
+  EXPECT_THROW(sum_squares(context.fastest, {{&view, 1}, {}}), InternalError);
+  EXPECT_THROW(sum_squares(context.fastest, x->slice(1, 0, 2)), InternalError);
   EXPECT_THROW(fill(context.fastest, {tokens, 1.0}), InternalError);
 }
 

@@ -404,6 +404,11 @@ TEST(GroupRows, SortsManyRows) {
     const int64_t pairs = want.offsets.back();
     EXPECT_EQ(test::values(out.pair_weight.view().slice(0, 0, pairs)),
               test::values(want.pair_weight.view().slice(0, 0, pairs)));
+    Grouped again(DType::f32, rows, k, experts);
+    again.offsets = want.offsets;
+    group_rows(test.fastest, {chosen, weights, again.offsets, again.row_of, again.position, again.pair_weight, true});
+    EXPECT_EQ(again.offsets, want.offsets);
+    EXPECT_EQ(test::values(again.row_of), test::values(want.row_of));
   }
 }
 

@@ -233,9 +233,13 @@ TEST(RouterObserve, AddsCountsAndEntropies) {
         const Tensor scores = test::zeros(dtype, {tokens, experts});
         const Tensor chosen(DType::i32, {tokens, k});
         const CounterRng rng(3, static_cast<uint64_t>(experts));
-        std::vector<double> want(static_cast<size_t>(experts)), counts(static_cast<size_t>(experts));
-        for (size_t e = 0; e < counts.size(); ++e) want[e] = counts[e] = 10.0 * static_cast<double>(e) + 0.5;
-        double entropy = 3.25, only_entropy = 0, want_entropy = 0;
+        const Tensor counts(DType::i32, {experts}), fresh = test::zeros(DType::i32, {experts}),
+                                                    entropy = test::zeros(DType::f64, {1}),
+                                                    only_entropy = test::zeros(DType::f64, {1});
+        for (int64_t e = 0; e < experts; ++e) test::set(counts, e, static_cast<double>(10 * e + 7));
+        std::vector<double> want = test::values(counts);
+        test::set(entropy, 0, 3.25);
+        double want_entropy = 0;
         for (int64_t t = 0; t < tokens; ++t) {
           double sum = 0;
           for (int64_t e = 0; e < experts; ++e) {
@@ -255,18 +259,19 @@ TEST(RouterObserve, AddsCountsAndEntropies) {
             want[static_cast<size_t>(expert)] += 1;
           }
         }
-        router_observe(*ctx, {chosen, scores, counts, &entropy});
-        EXPECT_EQ(counts, want);
+        router_observe(*ctx, {chosen, scores, counts, entropy});
+        EXPECT_EQ(test::values(counts), want);
         // fp32 rounds each of a token's two sums once per expert at most.
         const double eps = test::epsilon_of(dtype) * static_cast<double>(tokens) *
                            (8 + 2 * std::sqrt(static_cast<double>(experts))) *
                            std::log(static_cast<double>(experts) + 2);
-        EXPECT_NEAR(entropy, 3.25 + want_entropy, eps);
-        std::vector<double> fresh(counts.size());
-        router_observe(*ctx, {chosen, scores, fresh, nullptr});
-        router_observe(*ctx, {chosen, scores, counts, &only_entropy});
-        for (size_t e = 0; e < counts.size(); ++e) EXPECT_EQ(counts[e], want[e] + fresh[e]);
-        EXPECT_NEAR(only_entropy, entropy - 3.25, 1e-12 * (4 + entropy));
+        const double found = test::get(entropy, 0);
+        EXPECT_NEAR(found, 3.25 + want_entropy, eps);
+        router_observe(*ctx, {chosen, scores, fresh, {}});
+        router_observe(*ctx, {chosen, scores, counts, only_entropy});
+        for (int64_t e = 0; e < experts; ++e)
+          EXPECT_EQ(test::get(counts, e), want[static_cast<size_t>(e)] + test::get(fresh, e));
+        EXPECT_NEAR(test::get(only_entropy, 0), found - 3.25, 1e-12 * (4 + found));
       }
     }
   }
@@ -275,21 +280,24 @@ TEST(RouterObserve, AddsCountsAndEntropies) {
 TEST(RouterObserve, NoTokensAndWhatDoesNotFit) {
   TestContext test;
   const Tensor none(DType::f32, {0, 4}), none_chosen(DType::i32, {0, 2});
-  std::vector<double> counts = {1, 2, 3, 4}, few = {1, 2, 3};
-  double entropy = 7;
-  router_observe(test.fastest, {none_chosen, none, counts, &entropy});
-  EXPECT_EQ(counts, (std::vector<double>{1, 2, 3, 4}));
-  EXPECT_EQ(entropy, 7);
-  EXPECT_THROW(router_observe(test.fastest, {none_chosen, none, few, &entropy}), InternalError);
+  const Tensor counts = test::zeros(DType::i32, {4}), few = test::zeros(DType::i32, {3}),
+               entropy = test::zeros(DType::f64, {1}), narrow = test::zeros(DType::f32, {1});
+  test::set(counts, 3, 4.0);
+  test::set(entropy, 0, 7.0);
+  router_observe(test.fastest, {none_chosen, none, counts, entropy});
+  EXPECT_EQ(test::values(counts), (std::vector<double>{0, 0, 0, 4}));
+  EXPECT_EQ(test::get(entropy, 0), 7.0);
+  EXPECT_THROW(router_observe(test.fastest, {none_chosen, none, few, entropy}), InternalError);
+  EXPECT_THROW(router_observe(test.fastest, {none_chosen, none, counts, narrow}), InternalError);
 
   const Tensor scores = test::normal(DType::f32, {2, 4}, 1), chosen = test::zeros(DType::i32, {2, 2}),
                longer = test::zeros(DType::i32, {3, 2});
   test::fill(chosen, 0.0);
-  EXPECT_NO_THROW(router_observe(test.fastest, {chosen, scores, counts, nullptr}));
-  EXPECT_THROW(router_observe(test.fastest, {longer, scores, counts, nullptr}), InternalError);
+  EXPECT_NO_THROW(router_observe(test.fastest, {chosen, scores, counts, {}}));
+  EXPECT_THROW(router_observe(test.fastest, {longer, scores, counts, {}}), InternalError);
   for (const double wrong : {-1.0, 4.0}) {
     test::set(chosen, 3, wrong);
-    EXPECT_THROW(router_observe(test.fastest, {chosen, scores, counts, nullptr}), InternalError);
+    EXPECT_THROW(router_observe(test.fastest, {chosen, scores, counts, {}}), InternalError);
   }
 }
 

@@ -148,6 +148,50 @@ TEST(GpuEngine, SteadyStateAllocatesNothing) {
   EXPECT_EQ(ledger.num_allocations(), allocations);
 }
 
+// Every wait leaves the GPU idle. Of a micro-batch there is one per layer of experts, for the sizes of its products; of a step three:
+// for what was observed, for the times of the actions, for the losses. The gradients' norm is one more, of however many tensors.
+TEST(GpuEngine, WaitsAreCounted) {
+  struct Waits {
+    int64_t step = 0, norm = 0;
+  };
+  const auto waits_of = [](Config c, int64_t microbatches) {
+    c.train.global_batch_size = microbatches;
+    const std::vector<int32_t> tokens = random_tokens(c, "tokens"), targets = random_tokens(c, "targets");
+    const auto comm = comm::make_staged_communicator(comm::make_self_communicator(), nullptr);
+    Engine engine(on("cuda", c), *comm, nullptr);
+    engine.initialise();
+    engine.accumulate_gradients(tokens, targets, 1.0);  // books memory
+    const Stream& stream = engine.context().stream;
+    Waits waits;
+    int64_t before = stream.num_waits();
+    engine.accumulate_gradients(tokens, targets, 1.0);
+    waits.step = stream.num_waits() - std::exchange(before, stream.num_waits());
+    engine.owned_gradient_square();
+    waits.norm = stream.num_waits() - before;
+    return waits;
+  };
+  for (const bool has_experts : {false, true}) {
+    Config c =
+        has_experts ? kimi(Residual::block_attnres, Precision::bf16) : dense(Residual::block_attnres, Precision::bf16);
+    int64_t layers = 0;
+    for (int64_t layer = 0; layer < c.model.num_hidden_layers; ++layer) layers += c.model.is_moe(layer) ? 1 : 0;
+    ASSERT_EQ(layers > 1, has_experts);
+    for (const Recompute recompute : {Recompute::none, Recompute::full}) {
+      for (const double qk_clip : {0.0, 100.0}) {
+        c.train.recompute = recompute;
+        c.train.optimizer.name = OptimizerName::muon;
+        c.train.optimizer.qk_clip = qk_clip;
+        SCOPED_TRACE(
+            fmt::format("experts {}, recompute {}, clip {}", has_experts, static_cast<int>(recompute), qk_clip));
+        const int64_t observed = has_experts || qk_clip > 0 ? 1 : 0;
+        for (const int64_t microbatches : {1, 4})
+          EXPECT_EQ(waits_of(c, microbatches).step, microbatches * layers + 2 + observed) << microbatches;
+        EXPECT_EQ(waits_of(c, 1).norm, 1);
+      }
+    }
+  }
+}
+
 TEST(GpuEngine, StepsRepeatBitForBit) {
   const Config c = on("cuda", kimi(Residual::block_attnres, Precision::bf16));
   const StepResult first = run_step(c, 1), second = run_step(c, 1);
