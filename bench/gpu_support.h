@@ -28,11 +28,11 @@ class Gpu {
     TensorView view = room(dtype, shape);
     const int64_t total = view.num_elements(), tile = std::min<int64_t>(total, 1 << 20);
     const TensorView flat = view.reshaped({total});
-    const HostRoom values(flat.slice(0, 0, tile));
+    HostRoom values(flat.slice(0, 0, tile), stream_);
     const CounterRng rng(1, static_cast<uint64_t>(total));
     for (int64_t i = 0; i < tile; ++i)
       set_element(values.view(), i, low + (high - low) * rng.uniform(static_cast<uint64_t>(i)));
-    values.upload(stream_);
+    values.upload();
     for (int64_t at = tile; at < total; at += tile) {
       const int64_t count = std::min(tile, total - at);
       copy_bytes(flat.slice(0, at, at + count).data, flat.data, count * size_of(dtype), stream_);

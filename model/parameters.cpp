@@ -271,12 +271,12 @@ double initial_value(const ParameterSpec& spec, const CounterRng& rng, double in
 
 }  // namespace
 
-void initialise_range(const ParameterSpec& spec, uint64_t seed, double initializer_range, int64_t begin,
-                      TensorView out) {
+void initialise_range(const ParameterSpec& spec, uint64_t seed, double initializer_range, int64_t begin, TensorView out,
+                      Stream& stream) {
   constexpr int64_t piece = int64_t{16} << 20;  // elements that a GPU's values take of the host's memory at a time
   const CounterRng rng(seed, spec.name);
   for (int64_t at = 0; at < out.num_elements(); at += piece) {
-    const HostRoom room(out.slice(0, at, std::min(at + piece, out.num_elements())));
+    HostRoom room(out.slice(0, at, std::min(at + piece, out.num_elements())), stream);
     cpu::parallel_for(room->num_elements(), 1 << 14, [&](int64_t from, int64_t to) {
       for (int64_t e = from; e < to; ++e)
         set_element(room.view(), e, initial_value(spec, rng, initializer_range, static_cast<uint64_t>(begin + at + e)));
@@ -286,11 +286,13 @@ void initialise_range(const ParameterSpec& spec, uint64_t seed, double initializ
 }
 
 void Parameters::initialise(uint64_t seed, double initializer_range) {
+  Stream stream(groups_.front().values.device());
   for (size_t i = 0; i < specs_.size(); ++i) {
     if (!local_.held[i]) continue;
     const TensorView out = value(static_cast<int>(i));
-    initialise_range(specs_[i], seed, initializer_range, 0, out.reshaped({out.num_elements()}));
+    initialise_range(specs_[i], seed, initializer_range, 0, out.reshaped({out.num_elements()}), stream);
   }
+  stream.synchronize();
 }
 
 void Parameters::zero_gradients(Stream& stream) {

@@ -114,8 +114,8 @@ class Parameters {
   std::array<ParameterGroup, num_groups> groups_;
 };
 
-// Elements [begin, begin + out.num_elements()) of a tensor at the start of training, rounded once to out's dtype.
-void initialise_range(const ParameterSpec& spec, uint64_t seed, double initializer_range, int64_t begin,
-                      TensorView out);
+// Elements [begin, begin + out.num_elements()) of a tensor at the start of training, rounded once to out's dtype; in stream order.
+void initialise_range(const ParameterSpec& spec, uint64_t seed, double initializer_range, int64_t begin, TensorView out,
+                      Stream& stream);
 
 }  // namespace lamina::model

@@ -73,8 +73,8 @@ struct CheckpointReader::State {
       hash.update(buffer_.data(), buffer_.size());
       const int64_t begin = std::max(at, wanted.begin), end = std::min(at + count, wanted.end);
       if (begin >= end) continue;
-      copy_bytes(static_cast<char*>(wanted.data.data) + (begin - wanted.begin) * size,
-                 buffer_.data() + (begin - at) * size, (end - begin) * size, stream);
+      char* const to = static_cast<char*>(wanted.data.data) + (begin - wanted.begin) * size;
+      upload(buffer_.data() + (begin - at) * size, {to, piece.dtype, {end - begin}, wanted.data.device}, stream);
     }
     if (hash.digest() != piece.hash)
       throw Error("checksum {} found, expected {}", hash_to_hex(hash.digest()), hash_to_hex(piece.hash));

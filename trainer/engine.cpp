@@ -8,6 +8,7 @@
 #include "core/device/cpu/parallel_for.h"
 #include "core/ops/elementwise.h"
 #include "core/ops/matmul.h"
+#include "core/tensor/elements.h"
 #include "core/tensor/host_copy.h"
 #include "model/cost_model.h"
 #include "model/plan.h"
@@ -166,13 +167,13 @@ void Engine::find_documents(std::span<const int32_t> tokens) {
     starts[i] = start;
     if (tokens[i] == end_of_document_) start = static_cast<int32_t>(at + 1);
   }
-  copy_bytes(document_starts_.data(), starts.data(), static_cast<int64_t>(tokens.size_bytes()), stream_);
+  upload(starts.data(), elements_of(document_starts_, DType::i32, 0, static_cast<int64_t>(starts.size())), stream_);
 }
 
 // Of `into`, the first values.
 void Engine::bring(std::span<const int32_t> tokens, const Buffer& into) {
   check_tokens(tokens, config_.model.vocab_size);
-  copy_bytes(into.data(), tokens.data(), static_cast<int64_t>(tokens.size_bytes()), stream_);
+  upload(tokens.data(), elements_of(into, DType::i32, 0, static_cast<int64_t>(tokens.size())), stream_);
 }
 
 model::Stage::Pass Engine::make_pass(std::span<const int32_t> tokens, std::span<const int32_t> targets,
@@ -296,12 +297,16 @@ double Engine::owned_gradient_square() {
 }
 
 std::string Engine::first_non_finite_gradient() {
+  constexpr int64_t piece = int64_t{16} << 20;  // elements that a GPU's gradients take of the host's memory at a time
+  const auto all_finite = [&](const TensorView& gradient) {
+    const int64_t count = gradient.num_elements();
+    for (int64_t at = 0; at < count; at += piece)
+      if (first_non_finite(HostCopy(gradient.slice(0, at, std::min(at + piece, count)), stream_).view())) return false;
+    return true;
+  };
   const OwnedSlice* first = nullptr;
-  for (const OwnedSlice& slice : optimizer_.owned()) {
-    if (first_non_finite(HostCopy(slice.gradient, stream_).view()) &&
-        (first == nullptr || slice.parameter < first->parameter))
-      first = &slice;
-  }
+  for (const OwnedSlice& slice : optimizer_.owned())
+    if ((first == nullptr || slice.parameter < first->parameter) && !all_finite(slice.gradient)) first = &slice;
   return first == nullptr ? "" : parameters_.specs()[static_cast<size_t>(first->parameter)].name;
 }
 

@@ -66,10 +66,10 @@ void Engine::update_selection_biases(double rate) {
         parameters_.value(fmt::format("model.layers.{}.block_sparse_moe.gate.e_score_correction_bias", sublayer / 2));
     const ArenaScope scope(scratch_);
     const TensorView change = scratch_.take(bias.dtype, bias.shape);
-    const HostRoom room(change);
+    HostRoom room(change, stream_);
     for (size_t e = 0; e < counts.size(); ++e)
       set_element(room.view(), static_cast<int64_t>(e), rate * (sign(mean - counts[e]) - mean_sign));
-    room.upload(stream_);
+    room.upload();
     ops::add(ctx_, {bias, change, bias});
   }
 }

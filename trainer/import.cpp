@@ -216,11 +216,12 @@ ExportSummary import_model(const fs::path& from, const fs::path& checkpoint, con
     convert_values(values, dtype, stored);
     write(spec, values);
   }
+  Stream stream;
   for (const model::ParameterSpec& spec : added) {
     const int64_t count = spec.shape.num_elements();
     std::vector<char> values(static_cast<size_t>(count * size_of(stored)));
     model::initialise_range(spec, config.run.seed, config.model.initializer_range, 0,
-                            TensorView(values.data(), stored, {count}));
+                            TensorView(values.data(), stored, {count}), stream);
     write(spec, values);
   }
   writer.commit();

@@ -103,10 +103,13 @@ void ShardedOptimizer::add_group(model::ParameterGroup& group, int rank, MemoryL
 }
 
 void ShardedOptimizer::initialise_masters(uint64_t seed, double initializer_range) {
+  if (owned_.empty()) return;
+  Stream stream(owned_.front().master.device);
   for (const OwnedSlice& slice : owned_) {
     const model::ParameterSpec& spec = parameters_.specs()[static_cast<size_t>(slice.parameter)];
-    model::initialise_range(spec, seed, initializer_range, slice.begin, slice.master);
+    model::initialise_range(spec, seed, initializer_range, slice.begin, slice.master, stream);
   }
+  stream.synchronize();
 }
 
 void ShardedOptimizer::publish_masters(ops::OpContext& ctx) {

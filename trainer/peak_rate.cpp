@@ -25,11 +25,13 @@ DType dtype_of_precision(Precision precision) {
 }
 
 void fill(const TensorView& x) {  // neither zeros nor denormals, which some units are quicker or slower with
-  const HostRoom room(x);
+  Stream stream(x.device);
+  HostRoom room(x, stream);
   cpu::parallel_for(x.num_elements(), 1 << 14, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) set_element(room.view(), i, 0.25 + 0.5 * static_cast<double>(i % 7));
   });
   room.upload();
+  stream.synchronize();
 }
 
 // Seconds of what only this thread does: its own CPU time, which says nothing of who else uses the cores. Of a GPU the time that

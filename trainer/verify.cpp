@@ -364,7 +364,7 @@ void move_depth_queries(Engine& engine) {
     const TensorView value = parameters.value(static_cast<int>(p));
     // Keys have a root mean square of one.
     const double scale = 1.0 / std::sqrt(static_cast<double>(value.num_elements()));
-    const HostRoom room(value);
+    HostRoom room(value, engine.context().stream);
     for (int64_t i = 0; i < value.num_elements(); ++i)
       set_element(room.view(), i, scale * rng.normal(static_cast<uint64_t>(i)));
     room.upload();

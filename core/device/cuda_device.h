@@ -34,7 +34,8 @@ void deallocate(int device, void* data) noexcept;  // waits for what may still u
 void* allocate_pinned(int device, int64_t num_bytes, const std::string& purpose);
 void deallocate_pinned(int device, void* data) noexcept;
 
-// Both ends are device memory or host memory; in stream order. Host memory that is not pinned makes the call wait.
+// Both ends are device memory or pinned host memory; in stream order. Other memory of the host goes through a StagingPool: the driver
+// would hold up the host for it, out of reach of the stream's watch.
 void copy(void* to, const void* from, int64_t num_bytes, Stream& stream);
 void fill_zero(void* data, int64_t num_bytes, Stream& stream);
 void fill_zero_now(int device, void* data, int64_t num_bytes);  // returns when it is done

@@ -16,11 +16,19 @@ void copy_bytes(void* to, const void* from, int64_t num_bytes, Stream& stream) {
     cuda::copy(to, from, num_bytes, stream);
 }
 
+void upload(const void* from, const TensorView& target, Stream& stream) {
+  LAMINA_CHECK(target.is_contiguous(), "{} is not contiguous", target.to_string());
+  if (target.num_elements() == 0) return;
+  HostRoom room(target, stream);
+  std::memcpy(room.view().data, from, static_cast<size_t>(target.num_bytes()));
+  room.upload();
+}
+
 HostCopy::HostCopy(const TensorView& view, Stream& stream) : view_(view) {
   if (view.device.kind == DeviceKind::cpu) return;
   LAMINA_CHECK(view.is_contiguous(), "{} is not contiguous", view.to_string());
-  memory_ = Buffer(view.num_bytes(), Device{}, nullptr, "host copies");
-  copy_bytes(memory_.data(), view.data, view.num_bytes(), stream);
+  memory_ = Staging(StagingPool::of(stream), view.num_bytes(), stream);
+  memory_.copy(memory_.data(), view.data, view.num_bytes(), stream);
   stream.synchronize();
   view_ = TensorView(memory_.data(), view.dtype, view.shape);
 }
@@ -42,23 +50,15 @@ TensorView staged_values(const TensorView& view, Buffer& staging) {
   return {staging.data(), view.dtype, view.shape};
 }
 
-HostRoom::HostRoom(const TensorView& target) : target_(target), view_(target) {
+HostRoom::HostRoom(const TensorView& target, Stream& stream) : target_(target), stream_(stream), view_(target) {
   if (target.device.kind == DeviceKind::cpu) return;
   LAMINA_CHECK(target.is_contiguous(), "{} is not contiguous", target.to_string());
-  memory_ = Buffer(target.num_bytes(), Device{}, nullptr, "host copies");
+  memory_ = Staging(StagingPool::of(stream), target.num_bytes(), stream);
   view_ = TensorView(memory_.data(), target.dtype, target.shape);
 }
 
-void HostRoom::upload(Stream& stream) const {
-  // Not page-locked: the copy has left this memory when the call returns.
-  if (target_.device.kind != DeviceKind::cpu) copy_bytes(target_.data, view_.data, target_.num_bytes(), stream);
-}
-
-void HostRoom::upload() const {
-  if (target_.device.kind == DeviceKind::cpu) return;
-  Stream stream(target_.device);
-  upload(stream);
-  stream.synchronize();
+void HostRoom::upload() {
+  if (target_.device.kind != DeviceKind::cpu) memory_.copy(target_.data, view_.data, target_.num_bytes(), stream_);
 }
 
 namespace {

@@ -5,13 +5,16 @@
 #include <optional>
 
 #include "core/device/buffer.h"
+#include "core/device/staging_pool.h"
 #include "core/device/stream.h"
 #include "core/tensor/view.h"
 
 namespace lamina {
 
-// In stream order; both ends may be the host's or the stream's device's. Memory that overlaps is not allowed.
+// In stream order; both ends are the stream's device's. Memory that overlaps is not allowed.
 void copy_bytes(void* to, const void* from, int64_t num_bytes, Stream& stream);
+// In stream order, from any memory of the host, which may be written again on return. `target` is contiguous.
+void upload(const void* from, const TensorView& target, Stream& stream);
 
 // Reads: the view itself where it is the host's, else a copy of it, for which the stream is waited for.
 class HostCopy {
@@ -24,27 +27,27 @@ class HostCopy {
   const TensorView* operator->() const { return &view_; }
 
  private:
-  Buffer memory_;
+  Staging memory_;
   TensorView view_;
 };
 
 // The same with memory that is kept from call to call: page-locked, grown as needed. Waits for everything on the device.
 TensorView staged_values(const TensorView& view, Buffer& staging);
 
-// Writes: room for a tensor's values. upload() takes them there, in stream order; the room may be written again after it.
+// Writes: room for a tensor's values. upload() takes them there, once.
 class HostRoom {
  public:
-  explicit HostRoom(const TensorView& target);  // contiguous
+  HostRoom(const TensorView& target, Stream& stream);  // contiguous
   HostRoom(HostRoom&&) noexcept = default;
   HostRoom& operator=(HostRoom&&) noexcept = default;
   const TensorView& view() const { return view_; }
   const TensorView* operator->() const { return &view_; }
-  void upload(Stream& stream) const;
-  void upload() const;  // returns when they are there
+  void upload();  // in stream order
 
  private:
   TensorView target_;
-  Buffer memory_;
+  Staging memory_;
+  Stream stream_;
   TensorView view_;
 };
 

@@ -2,87 +2,15 @@
 
 #include <cstdlib>
 #include <initializer_list>
+#include <limits>
 #include <utility>
 
-#include "core/device/buffer.h"
 #include "core/device/cuda_device.h"
-#include "parallel/comm/p2p.h"
+#include "core/device/staging_pool.h"
 
 namespace lamina::comm {
 
 namespace {
-
-// Page-locked memory of one rank, shared by its groups. A piece comes back while its last copy may still run.
-class StagingPool {
- public:
-  struct Piece {
-    Buffer memory;
-    Stream stream;   // where the last copy was issued
-    Event released;  // that copy has finished
-  };
-
-  explicit StagingPool(MemoryLedger* ledger) : ledger_(ledger) {}
-
-  Piece take(int64_t num_bytes, Device device) {
-    const int64_t wanted = scratch_class(num_bytes);
-    size_t found = free_.size();
-    for (size_t i = 0; i < free_.size(); ++i) {
-      if (free_[i].memory.num_bytes() != wanted) continue;
-      if (found == free_.size()) found = i;  // the oldest, should none be released yet
-      if (!free_[i].released.reached()) continue;
-      found = i;
-      break;
-    }
-    if (found == free_.size()) return {Buffer::staging(wanted, device, ledger_, "communication staging"), {}, {}};
-    Piece piece = std::move(free_[found]);
-    free_.erase(free_.begin() + static_cast<std::ptrdiff_t>(found));
-    // Waiting for a copy bounds the memory; allocating instead would make it a matter of timing.
-    if (!piece.released.reached()) piece.stream.synchronize();
-    return piece;
-  }
-  void give_back(Piece piece) {
-    if (piece.memory.data() != nullptr) free_.push_back(std::move(piece));
-  }
-
- private:
-  MemoryLedger* ledger_;
-  std::vector<Piece> free_;  // oldest first
-};
-
-// A piece on loan.
-class Staging {
- public:
-  Staging() = default;
-  Staging(std::shared_ptr<StagingPool> pool, int64_t num_bytes, Device device)
-      : pool_(std::move(pool)), piece_(pool_->take(num_bytes, device)) {}
-  ~Staging() {
-    if (pool_) pool_->give_back(std::move(piece_));
-  }
-  Staging(Staging&& other) noexcept : pool_(std::move(other.pool_)), piece_(std::move(other.piece_)) {}
-  Staging& operator=(Staging&& other) noexcept {
-    std::swap(pool_, other.pool_);
-    std::swap(piece_, other.piece_);
-    return *this;
-  }
-
-  // The host's twin of a view, which fills the piece from its start.
-  TensorView like(const TensorView& view) const { return {piece_.memory.data(), view.dtype, {view.num_elements()}}; }
-
-  // Copies in stream order; the piece may be used again once the copies are through.
-  void download(const TensorView& to, const TensorView& from, Stream& stream) { copy(to.data, from, stream); }
-  void upload(const TensorView& to, const TensorView& from, Stream& stream) { copy(to.data, from, stream); }
-
- private:
-  void copy(void* to, const TensorView& from, Stream& stream) {
-    if (from.num_elements() == 0) return;
-    cuda::copy(to, from.data, from.num_bytes(), stream);
-    piece_.stream = stream;
-    piece_.released.record(stream);
-  }
-
-  std::shared_ptr<StagingPool> pool_;
-  StagingPool::Piece piece_;
-};
 
 // An operation on the host whose result goes back to the device.
 class StagedOperation final : public Request::State {
@@ -111,7 +39,7 @@ class StagedOperation final : public Request::State {
 
  private:
   void finish() {
-    if (result_) out_.upload(result_, staged_, stream_);
+    if (result_) out_.copy(result_.data, staged_.data, result_.num_bytes(), stream_);
     result_ = TensorView();
   }
 
@@ -152,7 +80,14 @@ class StagedCommunicator final : public Communicator {
  private:
   static bool on_host(std::initializer_list<const TensorView*> views, const Stream& stream, const char* operation);
   static Request copy_alone(const TensorView& in, const TensorView& out, Stream& stream);
-  Staging stage(int64_t num_bytes, const Stream& stream) { return {pool_, num_bytes, stream.device()}; }
+  Staging stage(int64_t num_bytes, Stream& stream) { return {pool_, num_bytes, stream}; }
+  // The host's twin of a view, which fills the piece from its start.
+  static TensorView twin_of(const TensorView& view, const Staging& staging) {
+    return {staging.data(), view.dtype, {view.num_elements()}};
+  }
+  static void download(Staging& staging, const TensorView& to, const TensorView& from, Stream& stream) {
+    staging.copy(to.data, from.data, from.num_bytes(), stream);
+  }
 
   std::shared_ptr<Communicator> host_;
   std::shared_ptr<StagingPool> pool_;
@@ -184,8 +119,8 @@ Request StagedCommunicator::copy_alone(const TensorView& in, const TensorView& o
 Request StagedCommunicator::send(TensorView view, int destination, int tag, Stream& stream) {
   if (on_host({&view}, stream, "send")) return host_->send(view, destination, tag, stream);
   auto operation = std::make_unique<StagedOperation>(Staging(), stage(view.num_bytes(), stream));
-  const TensorView staged = operation->out().like(view);
-  operation->out().download(staged, view, stream);
+  const TensorView staged = twin_of(view, operation->out());
+  download(operation->out(), staged, view, stream);
   stream.synchronize();
   operation->run(host_->send(staged, destination, tag, stream));
   return Request(std::move(operation));
@@ -194,7 +129,7 @@ Request StagedCommunicator::send(TensorView view, int destination, int tag, Stre
 Request StagedCommunicator::recv(TensorView view, int source, int tag, Stream& stream) {
   if (on_host({&view}, stream, "recv")) return host_->recv(view, source, tag, stream);
   auto operation = std::make_unique<StagedOperation>(Staging(), stage(view.num_bytes(), stream));
-  const TensorView staged = operation->out().like(view);
+  const TensorView staged = twin_of(view, operation->out());
   operation->returns(staged, view, stream);
   operation->run(host_->recv(staged, source, tag, stream));
   return Request(std::move(operation));
@@ -204,8 +139,8 @@ Request StagedCommunicator::all_reduce(TensorView inout, ReduceOp op, Stream& st
   if (on_host({&inout}, stream, "all_reduce")) return host_->all_reduce(inout, op, stream);
   if (size() == 1) return {};
   auto operation = std::make_unique<StagedOperation>(Staging(), stage(inout.num_bytes(), stream));
-  const TensorView staged = operation->out().like(inout);
-  operation->out().download(staged, inout, stream);
+  const TensorView staged = twin_of(inout, operation->out());
+  download(operation->out(), staged, inout, stream);
   operation->returns(staged, inout, stream);
   stream.synchronize();
   operation->run(host_->all_reduce(staged, op, stream));
@@ -218,9 +153,9 @@ Request StagedCommunicator::reduce_scatter(TensorView in, TensorView out, Reduce
   LAMINA_CHECK(in.dtype == out.dtype && in.num_elements() == out.num_elements() * size(),
                "reduce_scatter of {} into {} over {} ranks", in.to_string(), out.to_string(), size());
   auto operation = std::make_unique<StagedOperation>(Staging(), stage(in.num_bytes(), stream));
-  const TensorView staged = operation->out().like(in);
+  const TensorView staged = twin_of(in, operation->out());
   const TensorView part = staged.slice(0, rank() * out.num_elements(), (rank() + 1) * out.num_elements());
-  operation->out().download(staged, in, stream);
+  download(operation->out(), staged, in, stream);
   operation->returns(part, out, stream);
   stream.synchronize();
   operation->run(host_->reduce_scatter(staged, part, op, stream));
@@ -233,9 +168,9 @@ Request StagedCommunicator::all_gather(TensorView in, TensorView out, Stream& st
   LAMINA_CHECK(in.dtype == out.dtype && out.num_elements() == in.num_elements() * size(),
                "all_gather of {} into {} over {} ranks", in.to_string(), out.to_string(), size());
   auto operation = std::make_unique<StagedOperation>(Staging(), stage(out.num_bytes(), stream));
-  const TensorView staged = operation->out().like(out);
+  const TensorView staged = twin_of(out, operation->out());
   const TensorView part = staged.slice(0, rank() * in.num_elements(), (rank() + 1) * in.num_elements());
-  operation->out().download(part, in, stream);
+  download(operation->out(), part, in, stream);
   operation->returns(staged, out, stream);
   stream.synchronize();
   operation->run(host_->all_gather(part, staged, stream));
@@ -246,9 +181,9 @@ Request StagedCommunicator::broadcast(TensorView inout, int root, Stream& stream
   if (on_host({&inout}, stream, "broadcast")) return host_->broadcast(inout, root, stream);
   if (size() == 1 && root == 0) return {};
   auto operation = std::make_unique<StagedOperation>(Staging(), stage(inout.num_bytes(), stream));
-  const TensorView staged = operation->out().like(inout);
+  const TensorView staged = twin_of(inout, operation->out());
   if (rank() == root) {
-    operation->out().download(staged, inout, stream);
+    download(operation->out(), staged, inout, stream);
     stream.synchronize();
   } else {
     operation->returns(staged, inout, stream);
@@ -262,10 +197,10 @@ Request StagedCommunicator::all_to_all(TensorView in, TensorView out, Stream& st
   LAMINA_CHECK(in.data != out.data || in.num_elements() == 0, "all_to_all in place");
   if (size() == 1) return copy_alone(in, out, stream);
   Staging sent = stage(in.num_bytes(), stream);
-  const TensorView staged_in = sent.like(in);
-  sent.download(staged_in, in, stream);
+  const TensorView staged_in = twin_of(in, sent);
+  download(sent, staged_in, in, stream);
   auto operation = std::make_unique<StagedOperation>(std::move(sent), stage(out.num_bytes(), stream));
-  const TensorView staged_out = operation->out().like(out);
+  const TensorView staged_out = twin_of(out, operation->out());
   operation->returns(staged_out, out, stream);
   stream.synchronize();
   operation->run(host_->all_to_all(staged_in, staged_out, stream));
@@ -284,26 +219,32 @@ Request StagedCommunicator::all_to_all_v(TensorView in, std::span<const int64_t>
     return copy_alone(in, out, stream);
   }
   Staging sent = stage(in.num_bytes(), stream);
-  const TensorView staged_in = sent.like(in);
-  sent.download(staged_in, in, stream);
+  const TensorView staged_in = twin_of(in, sent);
+  download(sent, staged_in, in, stream);
   auto operation = std::make_unique<StagedOperation>(std::move(sent), stage(out.num_bytes(), stream));
-  const TensorView staged_out = operation->out().like(out);
+  const TensorView staged_out = twin_of(out, operation->out());
   operation->returns(staged_out, out, stream);
   stream.synchronize();
   operation->run(host_->all_to_all_v(staged_in, send_counts, staged_out, receive_counts, stream));
   return Request(std::move(operation));
 }
 
+// Shared by the groups of a rank.
+std::shared_ptr<StagingPool> make_pool(MemoryLedger* ledger) {
+  constexpr StagingPool::Limits limits{std::numeric_limits<int64_t>::max(), 1};
+  return std::make_shared<StagingPool>(ledger, "communication staging", limits);
+}
+
 }  // namespace
 
 std::unique_ptr<Communicator> make_staged_communicator(std::unique_ptr<Communicator> host, MemoryLedger* ledger) {
   LAMINA_CHECK(host != nullptr);
-  return std::make_unique<StagedCommunicator>(std::move(host), std::make_shared<StagingPool>(ledger));
+  return std::make_unique<StagedCommunicator>(std::move(host), make_pool(ledger));
 }
 
 std::unique_ptr<Communicator> make_staged_communicator(Communicator& host, MemoryLedger* ledger) {
   const std::shared_ptr<Communicator> borrowed(&host, [](Communicator*) {});
-  return std::make_unique<StagedCommunicator>(borrowed, std::make_shared<StagingPool>(ledger));
+  return std::make_unique<StagedCommunicator>(borrowed, make_pool(ledger));
 }
 
 }  // namespace lamina::comm

@@ -83,8 +83,8 @@ Exchange::Route Exchange::route(const TensorView& chosen, Arena& arena, Stream& 
                               route.experts_per_token, num_experts_, num_ranks());
   route.token = arena.take(DType::i32, {route.num_sent()});
   route.position = arena.take(DType::i32, {num_tokens(route), num_ranks()});
-  copy_bytes(route.token.data, route.plan.token.data(), route.token.num_bytes(), stream);
-  copy_bytes(route.position.data, route.plan.position.data(), route.position.num_bytes(), stream);
+  upload(route.plan.token.data(), route.token, stream);
+  upload(route.plan.position.data(), route.position, stream);
   std::vector<int32_t> sent, received(route.plan.rows.size());
   for (int64_t rows : route.plan.rows) sent.push_back(static_cast<int32_t>(rows));
   const Shape shape{num_ranks()};
@@ -112,7 +112,7 @@ void Exchange::send_choices(ops::OpContext& ctx, const Route& route, const Tenso
   const TensorView sent_chosen = ctx.scratch.take(DType::i32, {route.num_sent(), k});
   const TensorView sent_weights = ctx.scratch.take(weights.dtype, {route.num_sent(), k});
   const HostCopy all_chosen(chosen, ctx.stream), all_weights(weights, ctx.stream);
-  const HostRoom packed_chosen(sent_chosen), packed_weights(sent_weights);
+  HostRoom packed_chosen(sent_chosen, ctx.stream), packed_weights(sent_weights, ctx.stream);
   const auto pack = [&]<class T>(T) {
     size_t row = 0;
     for (int rank = 0; rank < num_ranks(); ++rank) {
@@ -129,8 +129,8 @@ void Exchange::send_choices(ops::OpContext& ctx, const Route& route, const Tenso
     }
   };
   weights.dtype == DType::f64 ? pack(double()) : pack(float());
-  packed_chosen.upload(ctx.stream);
-  packed_weights.upload(ctx.stream);
+  packed_chosen.upload();
+  packed_weights.upload();
   const std::vector<int64_t> sent = scaled(route.plan.rows, k), received = scaled(route.received, k);
   comm::Request first = group_.all_to_all_v(sent_chosen, sent, local_chosen, received, ctx.stream);
   group_.all_to_all_v(sent_weights, sent, local_weights, received, ctx.stream).wait();
@@ -203,7 +203,7 @@ void Exchange::give_back_weights(ops::OpContext& ctx, const Route& route, const 
   group_.all_to_all_v(local_weights, scaled(route.received, k), returned, scaled(route.plan.rows, k), ctx.stream)
       .wait();
   const HostCopy all_chosen(chosen, ctx.stream), all_returned(returned, ctx.stream);
-  const HostRoom unpacked(weights);
+  HostRoom unpacked(weights, ctx.stream);
   const auto unpack = [&]<class T>(T) {
     for (int64_t c = 0; c < tokens * k; ++c) {
       const int64_t rank = all_chosen->as<int32_t>()[c] / experts_per_rank();
@@ -212,7 +212,7 @@ void Exchange::give_back_weights(ops::OpContext& ctx, const Route& route, const 
     }
   };
   weights.dtype == DType::f64 ? unpack(double()) : unpack(float());
-  unpacked.upload(ctx.stream);
+  unpacked.upload();
 }
 
 int64_t Exchange::take_row_bytes() {

@@ -2,6 +2,7 @@
 #include <atomic>
 #include <chrono>
 #include <cmath>
+#include <cstdlib>
 #include <memory>
 #include <numeric>
 #include <thread>
@@ -11,6 +12,7 @@
 #include "core/device/buffer.h"
 #include "core/device/cuda/nap.h"
 #include "core/device/cuda_device.h"
+#include "core/device/staging_pool.h"
 #include "core/device/stream.h"
 #include "emulator_test.h"
 
@@ -444,6 +446,31 @@ TEST(CudaDevice, ShortWaitsDoNotSleep) {
   for (const int waited : {200, 1000, 1000000}) EXPECT_GT(lamina::cuda::nap_after(microseconds(waited)).count(), 0);
 }
 
+// A piece whose copy still runs is not given away again: others are made, up to the limit, then the oldest is waited for.
+TEST(CudaDevice, StagingMemoryComesBackWithItsCopy) {
+  lamina::Stream stream({lamina::DeviceKind::cuda, 0});
+  const OnDevice<float> x(4);
+  const auto pool = std::make_shared<lamina::StagingPool>(nullptr, "test", lamina::StagingPool::Limits{1 << 20, 2});
+  void *first = nullptr, *second = nullptr;
+  Gate gate;
+  gate.hold(static_cast<cudaStream_t>(stream.state()->handle()));
+  for (void** data : {&first, &second}) {
+    lamina::Staging piece(pool, 16, stream);
+    *data = piece.data();
+    static_cast<float*>(piece.data())[3] = data == &first ? 1.0f : 2.0f;
+    piece.copy(x.data(), piece.data(), 16, stream);
+  }
+  EXPECT_NE(first, second);
+  stream.set_watch([&] { gate.open(); });
+  lamina::Staging third(pool, 16, stream);
+  EXPECT_EQ(third.data(), first);
+  stream.set_watch(nullptr);
+  stream.synchronize();
+  EXPECT_EQ(x.values()[3], 2.0f);
+  const lamina::Staging fourth(pool, 16, stream);
+  EXPECT_EQ(fourth.data(), second);
+}
+
 TEST(CudaDevice, WorkThatFailedIsReportedWhereItIsWaitedFor) {
   lamina::Stream stream({lamina::DeviceKind::cuda, 0});
   launch(fail_once, dim3(1), dim3(1), 0, static_cast<cudaStream_t>(stream.state()->handle()));
@@ -520,6 +547,21 @@ TEST(DevicesDeathTest, PinnedMemoryIsOfTheRanksOwn) {
         std::exit(staging_memory_is_the_second_devices() ? 0 : 1);
       },
       testing::ExitedWithCode(0), "");
+}
+
+bool pageable_copies_are_refused() {
+  setenv("LAMINA_EMULATOR_PAGEABLE", "0", 1);
+  float *x = nullptr, *pinned = nullptr, pageable[4] = {};
+  cudaMalloc(&x, 16);
+  cudaMallocHost(&pinned, 16);
+  return cudaMemcpyAsync(x, pageable, 16, cudaMemcpyDefault) == cudaErrorInvalidValue &&
+         cudaMemcpyAsync(x, pinned, 16, cudaMemcpyDefault) == cudaSuccess;
+}
+
+TEST(DevicesDeathTest, PageableCopiesCanBeRefused) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_EXIT(std::exit(pageable_copies_are_refused() ? 0 : 1), testing::ExitedWithCode(0),
+              "a copy of 16 bytes from or to pageable memory");
 }
 
 TEST(DevicesDeathTest, NoneIsSaidSo) {

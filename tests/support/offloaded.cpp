@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "core/device/staging_pool.h"
+
 namespace lamina::test {
 namespace {
 
@@ -40,10 +42,13 @@ void DeviceCopies::upload() {
     const int64_t to_aligned = (alignment - reinterpret_cast<intptr_t>(base) % alignment) % alignment;
     piece.copy = base + to_aligned + guard + offset;
     static_assert(guard % alignment == 0);
-    const std::vector<char> marks(static_cast<size_t>(guard), mark);
-    cuda::copy(piece.copy - guard, marks.data(), guard, stream_);
-    cuda::copy(piece.copy + bytes, marks.data(), guard, stream_);
-    cuda::copy(piece.copy, piece.begin, bytes, stream_);
+    // The operand between its guards, in one copy.
+    Staging host(StagingPool::of(stream_), bytes + 2 * guard, stream_);
+    char* const begin = static_cast<char*>(host.data());
+    std::fill_n(begin, guard, mark);
+    std::copy_n(piece.begin, bytes, begin + guard);
+    std::fill_n(begin + guard + bytes, guard, mark);
+    host.copy(piece.copy - guard, begin, bytes + 2 * guard, stream_);
   }
   stream_.synchronize();
 }
@@ -66,15 +71,16 @@ TensorView DeviceCopies::device_view(const TensorView& view) const {
 }
 
 void DeviceCopies::download() {
-  std::vector<char> guards(static_cast<size_t>(2 * guard));
   for (Piece& piece : pieces_) {
     const int64_t bytes = piece.end - piece.begin;
-    cuda::copy(guards.data(), piece.copy - guard, guard, stream_);
-    cuda::copy(guards.data() + guard, piece.copy + bytes, guard, stream_);
-    cuda::copy(piece.begin, piece.copy, bytes, stream_);
+    Staging host(StagingPool::of(stream_), bytes + 2 * guard, stream_);
+    char* const begin = static_cast<char*>(host.data());
+    host.copy(begin, piece.copy - guard, bytes + 2 * guard, stream_);
     stream_.synchronize();
-    LAMINA_CHECK(std::count(guards.begin(), guards.end(), mark) == 2 * guard, "written outside an operand of {} bytes",
-                 bytes);
+    const int64_t intact =
+        std::count(begin, begin + guard, mark) + std::count(begin + guard + bytes, begin + bytes + 2 * guard, mark);
+    LAMINA_CHECK(intact == 2 * guard, "written outside an operand of {} bytes", bytes);
+    std::copy_n(begin + guard, bytes, piece.begin);
   }
 }
 

@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "core/device/cuda/check.h"
-#include "core/device/cuda_device.h"
 #include "core/ops/cuda/attn_res_kernels.h"
+#include "core/tensor/host_copy.h"
 
 namespace lamina::ops::cuda {
 namespace {
@@ -212,12 +212,11 @@ void attn_res_depth_weights(OpContext& ctx, const AttnResDepthWeights& args) {
   p.num_weights = static_cast<int>(count);
   p.means = static_cast<double*>(means.data);
   launch_depth_weights(p, stream_of(ctx));
-  std::vector<double> found(args.weights.size() + 2);
-  lamina::cuda::copy(found.data(), means.data, means.num_bytes(), ctx.stream);
-  ctx.stream.synchronize();
-  std::copy_n(found.begin(), args.weights.size(), args.weights.begin());
-  *args.entropy = found[args.weights.size()];
-  *args.largest_weight = found.back();
+  const HostCopy copy(means, ctx.stream);
+  const double* const found = copy->as<double>();
+  std::copy_n(found, count, args.weights.begin());
+  *args.entropy = found[count];
+  *args.largest_weight = found[count + 1];
 }
 
 const char* attn_res_source_cosines_refuses(const AttnResSourceCosines& args) {
@@ -238,8 +237,8 @@ void attn_res_source_cosines(OpContext& ctx, const AttnResSourceCosines& args) {
   p.is_bf16 = args.sources[0].dtype == DType::bf16;
   p.cosines = static_cast<double*>(cosines.data);
   launch_source_cosines(p, stream_of(ctx));
-  lamina::cuda::copy(args.cosines.data(), cosines.data, cosines.num_bytes(), ctx.stream);
-  ctx.stream.synchronize();
+  const HostCopy found(cosines, ctx.stream);
+  std::copy_n(found->as<double>(), count, args.cosines.begin());
 }
 
 }  // namespace lamina::ops::cuda

@@ -30,7 +30,8 @@ TEST(HostCopy, OfTheHostIsTheViewItself) {
 
 TEST(HostRoom, OfTheHostIsTheTargetItself) {
   std::vector<float> values(3);
-  HostRoom room(view_of(values));
+  Stream stream;
+  HostRoom room(view_of(values), stream);
   HostRoom moved = std::move(room);
   set_element(moved.view(), 1, 2.5);
   moved.upload();

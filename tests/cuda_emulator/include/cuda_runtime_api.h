@@ -24,7 +24,8 @@
 // which ends a real kernel, then ends the emulated one too, naming the thread.
 //
 // Environment: LAMINA_EMULATOR_DEVICES (1), LAMINA_EMULATOR_MEMORY_MIB (per device, 65536), LAMINA_EMULATOR_PROTECT (1),
-// LAMINA_EMULATOR_SEED (0), LAMINA_EMULATOR_MULTIPROCESSORS (what kernels are told, 132).
+// LAMINA_EMULATOR_SEED (0), LAMINA_EMULATOR_MULTIPROCESSORS (what kernels are told, 132), LAMINA_EMULATOR_PAGEABLE (1; 0: copies of
+// pageable memory, which hold up the host, are refused).
 #pragma once
 
 #include <cstddef>

@@ -1,10 +1,12 @@
 // Copies and fills.
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 
 #include "device.h"
 #include "errors.h"
 #include "memory.h"
+#include "settings.h"
 #include "stream.h"
 
 using namespace lamina_emulator;
@@ -43,6 +45,11 @@ cudaError_t copy(const Copy& copy, cudaMemcpyKind kind, cudaStream_t stream, boo
     status = check_side(copy.from, copy.from_pitch, copy.width, copy.height, !any && from_host, !any && !from_host);
   if (status != cudaSuccess) return status;
   const auto pageable = [](const void* data) { return memory().device_of(data) < 0 && !memory().is_pinned(data); };
+  static const bool allows_pageable = setting("LAMINA_EMULATOR_PAGEABLE", 1) != 0;
+  if (!allows_pageable && (pageable(copy.to) || pageable(copy.from))) {
+    std::fprintf(stderr, "CUDA emulator: a copy of %zu bytes from or to pageable memory\n", copy.width * copy.height);
+    return cudaErrorInvalidValue;
+  }
   status = enqueue(stream, Work::device, [copy] {
     for (const void* side : {static_cast<const void*>(copy.to), static_cast<const void*>(copy.from)})
       if (const int device = memory().device_of(side); device >= 0) memory().open(device);

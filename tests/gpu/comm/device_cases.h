@@ -7,6 +7,7 @@
 
 #include "core/device/buffer.h"
 #include "core/device/cuda_device.h"
+#include "core/tensor/host_copy.h"
 #include "tests/parallel/comm/collective_cases.h"
 
 namespace lamina::comm::testing {
@@ -26,14 +27,12 @@ class DeviceArray {
   TensorView part(int64_t index, int64_t size) const { return view().slice(0, index * size, (index + 1) * size); }
 
   void set(std::vector<T> values, Stream& stream) {
-    values_ = std::move(values);  // pageable, kept until the next call: the copy may run later
-    if (!values_.empty()) cuda::copy(memory_.data(), values_.data(), count() * bytes_of_one, stream);
+    values_ = std::move(values);
+    upload(values_.data(), view(), stream);
   }
   std::vector<T> get(Stream& stream) const {
-    std::vector<T> values = poison<T>(count());
-    if (!values.empty()) cuda::copy(values.data(), memory_.data(), count() * bytes_of_one, stream);
-    stream.synchronize();
-    return values;
+    const HostCopy values(view(), stream);
+    return {values->as<T>(), values->as<T>() + count()};
   }
 
  private:

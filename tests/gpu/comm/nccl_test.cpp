@@ -165,6 +165,29 @@ TEST(NcclFailure, SynchronizeNoticesATransferThatDoesNotEnd) {
       options);
 }
 
+// The same where the host waits for values.
+TEST(NcclFailure, ACopyToTheHostNoticesATransferThatDoesNotEnd) {
+  NEEDS_GPUS(2);
+  NcclOptions options;
+  options.timeout_seconds = 0.3;
+  std::atomic<int> checked{0};
+  run_nccl(
+      2,
+      [&](Communicator& comm, Stream& stream) {
+        testing::DeviceArray<float> x(std::vector<float>(5), stream);
+        comm.all_reduce(x.view(), ReduceOp::sum, stream).wait();
+        stream.synchronize();
+        if (comm.rank() == 0) {
+          comm.all_reduce(x.view(), ReduceOp::sum, stream).wait();  // does not wait for the peer
+          x.set(std::vector<float>(5), stream);                     // nor does this
+          EXPECT_THAT(message_of([&] { HostCopy(x.view(), stream); }), HasSubstr("the transfer does not end"));
+          ++checked;
+        }
+        while (checked == 0) std::this_thread::yield();
+      },
+      options);
+}
+
 TEST(NcclFailure, AbortFreesAStreamThatWaits) {
   NEEDS_GPUS(3);
   std::atomic<int> ended{0};
