@@ -2,6 +2,7 @@
 // last. Runs one micro-batch forward and backward; parameter gradients accumulate in the flat gradient buffers.
 #pragma once
 
+#include <array>
 #include <functional>
 #include <memory>
 #include <variant>
@@ -48,6 +49,7 @@ class Chunk {
    public:
     Slot(const Chunk& chunk, const ChunkOptions& options, ResidualWorkspace& workspace);
     WeightGradients& weights() { return weights_; }
+    std::array<Arena*, 2> arenas() { return {&keep_, &weights_.memory()}; }
 
    private:
     friend class Chunk;

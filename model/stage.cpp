@@ -83,6 +83,23 @@ void Stage::end() {
   ctx_ = nullptr;
 }
 
+std::vector<Arena*> Stage::arenas() {
+  std::vector<Arena*> all = {&workspace_.transient, &workspace_.block};
+  for (const auto& slots_of_chunk : slots_)
+    for (const auto& slot : slots_of_chunk)
+      for (Arena* arena : slot->arenas()) all.push_back(arena);
+  return all;
+}
+
+bool Stage::is_settled() {
+  const std::vector<Arena*> all = arenas();
+  return std::all_of(all.begin(), all.end(), [](const Arena* arena) { return arena->is_settled(); });
+}
+
+void Stage::settle() {
+  for (Arena* arena : arenas()) arena->settle();
+}
+
 Stage::InFlight& Stage::in_flight(int chunk, int microbatch) {
   LAMINA_CHECK(chunk % plan_.num_ranks == pp_rank_ && microbatch >= 0 && microbatch < pass_.num_microbatches,
                "chunk {}, micro-batch {} on pipeline rank {}", chunk, microbatch, pp_rank_);

@@ -51,6 +51,9 @@ class Stage final : public pipeline::ChunkRunner {
   void begin(ops::OpContext& ctx, const Pass& pass);
   void run(const pipeline::Action& action) override;
   void end();  // throws InternalError when anything is left behind
+  // Between passes, when no work on the device is left: see Arena::settle().
+  bool is_settled();
+  void settle();
 
   // index: of a chunk of this rank, among all chunks of the model.
   void receive_forward(int index, int microbatch, pipeline::HopViews& views) override;
@@ -73,6 +76,7 @@ class Stage final : public pipeline::ChunkRunner {
   const StagePlan& plan() const { return plan_; }
 
  private:
+  std::vector<Arena*> arenas();
   // A hop's state for one micro-batch.
   struct InFlight {
     Chunk::Slot* slot = nullptr;

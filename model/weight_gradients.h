@@ -24,7 +24,8 @@ class WeightGradients {
   // The same for rows grouped by expert (core/ops/experts.h); `offsets` and `dweights` are copied.
   void add_grouped(ops::OpContext& ctx, const TensorView& dy, const TensorView& x, std::span<const int64_t> offsets,
                    std::span<const TensorView> dweights);
-  void run(ops::OpContext& ctx);  // the deferred ones, in the order of add(); frees their operands
+  void run(ops::OpContext& ctx);  // the deferred ones, in the order of add(); forgets their operands
+  Arena& memory() { return arena_; }
 
  private:
   struct Product {

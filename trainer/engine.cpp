@@ -207,6 +207,14 @@ void Engine::run_pass(const model::Stage::Pass& pass, const std::vector<pipeline
   scratch_.reset();
 }
 
+// After the first steps, once. All requests have been waited for, so the stream's end is the end of this rank's messages too.
+void Engine::settle_memory() {
+  if (scratch_.is_settled() && stage_.is_settled()) return;
+  stream_.synchronize();
+  scratch_.settle();
+  stage_.settle();
+}
+
 double Engine::sum_token_loss(const TensorView& token_loss, std::span<double> out) {
   if (!stage_.has_last_chunk()) return 0;
   const HostCopy losses(token_loss, stream_);
@@ -251,7 +259,9 @@ double Engine::accumulate_gradients(std::span<const int32_t> tokens, std::span<c
   observations_ = {};
   observations_.sublayers = observer_.collect(stream_);
   share_observations(sums != nullptr);
-  return sum_token_loss(pass.token_loss, token_losses);
+  const double loss = sum_token_loss(pass.token_loss, token_losses);
+  settle_memory();
+  return loss;
 }
 
 // The head's rank sends its part to the embedding's rank and gets the sum back, so both apply the same bits.
@@ -316,6 +326,7 @@ void Engine::update(int64_t step, double lr, double grad_scale, double bias_rate
   if (bias_rate > 0) update_selection_biases(bias_rate);
   clip_query_keys();
   gather_parameters();
+  settle_memory();
 }
 
 double Engine::forward_only(std::span<const int32_t> tokens, std::span<const int32_t> targets, int64_t num_sequences) {
@@ -327,7 +338,9 @@ double Engine::forward_only(std::span<const int32_t> tokens, std::span<const int
     steps = pipeline::lower(schedule, plan_.num_chunks())[static_cast<size_t>(place_.pp_rank)];
   }
   run_pass(pass, steps);
-  return sum_token_loss(pass.token_loss, {});
+  const double loss = sum_token_loss(pass.token_loss, {});
+  settle_memory();
+  return loss;
 }
 
 double Engine::loss(std::span<const int32_t> tokens, std::span<const int32_t> targets) {
@@ -354,13 +367,14 @@ std::vector<float> Engine::next_token_logits(std::span<const int32_t> tokens) {
     batch.document_starts = TensorView(document_starts_.data(), DType::i32, {1, length}, device_);
   }
   const TensorView hidden = stage_.forward_hidden(ctx_, batch, {tokens_.data(), DType::i32, {length}, device_});
-  const ArenaScope scope(scratch_);
   const TensorView last = hidden.slice(0, length - 1, length);
   const TensorView logits = scratch_.take(accumulation_dtype(dtype_), {1, config_.model.vocab_size});
   ops::linear(ctx_, last, stage_.head_weight(), logits);
   const HostCopy found(logits, stream_);
   std::vector<float> out;
   for (int64_t i = 0; i < config_.model.vocab_size; ++i) out.push_back(static_cast<float>(element_of(found.view(), i)));
+  scratch_.reset();
+  settle_memory();
   return out;
 }
 

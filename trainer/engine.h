@@ -108,6 +108,7 @@ class Engine {
   double forward_only(std::span<const int32_t> tokens, std::span<const int32_t> targets, int64_t num_sequences);
   void run_pass(const model::Stage::Pass& pass, const std::vector<pipeline::Step>& steps);
   bool shares_tied_embedding() const;
+  void settle_memory();
   void share_tied_embedding();
   void share_observations(bool detailed);
   void report_ready(int parameter);

@@ -23,7 +23,7 @@ class StreamState {
 
   std::shared_ptr<void> libraries;  // handles of libraries that are bound to this stream; whoever needs one makes it
   std::function<void()> watch;      // see Stream::set_watch
-  int64_t num_waits = 0;                 // see Stream::num_waits
+  int64_t num_waits = 0;            // see Stream::num_waits
 };
 
 // Copies name the same queue.

@@ -26,7 +26,8 @@ TensorView Arena::take(DType dtype, const Shape& shape) {
     slabs_[current_].used = 0;
   }
   if (current_ >= slabs_.size() || slabs_[current_].used + bytes > slabs_[current_].buffer.num_bytes()) {
-    slabs_.push_back({Buffer(std::max({bytes, smallest_slab, capacity_bytes()}), device_, ledger_, purpose_), 0});
+    // A quarter more: until settle() that much may lie idle.
+    slabs_.push_back({Buffer(std::max({bytes, smallest_slab, capacity_bytes() / 4}), device_, ledger_, purpose_), 0});
     current_ = slabs_.size() - 1;
   }
   Slab& slab = slabs_[current_];
@@ -49,11 +50,14 @@ void Arena::release(const Mark& mark) {
   in_use_ = mark.in_use;
 }
 
+void Arena::settle() {
+  reset();
+  if (is_settled()) return;
+  slabs_.clear();
+  slabs_.push_back({Buffer(peak_, device_, ledger_, purpose_), 0});
+}
+
 void Arena::reset() {
-  if (slabs_.size() > 1) {
-    slabs_.clear();
-    slabs_.push_back({Buffer(peak_, device_, ledger_, purpose_), 0});
-  }
   for (Slab& slab : slabs_) slab.used = 0;
   current_ = 0;
   in_use_ = 0;

@@ -1,5 +1,5 @@
-// Scratch and activations: a bump allocator. The first step books what it needs, slab by slab; reset() then joins the
-// slabs into one of the peak's size, so later steps of the same shape allocate nothing.
+// Scratch and activations: a bump allocator. The first step books what it needs, slab by slab; settle() then joins the slabs
+// into one of the peak's size, so later steps of the same shape allocate nothing.
 #pragma once
 
 #include <cstdint>
@@ -25,7 +25,11 @@ class Arena {
   };
   Mark mark() const;
   void release(const Mark& mark);  // forgets everything taken since; last in, first out
-  void reset();                    // forgets everything
+  void reset();                    // forgets everything; frees nothing, so it never waits for a GPU
+  // Forgets everything and joins the slabs. Between steps, when no work on the device is left: freeing a GPU's memory waits for all
+  // that it does, which in a step may be a message from a rank that waits for one of ours.
+  void settle();
+  bool is_settled() const { return slabs_.size() <= 1; }
 
   int64_t used_bytes() const { return in_use_; }
   int64_t peak_bytes() const { return peak_; }

@@ -125,6 +125,26 @@ TEST_F(TwoStreams, PageableCopiesWait) {
   EXPECT_EQ(host, std::vector<float>(4, 3.0f));
 }
 
+// As does cudaFreeHost.
+TEST_F(TwoStreams, FreesWaitForAllStreams) {
+  float *device = nullptr, *pinned = nullptr;
+  ASSERT_EQ(cudaMalloc(&device, 16), cudaSuccess);
+  ASSERT_EQ(cudaMallocHost(&pinned, 16), cudaSuccess);
+  for (const bool of_host : {false, true}) {
+    Gate gate;
+    gate.hold(second_);
+    std::atomic<bool> returned = false;
+    std::thread freer([&] {
+      EXPECT_EQ(of_host ? cudaFreeHost(pinned) : cudaFree(device), cudaSuccess);
+      returned = true;
+    });
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    EXPECT_FALSE(returned);
+    gate.open();
+    freer.join();
+  }
+}
+
 TEST_F(TwoStreams, DefaultStreamWaitsForStreamsThatBlockIt) {
   cudaStream_t blocking;
   ASSERT_EQ(cudaStreamCreate(&blocking), cudaSuccess);

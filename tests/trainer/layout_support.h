@@ -103,16 +103,23 @@ inline void collect_observations(Engine& engine, StepResult& result) {
   if (dp_rank == 0) result.aux_loss += seen.aux_loss;
 }
 
+// How ranks that are threads reach each other. `connect` makes a rank's communicator; each rank then has a GPU of its own.
+struct RankOptions {
+  std::function<std::unique_ptr<comm::Communicator>(comm::Communicator&)> connect;
+  MemoryLedger* ledger = nullptr;  // of all ranks
+};
+
 // `each_rank`, when given, is called with the engine before the step.
-inline StepResult run_step(const Config& c, int num_ranks, const std::function<void(Engine&)>& each_rank = {}) {
+inline StepResult run_step(const Config& c, int num_ranks, const std::function<void(Engine&)>& each_rank = {},
+                           const RankOptions& options = {}) {
   const std::vector<int32_t> tokens = random_tokens(c, "tokens"), targets = random_tokens(c, "targets");
   StepResult result;
   result.peak_summaries.resize(static_cast<size_t>(num_ranks));
   std::mutex mutex;
   comm::run_threads(num_ranks, [&](comm::Communicator& host) {
-    const std::unique_ptr<comm::Communicator> staged = staged_for(c, host);
-    comm::Communicator& comm = staged ? *staged : host;
-    Engine engine(c, comm, nullptr);
+    const std::unique_ptr<comm::Communicator> own = options.connect ? options.connect(host) : staged_for(c, host);
+    comm::Communicator& comm = own ? *own : host;
+    Engine engine(c, comm, options.ledger, options.connect ? host.rank() : 0);
     engine.initialise();
     move_depth_queries(engine);
     if (each_rank) each_rank(engine);

@@ -98,7 +98,7 @@ TEST(Arena, ReleaseReachesBackOverSlabs) {
 
 // One step: a few scoped phases whose peak is `megabytes` and a bit.
 void step(Arena& arena, int64_t megabytes) {
-  arena.reset();
+  arena.settle();
   arena.take(DType::f32, {17});
   for (int phase = 0; phase < 3; ++phase) {
     const ArenaScope scope(arena);
@@ -107,12 +107,38 @@ void step(Arena& arena, int64_t megabytes) {
   arena.take(DType::f64, {33});
 }
 
-TEST(Arena, ResetJoinsTheSlabsAndLaterStepsAllocateNothing) {
+// Inside a step a free would wait for all that a GPU does.
+TEST(Arena, ResetFreesNothing) {
+  MemoryLedger ledger;
+  Arena arena(Device{}, &ledger, "activations");
+  const void* const first = arena.take(DType::f32, {mib}).data;
+  arena.take(DType::f32, {mib});
+  const int64_t allocations = ledger.num_allocations(), bytes = arena.capacity_bytes();
+  ASSERT_FALSE(arena.is_settled());
+  for (int pass = 0; pass < 3; ++pass) {
+    arena.reset();
+    EXPECT_EQ(arena.used_bytes(), 0);
+    EXPECT_EQ(arena.take(DType::f32, {mib}).data, first);
+    arena.take(DType::f32, {mib});
+  }
+  EXPECT_EQ(ledger.num_allocations(), allocations);
+  EXPECT_EQ(ledger.entries().at("activations").current_bytes, bytes);
+}
+
+// What lies idle until the slabs are joined: no more than a quarter of what is needed, and the rests of slabs.
+TEST(Arena, GrowsByAQuarter) {
+  Arena arena(Device{}, nullptr, "test");
+  for (int i = 0; i < 4000; ++i) arena.take(DType::f32, {1 << 10});
+  EXPECT_LE(arena.capacity_bytes(), arena.peak_bytes() * 5 / 4 + (1 << 20));
+}
+
+TEST(Arena, SettlingJoinsTheSlabsAndLaterStepsAllocateNothing) {
   MemoryLedger ledger;
   Arena arena(Device{}, &ledger, "activations");
   step(arena, 9);
   EXPECT_GT(ledger.num_allocations(), 1);  // it grew
-  arena.reset();
+  arena.settle();
+  EXPECT_TRUE(arena.is_settled());
   EXPECT_EQ(arena.capacity_bytes(), arena.peak_bytes());
   const int64_t allocations = ledger.num_allocations();
   for (int i = 0; i < 5; ++i) step(arena, 9);
