@@ -114,7 +114,7 @@ void register_doctor(CLI::App& app) {
       return;
     }
     // As on the CPU: the GPUs are looked at inside, where a machine without one is no failure.
-    if (cuda::num_devices() > 0) prepare_gpu(launcher_ranks().size);
+    cuda::prepare();
     run_in_world(RunConfig{}, [&](World& world) { examine(world, *options); });
   });
 }

@@ -3,7 +3,6 @@
 #include <unistd.h>
 
 #include <array>
-#include <cstdlib>
 #include <vector>
 
 #include "core/base/error.h"
@@ -25,13 +24,7 @@ bool has_nccl() {
 #endif
 }
 
-void prepare_gpu(int num_ranks) {
-  if (num_ranks > 1) {
-    // A rank's kernels wait for other ranks'. Loading a kernel at its first launch may wait for all that run, and streams that
-    // share one of few queues wait for each other: either could close a circle. What the user has set stays.
-    setenv("CUDA_MODULE_LOADING", "EAGER", 0);
-    setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);
-  }
+void require_gpu() {
   if (cuda::num_devices() == 0)
     throw Error("run.device: found cuda, but {}; `lamina doctor` tells more, run.device=cpu runs without a GPU",
                 cuda::why_none());

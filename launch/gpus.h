@@ -11,9 +11,7 @@ namespace lamina {
 
 bool has_nccl();  // this build
 
-// To be called before MPI and CUDA start: an Error when this machine has no usable GPU; and CUDA's settings that ranks with
-// kernels waiting for each other need.
-void prepare_gpu(int num_ranks);
+void require_gpu();  // to be called before MPI starts: an Error when this machine has no usable GPU
 
 struct GpuPlacement {
   Device device;

@@ -116,7 +116,7 @@ LauncherRanks launcher_ranks() {
 
 void run_in_world(const RunConfig& run, const std::function<void(World&)>& body, const ParallelConfig& parallel) {
   const LauncherRanks ranks = launcher_ranks();
-  if (run.device == "cuda") prepare_gpu(ranks.size);
+  if (run.device == "cuda") require_gpu();
   if (ranks.launched) {
 #ifdef LAMINA_HAVE_MPI
     run_with_mpi(run, body, parallel);

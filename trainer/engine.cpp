@@ -109,6 +109,18 @@ Engine::Engine(const Config& config, comm::Communicator& comm, MemoryLedger* led
     if (before_step) before_step(step);
   };
   reserve_tokens(config.train.micro_batch_size * config.data.seq_len * num_microbatches);
+  connect();
+}
+
+void Engine::connect() {
+  std::vector<comm::Channel> channels = executor_.channels_of(steps_);
+  if (shares_tied_embedding()) {
+    const int other = stage_.has_last_chunk() ? 0 : mesh_.pipeline - 1;
+    channels.insert(channels.end(), {{true, other, tied_tag}, {false, other, tied_tag}});
+  }
+  pipeline_->connect(channels, false, stream_);
+  for (comm::Communicator* group : {data_.get(), expert_.get(), expert_data_.get()})
+    if (group != nullptr) group->connect({}, true, stream_);
 }
 
 // A tied embedding on two ranks is complete only when they have added their parts.

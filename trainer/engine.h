@@ -107,6 +107,7 @@ class Engine {
   void reserve_tokens(int64_t count);
   double forward_only(std::span<const int32_t> tokens, std::span<const int32_t> targets, int64_t num_sequences);
   void run_pass(const model::Stage::Pass& pass, const std::vector<pipeline::Step>& steps);
+  void connect();
   bool shares_tied_embedding() const;
   void settle_memory();
   void share_tied_embedding();

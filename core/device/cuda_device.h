@@ -9,7 +9,10 @@
 
 namespace lamina::cuda {
 
-bool is_built();    // this build has CUDA code
+bool is_built();  // this build has CUDA code
+// CUDA's settings that kernels of ranks which wait for each other need; what the user has set stays. All functions below do it first;
+// to be called before what may start CUDA by itself, as MPI.
+void prepare();
 int num_devices();  // usable ones: 0 without a driver or a GPU
 // Why there is none, for people: "this build has no CUDA", "no NVIDIA driver was found", ... Empty when there is one.
 std::string why_none();

@@ -43,6 +43,13 @@ class Request {
   std::unique_ptr<State> state_;
 };
 
+// Messages to or from one rank with one tag.
+struct Channel {
+  bool is_send = false;
+  int peer = 0, tag = 0;
+  bool operator==(const Channel&) const = default;
+};
+
 class Communicator {
  public:
   virtual ~Communicator() = default;
@@ -66,6 +73,11 @@ class Communicator {
   virtual Request all_to_all_v(TensorView in, std::span<const int64_t> send_counts, TensorView out,
                                std::span<const int64_t> receive_counts, Stream& stream) = 0;
   virtual void barrier() = 0;
+  // Makes now the connections that messages of `stream`'s device on these channels, and the group's collective operations when
+  // these are wanted, would else make at their first use: then they could wait for kernels that wait for other ranks. Collective;
+  // a channel is named by both its ends. What is not named works too.
+  virtual void connect([[maybe_unused]] std::span<const Channel> channels, [[maybe_unused]] bool collectives,
+                       [[maybe_unused]] Stream& stream) {}
   // Moves on what is pending, of all groups of this rank; throws when that has failed or another rank has ended the job. Cheap.
   virtual void progress() {}
 

@@ -42,6 +42,19 @@ Executor::Executor(comm::Communicator& comm, ChunkRunner& runner, int num_chunks
   LAMINA_CHECK(num_chunks >= 1 && num_chunks % comm.size() == 0, "{} chunks on {} ranks", num_chunks, comm.size());
 }
 
+std::vector<comm::Channel> Executor::channels_of(const std::vector<Step>& steps) const {
+  std::vector<comm::Channel> channels;
+  for (const Step& step : steps) {
+    if (step.kind == StepKind::compute) continue;
+    const bool is_send = step.kind == StepKind::send_forward || step.kind == StepKind::send_backward;
+    const bool is_backward = step.kind == StepKind::send_backward || step.kind == StepKind::receive_backward;
+    const int chunk = step.action.chunk, other = chunk + (is_send == is_backward ? -1 : 1);
+    const comm::Channel channel{is_send, other % comm_.size(), tag_of(is_send ? other : chunk, is_backward)};
+    if (std::find(channels.begin(), channels.end(), channel) == channels.end()) channels.push_back(channel);
+  }
+  return channels;
+}
+
 ExecutionReport Executor::run(const std::vector<Step>& steps, Stream& stream) {
   // Destroyed by an exception, pending requests are given up and not waited for; the peers may never come. That holds only
   // while the stack unwinds, not once a handler runs.

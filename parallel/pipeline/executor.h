@@ -62,6 +62,8 @@ class Executor {
   // When a step throws, all transfers in flight are given up without waiting for the peers, before the exception leaves (the
   // views may be freed then), and the communicator refuses further work: the job has to end.
   ExecutionReport run(const std::vector<Step>& steps, Stream& stream);
+  // On which these steps send and receive, for Communicator::connect().
+  std::vector<comm::Channel> channels_of(const std::vector<Step>& steps) const;
   // Moves pending transfers on; to be called now and then inside long compute steps. Cheap.
   void progress();
 

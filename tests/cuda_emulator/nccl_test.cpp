@@ -138,6 +138,37 @@ TEST(Nccl, DisagreementIsAnErrorOfTheDevice) {
   EXPECT_EQ(cudaDeviceReset(), cudaSuccess);
 }
 
+// Making a communicator waits for what its device does, as a receive whose message has not been sent.
+TEST(Nccl, CommunicatorsWaitForTheirDevice) {
+  ncclUniqueId id;
+  ncclGetUniqueId(&id);
+  on_ranks(2, [&](Rank& me) {
+    const OnDevice<int> x(std::vector<int>{me.rank});
+    if (me.rank == 0) {
+      EXPECT_EQ(ncclRecv(x.data(), 1, ncclInt32, 1, me.comm, me.stream), ncclSuccess);
+    }
+    ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+    config.blocking = 0;
+    ncclComm_t late = nullptr;
+    EXPECT_EQ(ncclCommInitRankConfig(&late, 2, id, me.rank, &config), ncclInProgress);
+    ncclResult_t state = ncclInProgress;
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    for (int asked = 0; asked < 3; ++asked) {
+      EXPECT_EQ(ncclCommGetAsyncError(late, &state), ncclSuccess);
+      if (me.rank == 0) {
+        EXPECT_EQ(state, ncclInProgress);
+      }
+    }
+    if (me.rank == 1) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+      EXPECT_EQ(ncclSend(x.data(), 1, ncclInt32, 0, me.comm, me.stream), ncclSuccess);
+    }
+    for (state = ncclInProgress; state == ncclInProgress;) EXPECT_EQ(ncclCommGetAsyncError(late, &state), ncclSuccess);
+    EXPECT_EQ(state, ncclSuccess);
+    EXPECT_EQ(ncclCommDestroy(late), ncclSuccess);
+  });
+}
+
 TEST(Nccl, CommunicatorsThatDoNotBlockMustBeAsked) {
   ncclUniqueId id;
   ncclGetUniqueId(&id);

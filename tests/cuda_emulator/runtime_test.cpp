@@ -22,6 +22,9 @@ using lamina::cuda::launch;
 using lamina_emulator_test::failure_of;
 using lamina_emulator_test::OnDevice;
 
+// Kernels are launched for the first time while others wait for the host here.
+const bool loads_eagerly = setenv("CUDA_MODULE_LOADING", "EAGER", 1) == 0;
+
 // Holds a stream until the host lets it go; `gate` is pinned memory.
 __global__ void wait_for_gate(const int* gate) {
   while (__atomic_load_n(gate, __ATOMIC_ACQUIRE) == 0) {
@@ -567,6 +570,46 @@ TEST(DevicesDeathTest, PinnedMemoryIsOfTheRanksOwn) {
         std::exit(staging_memory_is_the_second_devices() ? 0 : 1);
       },
       testing::ExitedWithCode(0), "");
+}
+
+// Of the program's environment; what the user has set stays.
+bool settings_are_made() {
+  unsetenv("CUDA_MODULE_LOADING");
+  setenv("CUDA_DEVICE_MAX_CONNECTIONS", "7", 1);
+  const lamina::Stream stream({lamina::DeviceKind::cuda, 0});
+  const std::string loading = getenv("CUDA_MODULE_LOADING"), connections = getenv("CUDA_DEVICE_MAX_CONNECTIONS");
+  return loading == "EAGER" && connections == "7";
+}
+
+TEST(DevicesDeathTest, SettingsOfRanksAreMadeWhereADeviceIsOpened) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_EXIT(std::exit(settings_are_made() ? 0 : 1), testing::ExitedWithCode(0), "");
+}
+
+bool lazy_loading_waits() {
+  unsetenv("CUDA_MODULE_LOADING");
+  cudaStream_t first, second;
+  cudaStreamCreateWithFlags(&first, cudaStreamNonBlocking);
+  cudaStreamCreateWithFlags(&second, cudaStreamNonBlocking);
+  const OnDevice<float> x(std::vector<float>(4));
+  Gate gate;
+  gate.hold(first);
+  std::atomic<bool> launched = false;
+  std::thread launcher([&] {
+    launch(add_one, dim3(1), dim3(4), 0, second, x.data());
+    launched = true;
+  });
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  const bool waited = !launched;
+  gate.open();
+  launcher.join();
+  cudaDeviceSynchronize();
+  return waited;
+}
+
+TEST(DevicesDeathTest, LazyLoadingWaits) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_EXIT(std::exit(lazy_loading_waits() ? 0 : 1), testing::ExitedWithCode(0), "");
 }
 
 bool pageable_copies_are_refused() {

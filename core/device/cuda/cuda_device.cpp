@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <cstdlib>
 #include <thread>
 #include <utility>
 
@@ -36,6 +37,7 @@ std::string reason_for(cudaError_t status) {
 
 // Copies, launches and allocations go to the current device of the calling thread.
 void select(int device) {
+  prepare();
   check(cudaSetDevice(device), "choosing a GPU");
 }
 
@@ -157,7 +159,19 @@ bool is_built() {
   return true;
 }
 
+void prepare() {
+  static const bool done = [] {
+    // Loading a kernel at its first launch may wait for all that run, and streams that share one of few queues wait for each other:
+    // either could close a circle of ranks.
+    setenv("CUDA_MODULE_LOADING", "EAGER", 0);
+    setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);
+    return true;
+  }();
+  static_cast<void>(done);
+}
+
 int num_devices() {
+  prepare();
   int count = 0;
   if (cudaGetDeviceCount(&count) == cudaSuccess) return count;
   cudaGetLastError();
@@ -165,6 +179,7 @@ int num_devices() {
 }
 
 std::string why_none() {
+  prepare();
   int count = 0;
   const cudaError_t status = cudaGetDeviceCount(&count);
   if (status == cudaSuccess) return count > 0 ? "" : reason_for(cudaErrorNoDevice);
@@ -204,6 +219,7 @@ int runtime_version() {
 }
 
 int driver_version() {
+  prepare();
   int version = 0;
   if (cudaDriverGetVersion(&version) == cudaSuccess) return version;
   cudaGetLastError();

@@ -33,6 +33,7 @@ DeviceInfo device_info(int) {
 int runtime_version() {
   return 0;
 }
+void prepare() {}
 int driver_version() {
   return 0;
 }

@@ -60,7 +60,7 @@ void Link::advance() {
     if (!exchanged_ && place_.rank != 0) return;  // rank 0 knows it already
     connect();
   }
-  if (waiting_.empty() && launched_.empty()) return;
+  if (phase_ == Phase::connected && waiting_.empty() && launched_.empty()) return;
   if (in_progress()) return;
   phase_ = Phase::connected;
   while (!waiting_.empty()) {
@@ -91,6 +91,11 @@ void Link::check_overdue(double timeout_seconds, const std::string& who) const {
   if (oldest.seen == Clock::time_point{}) oldest.seen = now;
   const double seconds = std::chrono::duration<double>(now - oldest.seen).count();
   if (seconds > timeout_seconds) report_overdue(oldest, seconds, who);
+}
+
+void Link::report_unconnected(double seconds, const std::string& who) const {
+  throw Error("{}: {} is not there after {:.1f} s: {}", who, place_.name, seconds,
+              phase_ == Phase::exchanging ? "it was never begun at the other end" : "NCCL does not connect to there");
 }
 
 void Link::report_overdue(const DeviceOperation& operation, double seconds, const std::string& who) const {

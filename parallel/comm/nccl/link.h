@@ -74,7 +74,9 @@ class Link {
 
   // Moves on without blocking, as far as it goes; throws what went wrong in NCCL.
   void advance();
+  bool is_connected() const { return phase_ == Phase::connected; }
   // Throws when the oldest operation, its operands ready, lasts longer.
+  [[noreturn]] void report_unconnected(double seconds, const std::string& who) const;
   void check_overdue(double timeout_seconds, const std::string& who) const;
   [[noreturn]] void report_overdue(const DeviceOperation& operation, double seconds, const std::string& who) const;
 

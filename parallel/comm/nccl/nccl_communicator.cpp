@@ -4,9 +4,11 @@
 #include <cstdlib>
 #include <deque>
 #include <initializer_list>
+#include <iterator>
 #include <map>
 #include <numeric>
 #include <thread>
+#include <tuple>
 #include <utility>
 
 #include "core/base/error.h"
@@ -92,6 +94,7 @@ class NcclCommunicator final : public Communicator {
   Request all_to_all_v(TensorView in, std::span<const int64_t> send_counts, TensorView out,
                        std::span<const int64_t> receive_counts, Stream& stream) override;
   void barrier() override { host_->barrier(); }
+  void connect(std::span<const Channel> channels, bool collectives, Stream& stream) override;
   void progress() override { state_->progress(); }
   std::unique_ptr<Communicator> split(int color, int key) override {
     return std::make_unique<NcclCommunicator>(host_->split(color, key), state_);
@@ -233,6 +236,43 @@ const std::shared_ptr<Link>& NcclCommunicator::channel(bool is_send, int peer, i
     });
   }
   return link;
+}
+
+// First all connections, while no kernel of NCCL's runs; then one message on each, at which NCCL makes what it left for later. Those
+// one after another, everywhere in the same order: so no two of them wait for each other.
+void NcclCommunicator::connect(std::span<const Channel> channels, bool collectives, Stream& stream) {
+  if (size() == 1 || stream.device().kind == DeviceKind::cpu) return;
+  const auto order = [this](const Channel& channel) {
+    return std::tuple(channel.is_send ? rank() : channel.peer, channel.is_send ? channel.peer : rank(), channel.tag);
+  };
+  std::vector<Channel> sorted;
+  std::copy_if(channels.begin(), channels.end(), std::back_inserter(sorted),
+               [this](const Channel& channel) { return channel.peer != rank(); });
+  std::sort(sorted.begin(), sorted.end(), [&](const Channel& a, const Channel& b) { return order(a) < order(b); });
+  std::vector<std::shared_ptr<Link>> links;
+  for (const Channel& each : sorted) links.push_back(channel(each.is_send, each.peer, each.tag));
+  if (collectives) links.push_back(group_link());
+  for (const auto& link : links) state_->wait_until_connected(*link);
+  host_->barrier();
+
+  const int64_t bytes_sent = bytes_sent_;
+  const int64_t count = size();
+  const Buffer memory(2 * count * size_of(DType::f32), state_->device(), nullptr, "connections");
+  const TensorView all(memory.data(), DType::f32, {2 * count}, state_->device());
+  const TensorView many = all.slice(0, 0, count), others = all.slice(0, count, 2 * count), one = all.slice(0, 0, 1);
+  for (const Channel& each : sorted) {
+    point_to_point(each.is_send, one, each.peer, each.tag, stream).wait();
+    stream.synchronize();
+  }
+  if (collectives) {
+    all_reduce(one, ReduceOp::sum, stream).wait();
+    reduce_scatter(many, others.slice(0, 0, 1), ReduceOp::sum, stream).wait();
+    all_gather(one, others, stream).wait();
+    broadcast(one, 0, stream).wait();
+    all_to_all(many, others, stream).wait();
+    stream.synchronize();
+  }
+  bytes_sent_ = bytes_sent;
 }
 
 Request NcclCommunicator::collective(const char* name, int64_t num_bytes, Stream& stream, Issue issue) {
@@ -454,6 +494,9 @@ std::unique_ptr<Communicator> make_nccl_communicator(std::unique_ptr<Communicato
                                                      const NcclOptions& options) {
   LAMINA_CHECK(host != nullptr);
   LAMINA_CHECK(device.kind == DeviceKind::cuda, "NCCL without a GPU");
+  // Connections are made when a communicator is, not at the first operation of each kind, when kernels may wait for each other.
+  static const bool prepared = setenv("NCCL_RUNTIME_CONNECT", "0", 0) == 0;
+  LAMINA_CHECK(prepared);
   const int rank = host->rank();
   return std::make_unique<nccl::NcclCommunicator>(std::move(host),
                                                   std::make_shared<nccl::NcclState>(device, options, rank));

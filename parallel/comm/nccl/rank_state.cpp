@@ -55,16 +55,16 @@ void NcclState::watch_over(Stream& stream) {
   });
 }
 
-void NcclState::wait_until_launched(const DeviceOperation& operation, const Link& link) {
+void NcclState::wait_until(const std::function<bool()>& done, const std::function<void(double)>& report) {
   constexpr int64_t attempts_before_sleep = 1000;
   const auto start = Clock::now();
   for (int64_t attempt = 0;; ++attempt) {
     progress();
-    if (operation.launched) return;
+    if (done()) return;
     const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
     if (seconds > options_.timeout_seconds) {
       try {
-        link.report_overdue(operation, seconds, who_);
+        report(seconds);
       } catch (const std::exception& failure) {
         fail(failure.what());
         throw;
@@ -76,6 +76,15 @@ void NcclState::wait_until_launched(const DeviceOperation& operation, const Link
       std::this_thread::sleep_for(std::chrono::microseconds(50));
     }
   }
+}
+
+void NcclState::wait_until_connected(const Link& link) {
+  wait_until([&] { return link.is_connected(); }, [&](double seconds) { link.report_unconnected(seconds, who_); });
+}
+
+void NcclState::wait_until_launched(const DeviceOperation& operation, const Link& link) {
+  wait_until([&] { return operation.launched; },
+             [&](double seconds) { link.report_overdue(operation, seconds, who_); });
 }
 
 }  // namespace lamina::comm::nccl

@@ -33,6 +33,7 @@ class NcclState : public std::enable_shared_from_this<NcclState> {
   void progress();  // of everything; throws when anything has failed
   void watch();     // the same while the host waits for a stream: also notices what lasts too long
   void watch_over(Stream& stream);
+  void wait_until_connected(const Link& link);
   void wait_until_launched(const DeviceOperation& operation, const Link& link);
 
   void throw_if_failed() const;
@@ -40,6 +41,9 @@ class NcclState : public std::enable_shared_from_this<NcclState> {
   void fail(const std::string& reason) noexcept;  // aborts the links
 
  private:
+  // Until `done`; past the timeout `report` throws.
+  void wait_until(const std::function<bool()>& done, const std::function<void(double)>& report);
+
   NcclOptions options_;
   Device device_;
   std::shared_ptr<EventPool> events_;

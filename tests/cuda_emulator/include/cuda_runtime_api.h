@@ -10,6 +10,8 @@
 //   - shared memory is filled with 0xff (NaN) before every block, and the end of dynamic shared memory is guarded (__shared__
 //     variables of functions other than the kernel itself keep what was in them instead); the destination of cp.async is 0xff
 //     until the wait, when the source is read.
+//   - cudaFree and cudaFreeHost wait for all that a device does, and so do the making of an NCCL communicator and, unless
+//     CUDA_MODULE_LOADING is EAGER when the first kernel is launched, the first launch of each kernel.
 //   - streams run later, each on a thread of its own: only events, waits and copies of pageable memory order anything.
 //   - device memory is 0xff when allocated and when freed, has guards behind every allocation that cudaFree looks at, and can't be
 //     touched by the host (LAMINA_EMULATOR_PROTECT=0 allows it): the process ends, telling the address. Devices can't touch one

@@ -8,6 +8,7 @@
 #include <map>
 #include <mutex>
 #include <numeric>
+#include <set>
 #include <utility>
 
 #include "device.h"
@@ -440,6 +441,24 @@ void wait_for_copies(int allowed_groups) {
   running("cp_async_wait").wait_for_copies(allowed_groups);
 }
 
+namespace {
+
+// At its first launch on a device, unless all kernels are loaded at the start: that waits for what runs.
+void load(const void* kernel, int device) {
+  static const char* const loading = std::getenv("CUDA_MODULE_LOADING");
+  static const bool lazily = loading == nullptr || std::strcmp(loading, "EAGER") != 0;
+  if (!lazily) return;
+  static std::mutex mutex;
+  static std::set<std::pair<const void*, int>>& loaded = *new std::set<std::pair<const void*, int>>;
+  {
+    const std::lock_guard lock(mutex);
+    if (!loaded.emplace(kernel, device).second) return;
+  }
+  wait_for_all_streams(device);
+}
+
+}  // namespace
+
 cudaError_t launch(const void* kernel, dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
                    std::function<void()> body) {
   if (const cudaError_t error = usable(); error != cudaSuccess) return remember(error);
@@ -450,6 +469,7 @@ cudaError_t launch(const void* kernel, dim3 grid, dim3 block, size_t shared_byte
   const int device = device_of_stream(stream);
   if (device != current_device()) return cudaErrorInvalidResourceHandle;
   if (shared_bytes > shared_limit(device, kernel)) return cudaErrorInvalidValue;
+  load(kernel, device);
   static const auto seed = static_cast<uint64_t>(setting("LAMINA_EMULATOR_SEED", 0));
   const uint64_t seed_of_launch = (seed << 32) + next_launch_of(stream);
   return enqueue(stream, Work::device,

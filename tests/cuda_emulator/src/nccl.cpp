@@ -1,8 +1,11 @@
 #include "nccl.h"
 
 #include <atomic>
+#include <chrono>
 #include <cstring>
+#include <functional>
 #include <random>
+#include <thread>
 
 #include "clique.h"
 #include "device.h"
@@ -18,8 +21,10 @@ struct Rank {
   int rank = 0, device = 0;
   std::mutex mutex;
   std::condition_variable changed;
-  uint64_t issued = 0, finished = 0;  // groups of operations: they run in the order of the calls
+  std::function<bool()> device_is_through;  // what it did when the communicator was begun
+  uint64_t issued = 0, finished = 0;        // groups of operations: they run in the order of the calls
 
+  bool is_connected() { return clique->complete() && device_is_through(); }
   void run(uint64_t ticket, const Operations& operations) {
     {
       std::unique_lock lock(mutex);
@@ -79,6 +84,7 @@ ncclResult_t issue() {
   bool in_progress = false;
   for (const ncclComm_t comm : now.joining) {
     if (comm->blocking) comm->rank->clique->wait_until_complete();
+    while (comm->blocking && !comm->rank->is_connected()) std::this_thread::sleep_for(std::chrono::microseconds(100));
     in_progress |= !comm->blocking;
   }
   while (!now.entries.empty()) {
@@ -121,7 +127,7 @@ bool usable_memory(const void* data, size_t num_bytes, int device) {
 ncclResult_t checked(ncclComm_t comm, const Operation& operation, size_t bytes_read, size_t bytes_written) {
   if (comm == nullptr) return ncclInvalidArgument;
   const Rank& rank = *comm->rank;
-  if (comm->in_progress || !rank.clique->complete()) return ncclInvalidArgument;  // ask ncclCommGetAsyncError first
+  if (comm->in_progress || !comm->rank->is_connected()) return ncclInvalidArgument;  // ask ncclCommGetAsyncError first
   if (size_of(operation.type) == 0 || operation.peer < 0 || operation.peer >= rank.clique->num_ranks())
     return ncclInvalidArgument;
   if (!can_reduce(operation.type, operation.reduction)) return ncclInvalidArgument;
@@ -199,6 +205,7 @@ ncclResult_t ncclCommInitRankConfig(ncclComm_t* comm, int nranks, ncclUniqueId c
   (*comm)->rank->clique = clique;
   (*comm)->rank->rank = rank;
   (*comm)->rank->device = current_device();
+  (*comm)->rank->device_is_through = all_streams_are_through(current_device());
   (*comm)->blocking = config == nullptr || config->blocking != 0;
   (*comm)->in_progress = !(*comm)->blocking;
   group.joining.push_back(*comm);
@@ -238,9 +245,9 @@ ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t* asyncError) {
   if (comm == nullptr || asyncError == nullptr) return ncclInvalidArgument;
   if (comm->rank->clique->somebody_left()) {
     *asyncError = ncclRemoteError;
-  } else if (!comm->rank->clique->complete() || comm->in_progress) {
+  } else if (!comm->rank->is_connected() || comm->in_progress) {
     *asyncError = ncclInProgress;
-    if (comm->rank->clique->complete()) comm->in_progress = false;  // said once more, so that callers must be patient
+    if (comm->rank->is_connected()) comm->in_progress = false;  // said once more, so that callers must be patient
   } else {
     *asyncError = ncclSuccess;
   }

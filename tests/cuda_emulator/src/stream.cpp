@@ -1,5 +1,6 @@
 #include "stream.h"
 
+#include <algorithm>
 #include <array>
 #include <chrono>
 #include <condition_variable>
@@ -220,6 +221,20 @@ cudaError_t wait_for_stream(cudaStream_t handle) {
 
 void wait_for_all_streams(int device) {
   for (const Stream& stream : streams_of(device)) stream->wait();
+}
+
+std::function<bool()> all_streams_are_through(int device) {
+  std::vector<std::pair<Stream, uint64_t>> points;
+  for (const Stream& stream : streams_of(device)) {
+    const std::lock_guard lock(stream->mutex);
+    points.emplace_back(stream, stream->issued);
+  }
+  return [points = std::move(points)] {
+    return std::all_of(points.begin(), points.end(), [](const auto& point) {
+      const std::lock_guard lock(point.first->mutex);
+      return point.first->completed >= point.second;
+    });
+  };
 }
 
 int device_of_stream(cudaStream_t handle) {

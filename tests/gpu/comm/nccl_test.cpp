@@ -25,7 +25,8 @@ const bool has_emulated_gpus = setenv("LAMINA_EMULATOR_DEVICES", "4", 0) == 0;
   if (!has_emulated_gpus || cuda::num_devices() < (size)) \
   GTEST_SKIP() << "NCCL needs a GPU for each of " << (size) << " ranks"
 
-void run_nccl(int size, const std::function<void(Communicator&, Stream&)>& body, const NcclOptions& options = {}) {
+void run_nccl(int size, const std::function<void(Communicator&, Stream&)>& body,
+              const NcclOptions& options = {.timeout_seconds = 30}) {
   run_threads(size, [&](Communicator& comm) {
     const Device device{DeviceKind::cuda, comm.rank() % cuda::num_devices()};
     const auto nccl = make_nccl_communicator(comm.split(0, comm.rank()), device, options);
@@ -86,6 +87,13 @@ TEST(Nccl, ReceivesPostedEarlyHoldUpNothing) {
   NEEDS_GPUS(size);
   run_nccl(size, [](Communicator& comm, Stream& stream) {
     const int rank = comm.rank();
+    std::vector<Channel> channels;
+    for (int m = 0; m < microbatches; ++m) {
+      if (rank + 1 < size) channels.insert(channels.end(), {{true, rank + 1, m}, {false, rank + 1, 10 + m}});
+      if (rank > 0) channels.insert(channels.end(), {{true, rank - 1, 10 + m}, {false, rank - 1, m}});
+    }
+    comm.connect(channels, false, stream);
+    EXPECT_EQ(comm.take_bytes_sent(), 0);
     std::vector<testing::DeviceArray<float>> forward, backward;
     for (uint64_t m = 0; m < microbatches; ++m) {
       forward.emplace_back(rank == 0 ? testing::input<float>(0, 501, m) : testing::poison<float>(501), stream);
@@ -181,6 +189,29 @@ TEST(NcclFailure, ACopyToTheHostNoticesATransferThatDoesNotEnd) {
           comm.all_reduce(x.view(), ReduceOp::sum, stream).wait();  // does not wait for the peer
           x.set(std::vector<float>(5), stream);                     // nor does this
           EXPECT_THAT(message_of([&] { HostCopy(x.view(), stream); }), HasSubstr("the transfer does not end"));
+          ++checked;
+        }
+        while (checked == 0) std::this_thread::yield();
+      },
+      options);
+}
+
+// Everywhere, and without a word of the other end's.
+TEST(NcclFailure, AConnectionThatNobodyAnswersIsNamed) {
+  NEEDS_GPUS(2);
+  NcclOptions options;
+  options.timeout_seconds = 0.3;
+  std::atomic<int> checked{0};
+  run_nccl(
+      2,
+      [&](Communicator& comm, Stream& stream) {
+        if (comm.rank() == 1) {
+          const Channel channel{false, 0, 6};
+          EXPECT_THAT(message_of([&] {
+                        comm.connect({&channel, 1}, false, stream);
+                      }),
+                      HasSubstr("rank 1: the connection from rank 0 with tag 6 is not there after 0.3 s: it was never "
+                                "begun at the other end"));
           ++checked;
         }
         while (checked == 0) std::this_thread::yield();
