@@ -254,8 +254,7 @@ void Executor::retire_sends(bool all) {
 void Executor::compute(const Action& action, Stream& stream, ExecutionReport& report) {
   wait_for(action);
   const bool on_gpu = stream.device().kind != DeviceKind::cpu;
-  if (on_gpu && num_spans_ == spans_.size()) spans_.emplace_back();
-  if (on_gpu) spans_[num_spans_].begin.record(stream);
+  if (on_gpu) begin_on_gpu(stream);
   const auto start = Clock::now();
   runner_.run(action);
   if (!on_gpu) {
@@ -269,6 +268,18 @@ void Executor::compute(const Action& action, Stream& stream, ExecutionReport& re
   }
   spans_[num_spans_].end.record(stream);
   spans_[num_spans_++].action = action;
+}
+
+// The host tells a GPU what to do long before it is done. Were it to run a whole step ahead, each message would need memory of its
+// own, because none is known to have been sent.
+void Executor::begin_on_gpu(Stream& stream) {
+  constexpr size_t actions_ahead = 2;
+  if (num_spans_ >= actions_ahead) {
+    spans_[num_spans_ - actions_ahead].end.wait(stream);
+    retire_sends(false);
+  }
+  if (num_spans_ == spans_.size()) spans_.emplace_back();
+  spans_[num_spans_].begin.record(stream);
 }
 
 void Executor::add_gpu_times(Stream& stream, ExecutionReport& report) {

@@ -85,6 +85,7 @@ class Executor {
   void wait_for(const Action& action);
   void retire_sends(bool all);
   void compute(const Action& action, Stream& stream, ExecutionReport& report);
+  void begin_on_gpu(Stream& stream);
   void add_gpu_times(Stream& stream, ExecutionReport& report);
   void check_order(const Step& step);
   void begin_span(Transfer& transfer, trace::Track track, int peer) const;
