@@ -59,16 +59,19 @@ class VectorCheck {
   bool fits_;
 };
 
-// w (.) g of every query in scratch.
-const float* weighted_queries(OpContext& ctx, std::span<const AttnResQuery> queries, int64_t dim) {
+// w (.) g of every query, and work counters, in scratch: into the parameters of a read.
+template <class Params>
+void weight_queries(OpContext& ctx, std::span<const AttnResQuery> queries, int64_t dim, Params& read) {
   const auto count = static_cast<int64_t>(queries.size());
   WeightedQueries p{};
   for (size_t q = 0; q < queries.size(); ++q) p.queries[q] = vectors_of(queries[q]);
   p.out = floats(ctx.scratch.take(DType::f32, {count, dim}));
+  p.work_counters = ctx.scratch.take(DType::i32, {attn_res_work_counters}).as<int32_t>();
   p.dim = dim;
   p.num_queries = static_cast<int>(count);
   launch_weighted_queries(p, stream_of(ctx));
-  return p.out;
+  read.weighted = p.out;
+  read.work_counter = p.work_counters;
 }
 
 ColumnSums::Output plain_output(const TensorView& sum) {
@@ -90,7 +93,7 @@ void attn_res_phase1_forward(OpContext& ctx, const AttnResPhase1Forward& args) {
   Phase1ForwardParams p{};
   for (size_t j = 0; j < args.sources.size(); ++j) p.sources[j] = rows_of(args.sources[j]);
   for (size_t q = 0; q < args.mean.size(); ++q) p.mean[q] = rows_of(args.mean[q]);
-  p.weighted = weighted_queries(ctx, args.queries, first.size(1));
+  weight_queries(ctx, args.queries, first.size(1), p);
   p.rstd = floats(args.rstd), p.rstd_stride = args.rstd.stride(0);
   p.logit = floats(args.logit), p.logit_query_stride = args.logit.stride(0);
   p.logit_source_stride = args.logit.stride(1);
@@ -181,7 +184,7 @@ void attn_res_phase1_backward(OpContext& ctx, const AttnResPhase1Backward& args)
     sums.outputs[q] = query_output(args.queries[q], args.dqueries[q]);
   }
   p.dh_is_bf16 = args.dh[0].dtype == DType::bf16;
-  p.weighted = weighted_queries(ctx, args.queries, dim);
+  weight_queries(ctx, args.queries, dim, p);
   p.rstd = floats(args.rstd), p.rstd_stride = args.rstd.stride(0);
   p.logit = floats(args.logit), p.logit_query_stride = args.logit.stride(0);
   p.logit_source_stride = args.logit.stride(1);
@@ -189,11 +192,11 @@ void attn_res_phase1_backward(OpContext& ctx, const AttnResPhase1Backward& args)
   p.num_sources = static_cast<int>(args.sources.size()), p.num_queries = static_cast<int>(num_queries);
   p.is_bf16 = first.dtype == DType::bf16;
   p.is_vector = VectorCheck(first.dtype, dim)(args.sources)(args.dh)(args.dsources).fits();
-  p.num_blocks = phase1_backward_blocks(p);
-  p.partials = floats(ctx.scratch.take(DType::f32, {p.num_blocks, static_cast<int64_t>(num_queries), dim}));
+  p.num_partials = phase1_backward_partials(p);
+  p.partials = floats(ctx.scratch.take(DType::f32, {p.num_partials, static_cast<int64_t>(num_queries), dim}));
   p.partial_stride = static_cast<int64_t>(num_queries) * dim;
   launch_phase1_backward(p, stream_of(ctx));
-  sums.partials = p.partials, sums.num_blocks = p.num_blocks, sums.num_outputs = p.num_queries, sums.dim = p.dim;
+  sums.partials = p.partials, sums.num_blocks = p.num_partials, sums.num_outputs = p.num_queries, sums.dim = p.dim;
   sums.block_stride = p.partial_stride;
   launch_column_sums(sums, stream_of(ctx));
 }

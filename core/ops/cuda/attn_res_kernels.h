@@ -29,10 +29,12 @@ struct QuerySums {  // fp32 [dim]
   float *query, *norm_weight;
 };
 
-// The product w (.) g of every query, as fp32 [num_queries, dim].
+// The product w (.) g of every query, as fp32 [num_queries, dim]. Sets the work counters of the launches that follow to zero.
+constexpr int attn_res_work_counters = attn_res_max_queries / 8;  // a launch on tensor cores serves 8 queries
 struct WeightedQueries {
   QueryVectors queries[attn_res_max_queries];
   float* out;
+  int* work_counters;
   int64_t dim;
   int num_queries;
 };
@@ -42,6 +44,7 @@ struct Phase1ForwardParams {
   Rows sources[attn_res_max_sources];
   Rows mean[attn_res_max_queries];
   const float* weighted;  // [num_queries, dim]
+  int* work_counter;
   float *rstd, *logit, *lse;
   int64_t rstd_stride, logit_query_stride, logit_source_stride, lse_stride;
   int64_t tokens;
@@ -88,16 +91,17 @@ struct Phase1BackwardParams {
   const float *lse_total[attn_res_max_queries], *dh_dot_h[attn_res_max_queries];
   bool dh_is_bf16;
   const float* weighted;  // [num_queries, dim]
+  int* work_counter;
   const float *rstd, *logit;
   int64_t rstd_stride, logit_query_stride, logit_source_stride;
-  float* partials;         // [num_blocks, num_queries, dim]: sums for w (.) g
-  int64_t partial_stride;  // of a block
-  int num_blocks;
+  float* partials;         // [num_partials, num_queries, dim]: sums for w (.) g
+  int64_t partial_stride;  // of one of these
+  int num_partials;        // of blocks, or on tensor cores of tiles of tokens
   int64_t tokens;
   int dim, num_sources, num_queries;
   bool is_bf16, is_vector;
 };
-int phase1_backward_blocks(const Phase1BackwardParams& p);
+int phase1_backward_partials(const Phase1BackwardParams& p);
 void launch_phase1_backward(const Phase1BackwardParams& p, cudaStream_t stream);
 
 // sums[i] += what the blocks left for it, in the blocks' order; of a w (.) g, times g to the query and times w to its norm.
@@ -134,6 +138,7 @@ void launch_source_cosines(const SourceCosinesParams& p, cudaStream_t stream);
 bool phase1_forward_fits_tensor_cores(const Phase1ForwardParams& p);
 void launch_phase1_forward_tensor_cores(const Phase1ForwardParams& p, cudaStream_t stream);
 bool phase1_backward_fits_tensor_cores(const Phase1BackwardParams& p);
+int phase1_backward_tiles(int64_t tokens);
 void launch_phase1_backward_tensor_cores(const Phase1BackwardParams& p, cudaStream_t stream);
 
 }  // namespace lamina::ops::cuda

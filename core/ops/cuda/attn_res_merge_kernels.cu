@@ -210,6 +210,7 @@ __global__ void __launch_bounds__(256) weighted_queries_kernel(const WeightedQue
   const QueryVectors& query = p.queries[blockIdx.y];
   if (column < p.dim)
     p.out[blockIdx.y * p.dim + column] = element_of(query.query, column) * element_of(query.norm_weight, column);
+  if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x < attn_res_work_counters) p.work_counters[threadIdx.x] = 0;
 }
 
 // 32 columns by 16 threads that share the blocks' sums.

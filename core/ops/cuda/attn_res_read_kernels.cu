@@ -292,8 +292,9 @@ void launch_phase1_forward(const Phase1ForwardParams& p, cudaStream_t stream) {
   });
 }
 
-int phase1_backward_blocks(const Phase1BackwardParams& p) {
-  const int64_t most = int64_t{phase1_backward_fits_tensor_cores(p) ? 1 : 2} * num_multiprocessors();
+int phase1_backward_partials(const Phase1BackwardParams& p) {
+  if (phase1_backward_fits_tensor_cores(p)) return phase1_backward_tiles(p.tokens);
+  const int64_t most = int64_t{2} * num_multiprocessors();
   return static_cast<int>(p.tokens < most ? p.tokens : most);
 }
 
@@ -302,7 +303,7 @@ void launch_phase1_backward(const Phase1BackwardParams& p, cudaStream_t stream) 
   dispatch_row(p.is_bf16, p.is_vector, p.dim, [&]<class T, int VEC, int E, int THREADS>() {
     constexpr int chunk = sizeof(T) * E > 32 ? 2 : sizeof(T) * E > 16 ? 4 : 8;
     const int floats = 2 * chunk * max_row_warps + 2 * p.num_sources * p.num_queries + p.num_sources;
-    launch(phase1_backward_kernel<T, VEC, E, THREADS, chunk>, dim3(static_cast<unsigned>(p.num_blocks)),
+    launch(phase1_backward_kernel<T, VEC, E, THREADS, chunk>, dim3(static_cast<unsigned>(p.num_partials)),
            dim3(row_threads(p.dim, E)), static_cast<size_t>(floats) * sizeof(float), stream, p);
   });
 }

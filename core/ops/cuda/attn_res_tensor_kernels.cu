@@ -3,12 +3,14 @@
 // Limit: bytes. Forward reads n rows and writes Q per token; backward reads n + Q rows and, in fp32, reads and writes n. Per token and SM
 // an H200 has about 37 bytes a nanosecond: 10 sources and 6 queries of 2304 are 2 microseconds forward, 4 to 7 backward, in which the
 // vector units would be busy with the products alone. On tensor cores the products take less than half of that.
-// How: one block per SM goes from token to token. cp.async brings the rows of the tokens to come into shared memory (2 to 4 stages) while
-// one is worked on, so each row is read once. Each of the 16 warps has a slice of the columns, for every product of the token; sums over
-// columns meet in shared memory. As in attention, sources are keys and values at once: fragments come by ldmatrix from one copy.
-// What is fp32 (w (.) g, softmax weights, coefficients) is split into bf16 parts, so that a product has fp32's accuracy: sources and dh
-// are bf16 as they are. Over all tokens of a block the forward keeps the parts of w (.) g in registers, the backward its sums for
-// the gradient of it; there w (.) g comes from the L2 cache (8 fp32 rows a token).
+// How: one block per SM takes tiles of tokens from a counter and goes from token to token. So a block that starts late, because NCCL's
+// hold its SM, leaves its share to the others; sums over tokens are kept per tile, which fixes their order. cp.async brings the rows of
+// the tokens to come into shared memory (2 to 4 stages) while one is worked on, so each row is read once. Each of the 16 warps has a
+// slice of the columns, for every product of the token; sums over columns meet in shared memory. As in attention, sources are keys and
+// values at once: fragments come by ldmatrix from one copy. What is fp32 (w (.) g, softmax weights, coefficients) is split into bf16
+// parts, so that a product has fp32's accuracy: sources and dh are bf16 as they are. Over all tokens of a block the forward keeps the
+// parts of w (.) g in registers, the backward over those of a tile its sums for the gradient of it; there w (.) g comes from the L2 cache
+// (8 fp32 rows a token).
 #include "core/ops/cuda/attn_res_kernels.h"
 #include "core/ops/cuda/attn_res_row.h"
 
@@ -71,7 +73,35 @@ __device__ __forceinline__ void wait_for_oldest(int stages) {
     cp_async_wait<2>();
 }
 
+// The tokens of a block, which thread `fetcher` takes from the counter; the end is any number from p.tokens on.
+struct alignas(16) Work {  // what follows is read 16 bytes at a time
+  int64_t in_stage[max_stages];
+  int64_t to_load;
+};
+constexpr int fetcher = num_threads - 1;  // idle while the first warps find weights
+
+template <class Params>
+__device__ __forceinline__ int64_t take_tile(const Params& p, int tile_tokens) {
+  return static_cast<int64_t>(atomicAdd(p.work_counter, 1)) * tile_tokens;
+}
+template <class Params>
+__device__ __forceinline__ int64_t token_after(int64_t token, const Params& p, int tile_tokens) {
+  if (token >= p.tokens) return token;
+  return (token + 1) % tile_tokens == 0 || token + 1 >= p.tokens ? take_tile(p, tile_tokens) : token + 1;
+}
+// Of fetcher, before the first token: those of all stages but the last.
+template <class Params>
+__device__ __forceinline__ void begin_work(Work& work, const Params& p, int stages, int tile_tokens) {
+  int64_t token = take_tile(p, tile_tokens);
+  for (int stage = 0; stage + 1 < stages; ++stage) {
+    work.in_stage[stage] = token;
+    token = token_after(token, p, tile_tokens);
+  }
+  work.to_load = token;
+}
+
 struct ForwardShared {
+  Work work;
   float products[num_warps][tile];  // [query][source]
   float squares[num_warps][tile_sources];
   float weights[tile];  // [query][source]
@@ -188,7 +218,7 @@ __device__ __forceinline__ void forward_means(const ForwardShared& shared, const
 
 template <int STEPS>
 __global__ void __launch_bounds__(num_threads, 1)
-    phase1_forward_tensor_kernel(const Phase1ForwardParams p, const int stages) {
+    phase1_forward_tensor_kernel(const Phase1ForwardParams p, const int stages, const int tile_tokens) {
   LAMINA_DYNAMIC_SHARED(unsigned char, dynamic);
   ForwardShared& shared = *reinterpret_cast<ForwardShared*>(dynamic);
   bf16* const ring = reinterpret_cast<bf16*>(dynamic + sizeof(ForwardShared));
@@ -200,20 +230,29 @@ __global__ void __launch_bounds__(num_threads, 1)
   for (int s = 0; s < STEPS; ++s) {
     if (s < slice.count) load_keys(keys[s], p, slice, (slice.first + s) * 16);
   }
-  int64_t token = blockIdx.x, to_load = token;
-  for (int stage = 0; stage + 1 < stages; ++stage, to_load += gridDim.x) {
-    if (to_load < p.tokens) copy_sources(ring + stage * stage_elements, p, plan, to_load);
+  if (threadIdx.x == fetcher) begin_work(shared.work, p, stages, tile_tokens);
+  __syncthreads();
+  for (int stage = 0; stage + 1 < stages; ++stage) {
+    const int64_t token = shared.work.in_stage[stage];
+    if (token < p.tokens) copy_sources(ring + stage * stage_elements, p, plan, token);
     cp_async_commit();
   }
-  for (int stage = 0; token < p.tokens; token += gridDim.x, to_load += gridDim.x) {
+  for (int stage = 0;;) {
+    const int64_t token = shared.work.in_stage[stage];
+    if (token >= p.tokens) break;
     wait_for_oldest(stages);
     __syncthreads();  // this token's rows are here, and the stage of the one before is free
     const int free_stage = stage == 0 ? stages - 1 : stage - 1;
+    const int64_t to_load = shared.work.to_load;
     if (to_load < p.tokens) copy_sources(ring + free_stage * stage_elements, p, plan, to_load);
     cp_async_commit();
     const bf16* const rows = ring + stage * stage_elements;
     forward_products<STEPS>(shared, rows, keys, slice, pitch, p.num_sources);
     __syncthreads();
+    if (threadIdx.x == fetcher) {
+      shared.work.in_stage[free_stage] = to_load;
+      shared.work.to_load = token_after(to_load, p, tile_tokens);
+    }
     if (threadIdx.x < tile) forward_softmax(shared, p, token);
     __syncthreads();
     forward_means<STEPS>(shared, rows, p, slice, token);
@@ -222,6 +261,7 @@ __global__ void __launch_bounds__(num_threads, 1)
 }
 
 struct BackwardShared {
+  Work work;
   float products[num_warps][tile];                     // [source][query]
   float coefficients[tile_sources][2 * tile_queries];  // a, then s rstd
   float along_source[tile_sources];                    // rstd^2 / dim sum_q s logit
@@ -402,9 +442,26 @@ __device__ __forceinline__ void backward_gradients(float (&sums)[STEPS][4], cons
   }
 }
 
+// A tile's sums for the gradient of w (.) g, which begin anew.
+template <int STEPS>
+__device__ __forceinline__ void put_sums(float (&sums)[STEPS][4], const Phase1BackwardParams& p, const Slice& slice,
+                                         int64_t tile_index) {
+  float* const out = p.partials + tile_index * p.partial_stride + static_cast<int64_t>(2 * slice.pair) * p.dim +
+                     slice.first * 16 + slice.group;
+#pragma unroll
+  for (int s = 0; s < STEPS; ++s) {
+    if (s >= slice.count) break;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (2 * slice.pair + i % 2 < p.num_queries) out[i % 2 * p.dim + s * 16 + i / 2 * 8] = sums[s][i];
+      sums[s][i] = 0.0f;
+    }
+  }
+}
+
 template <int STEPS>
 __global__ void __launch_bounds__(num_threads, 1)
-    phase1_backward_tensor_kernel(const Phase1BackwardParams p, const int stages) {
+    phase1_backward_tensor_kernel(const Phase1BackwardParams p, const int stages, const int tile_tokens) {
   LAMINA_DYNAMIC_SHARED(unsigned char, dynamic);
   BackwardShared& shared = *reinterpret_cast<BackwardShared*>(dynamic);
   bf16* const ring = reinterpret_cast<bf16*>(dynamic + sizeof(BackwardShared));
@@ -412,12 +469,16 @@ __global__ void __launch_bounds__(num_threads, 1)
   const Slice slice(p.dim);
   const CopyPlan plan(p.dim);
   float sums[STEPS][4] = {};
-  int64_t token = blockIdx.x, to_load = token;
-  for (int stage = 0; stage + 1 < stages; ++stage, to_load += gridDim.x) {
-    if (to_load < p.tokens) copy_rows(ring + stage * stage_elements, p, plan, to_load);
+  if (threadIdx.x == fetcher) begin_work(shared.work, p, stages, tile_tokens);
+  __syncthreads();
+  for (int stage = 0; stage + 1 < stages; ++stage) {
+    const int64_t token = shared.work.in_stage[stage];
+    if (token < p.tokens) copy_rows(ring + stage * stage_elements, p, plan, token);
     cp_async_commit();
   }
-  for (int stage = 0; token < p.tokens; token += gridDim.x, to_load += gridDim.x) {
+  for (int stage = 0;;) {
+    const int64_t token = shared.work.in_stage[stage];
+    if (token >= p.tokens) break;
     TokenStatistics known;
     if (threadIdx.x < tile) known = load_statistics(p, token);
     const GradientRow row(p, slice, slice.group, token), row_8(p, slice, slice.group + 8, token);
@@ -429,25 +490,21 @@ __global__ void __launch_bounds__(num_threads, 1)
     wait_for_oldest(stages);
     __syncthreads();
     const int free_stage = stage == 0 ? stages - 1 : stage - 1;
+    const int64_t to_load = shared.work.to_load;
     if (to_load < p.tokens) copy_rows(ring + free_stage * stage_elements, p, plan, to_load);
     cp_async_commit();
     const bf16* const rows = ring + stage * stage_elements;
     backward_products<STEPS>(shared, rows, p, slice);
     __syncthreads();
+    if (threadIdx.x == fetcher) {
+      shared.work.in_stage[free_stage] = to_load;
+      shared.work.to_load = token_after(to_load, p, tile_tokens);
+    }
     if (threadIdx.x < tile) find_coefficients(shared, p, known);
     __syncthreads();
     backward_gradients<STEPS>(sums, shared, rows, row, row_8, was, p, slice);
+    if ((token + 1) % tile_tokens == 0 || token + 1 >= p.tokens) put_sums<STEPS>(sums, p, slice, token / tile_tokens);
     stage = stage + 1 == stages ? 0 : stage + 1;
-  }
-  float* const out = p.partials + blockIdx.x * p.partial_stride + static_cast<int64_t>(2 * slice.pair) * p.dim +
-                     slice.first * 16 + slice.group;
-#pragma unroll
-  for (int s = 0; s < STEPS; ++s) {
-    if (s >= slice.count) break;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (2 * slice.pair + i % 2 < p.num_queries) out[i % 2 * p.dim + s * 16 + i / 2 * 8] = sums[s][i];
-    }
   }
 }
 
@@ -472,6 +529,16 @@ bool fits(bool is_bf16, bool is_vector, int dim, int num_sources) {
 int queries_at_once(int num_queries) {
   return num_queries < tile_queries ? num_queries : tile_queries;
 }
+unsigned blocks_for_tiles(int64_t tiles) {
+  const int64_t resident = num_multiprocessors();
+  return static_cast<unsigned>(tiles < resident ? tiles : resident);
+}
+// A tile's sums are a row for each query, against one for each source and token; at most 512 tiles keep them small.
+int backward_tile_tokens(int64_t tokens) {
+  constexpr int fewest = 16, most_tiles = 512;
+  const auto enough = static_cast<int>((tokens + most_tiles - 1) / most_tiles);
+  return enough > fewest ? enough : fewest;
+}
 // launch<STEPS>() for the fewest steps per warp that the row needs.
 template <class Launch>
 void dispatch_steps(int dim, Launch&& launch) {
@@ -490,6 +557,9 @@ void dispatch_steps(int dim, Launch&& launch) {
 
 }  // namespace
 
+// Few enough tokens that the last tiles don't leave many blocks waiting, enough that taking one costs nothing.
+constexpr int forward_tile_tokens = 8;
+
 bool phase1_forward_fits_tensor_cores(const Phase1ForwardParams& p) {
   return fits(p.is_bf16, p.is_vector, p.dim, p.num_sources) &&
          num_stages(sizeof(ForwardShared), stage_bytes(p.num_sources, p.dim)) >= 2;
@@ -499,17 +569,17 @@ void launch_phase1_forward_tensor_cores(const Phase1ForwardParams& all, cudaStre
   Phase1ForwardParams p = all;
   const size_t stage = stage_bytes(p.num_sources, p.dim);
   const int stages = num_stages(sizeof(ForwardShared), stage);
-  const int64_t resident = num_multiprocessors();
-  const auto blocks = static_cast<unsigned>(p.tokens < resident ? p.tokens : resident);
+  const unsigned blocks = blocks_for_tiles((p.tokens + forward_tile_tokens - 1) / forward_tile_tokens);
   for (int first = 0; first < all.num_queries; first += tile_queries) {
     p.num_queries = queries_at_once(all.num_queries - first);
     for (int q = 0; q < p.num_queries; ++q) p.mean[q] = all.mean[first + q];
     p.weighted = all.weighted + static_cast<int64_t>(first) * p.dim;
     p.logit = all.logit + first * p.logit_query_stride;
     p.lse = all.lse + first * p.lse_stride;
+    p.work_counter = all.work_counter + first / tile_queries;
     dispatch_steps(p.dim, [&]<int STEPS>() {
       launch(phase1_forward_tensor_kernel<STEPS>, dim3(blocks), dim3(num_threads),
-             sizeof(ForwardShared) + static_cast<size_t>(stages) * stage, stream, p, stages);
+             sizeof(ForwardShared) + static_cast<size_t>(stages) * stage, stream, p, stages, forward_tile_tokens);
     });
   }
 }
@@ -519,8 +589,14 @@ bool phase1_backward_fits_tensor_cores(const Phase1BackwardParams& p) {
          num_stages(sizeof(BackwardShared), stage_bytes(p.num_sources + queries_at_once(p.num_queries), p.dim)) >= 2;
 }
 
+int phase1_backward_tiles(int64_t tokens) {
+  const int64_t size = backward_tile_tokens(tokens);
+  return static_cast<int>((tokens + size - 1) / size);
+}
+
 void launch_phase1_backward_tensor_cores(const Phase1BackwardParams& all, cudaStream_t stream) {
   Phase1BackwardParams p = all;
+  const unsigned blocks = blocks_for_tiles(p.num_partials);
   for (int first = 0; first < all.num_queries; first += tile_queries) {
     p.num_queries = queries_at_once(all.num_queries - first);
     for (int q = 0; q < p.num_queries; ++q) {
@@ -530,14 +606,16 @@ void launch_phase1_backward_tensor_cores(const Phase1BackwardParams& all, cudaSt
     p.weighted = all.weighted + static_cast<int64_t>(first) * p.dim;
     p.logit = all.logit + first * p.logit_query_stride;
     p.partials = all.partials + static_cast<int64_t>(first) * p.dim;
+    p.work_counter = all.work_counter + first / tile_queries;
     if (first > 0) {
       for (int j = 0; j < p.num_sources; ++j) p.accumulate[j] = true;
     }
     const size_t stage = stage_bytes(p.num_sources + p.num_queries, p.dim);
     const int stages = num_stages(sizeof(BackwardShared), stage);
     dispatch_steps(p.dim, [&]<int STEPS>() {
-      launch(phase1_backward_tensor_kernel<STEPS>, dim3(static_cast<unsigned>(p.num_blocks)), dim3(num_threads),
-             sizeof(BackwardShared) + static_cast<size_t>(stages) * stage, stream, p, stages);
+      launch(phase1_backward_tensor_kernel<STEPS>, dim3(blocks), dim3(num_threads),
+             sizeof(BackwardShared) + static_cast<size_t>(stages) * stage, stream, p, stages,
+             backward_tile_tokens(p.tokens));
     });
   }
 }

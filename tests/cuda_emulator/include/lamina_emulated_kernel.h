@@ -20,6 +20,11 @@ namespace lamina_emulator {
 cudaError_t launch(const void* kernel, dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
                    std::function<void()> body);
 
+// How often the threads of the block that ran last met, in the last launch of a kernel whose name contains `name`; 0: none.
+// Blocks run one after another, so that block is as one that found no room beside the others and another's kernel: what it does
+// comes on top of the others' time.
+uint64_t barriers_of_late_block(const char* name);
+
 struct MatrixProduct {
   float (*d)[4];
   const uint32_t (*a)[4];

@@ -48,7 +48,8 @@ class BlockRunner {
   void copy_later(void* to, const void* from, int valid_bytes, Where where);
   void commit_copies();
   void wait_for_copies(int allowed_groups);
-  std::string who() const;  // "thread (0,0,0) of block (1,0,0) of a kernel"
+  uint64_t num_barriers() const { return num_barriers_; }  // of the last block that ran
+  std::string who() const;                                 // "thread (0,0,0) of block (1,0,0) of a kernel"
   bool overflowed_at(const void* address) const;
 
  private:
@@ -100,6 +101,7 @@ class BlockRunner {
 
   const Launch* launch_ = nullptr;
   Chance chance_{0};
+  uint64_t num_barriers_ = 0;
   unsigned num_threads_ = 0, num_live_ = 0;
   unsigned running_ = 0;
   uint3 block_index_{};
