@@ -184,7 +184,9 @@ TEST(Attention, WideHeads) {
   for (const Size& size : wide) {
     for (double sign : {1.0, -1.0}) check(test.fastest, DType::bf16, size, sign < 0, 1.0, 0x1p-6, 1e-6, sign);
   }
-  check(test.fastest, DType::bf16, {1, 320, 1, 192, 128}, false, 1.0, 0x1p-6, 1e-6);  // blocks take many tiles in turn
+  // Blocks take many tiles in turn.
+  for (const Size& size : {Size{1, 320, 1, 192, 128}, Size{1, 411, 1, 64, 64}, Size{1, 411, 1, 256, 256}})
+    check(test.fastest, DType::bf16, size, false, 1.0, 0x1p-6, 1e-6);
   check(test.fastest, DType::f32, {1, 66, 1, 264, 136}, true, 1.0, 1e-5, 1e-6, -1.0);
   check(test.fastest, DType::bf16, {1, 40, 1, 16, 16}, false, 1.0, 0x1p-6, 1e-6, 0.0);
 }

@@ -412,6 +412,14 @@ TEST(AttnRes, RowsOf2304) {
   check_parity({DType::bf16, 9, 2304, 10, 6, Sum::partial_and_delta, DType::f32, DType::bf16});
 }
 
+// The least and the most that kernels on tensor cores take.
+TEST(AttnRes, RowsOf1024And4096) {
+  for (const int sources : {3, 16}) {
+    check_parity({DType::bf16, 9, 1024, sources, 6, Sum::partial, DType::f32, DType::bf16});
+    check_parity({DType::bf16, 5, 4096, sources, 2, Sum::partial, DType::f32, DType::bf16});
+  }
+}
+
 // More tokens than a GPU has places for blocks, so that each has several.
 TEST(AttnRes, ManyTokens) {
   check_parity({DType::bf16, 1201, 32, 9, 2, Sum::partial_and_delta, DType::f32, DType::bf16});
