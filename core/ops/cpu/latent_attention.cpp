@@ -217,9 +217,8 @@ void latent_attention(OpContext& ctx, const LatentAttention& args) {
                     take_floats(ctx, tile * dims.padded_rank()), take_floats(ctx, tile * dims.padded_heads())});
   }
   lamina::cpu::parallel_parts(num_parts, threads, [&](int thread, int64_t begin, int64_t end) {
-    for (int64_t n = begin; n < end; ++n)
-      HWY_DYNAMIC_DISPATCH(attend)
-      (args, dims, parts[static_cast<size_t>(n)], absorbed, work[static_cast<size_t>(thread)]);
+    for (int64_t n = begin; n < end; ++n) HWY_DYNAMIC_DISPATCH(attend)
+    (args, dims, parts[static_cast<size_t>(n)], absorbed, work[static_cast<size_t>(thread)]);
   });
   lamina::cpu::parallel_for(sequences * heads, grain, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {

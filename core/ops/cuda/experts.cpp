@@ -23,8 +23,8 @@ const char* group_rows_refuses(const GroupRows& args) {
   return nullptr;
 }
 
-// Waits once for the device, unless the offsets are known: without a capacity, the sizes of the products that follow are the router's choice, and the host
-// must know them to launch these.
+// Waits once for the device, unless the offsets are known: without a capacity, the sizes of the products that follow are the router's
+// choice, and the host must know them to launch these.
 void group_rows(OpContext& ctx, const GroupRows& args) {
   const auto experts = static_cast<int64_t>(args.offsets.size()) - 1;
   GroupRowsParams p{};

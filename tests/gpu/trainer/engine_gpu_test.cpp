@@ -176,17 +176,16 @@ TEST(GpuEngine, WaitsAreCounted) {
     int64_t layers = 0;
     for (int64_t layer = 0; layer < c.model.num_hidden_layers; ++layer) layers += c.model.is_moe(layer) ? 1 : 0;
     ASSERT_EQ(layers > 1, has_experts);
-    for (const Recompute recompute : {Recompute::none, Recompute::full}) {
-      for (const double qk_clip : {0.0, 100.0}) {
-        c.train.recompute = recompute;
-        c.train.optimizer.name = OptimizerName::muon;
-        c.train.optimizer.qk_clip = qk_clip;
-        SCOPED_TRACE(
-            fmt::format("experts {}, recompute {}, clip {}", has_experts, static_cast<int>(recompute), qk_clip));
-        const int64_t observed = has_experts || qk_clip > 0 ? 1 : 0;
-        for (const int64_t microbatches : {1, 4})
-          EXPECT_EQ(waits_of(c, microbatches).step, microbatches * layers + 2 + observed) << microbatches;
-        EXPECT_EQ(waits_of(c, 1).norm, 1);
+    c.train.optimizer.name = OptimizerName::muon;
+    for (const auto& [recompute, qk_clip] : {std::pair(Recompute::none, 0.0), std::pair(Recompute::full, 100.0)}) {
+      c.train.recompute = recompute;
+      c.train.optimizer.qk_clip = qk_clip;
+      SCOPED_TRACE(fmt::format("experts {}, recompute {}, clip {}", has_experts, static_cast<int>(recompute), qk_clip));
+      const int64_t observed = has_experts || qk_clip > 0 ? 1 : 0;
+      for (const int64_t microbatches : {1, 3}) {
+        const Waits waits = waits_of(c, microbatches);
+        EXPECT_EQ(waits.step, microbatches * layers + 2 + observed) << microbatches;
+        EXPECT_EQ(waits.norm, 1);
       }
     }
   }
