@@ -258,7 +258,8 @@ double Engine::accumulate_gradients(std::span<const int32_t> tokens, std::span<c
   pass.grad_scale = grad_scale;
   pass.train = true;
   pass.sums = sums;
-  observer_.begin({config_.model.num_experts > 0, sums != nullptr, keep_choices, clips_query_keys()},
+  const bool detailed = sums != nullptr;
+  observer_.begin({config_.model.num_experts > 0, detailed, keep_choices, detailed || clips_query_keys()},
                   pass.num_microbatches * config_.train.micro_batch_size, stream_);
   pass.observer = &observer_;
   const bool shares = shares_tied_embedding();
@@ -270,7 +271,7 @@ double Engine::accumulate_gradients(std::span<const int32_t> tokens, std::span<c
   for (zero::GradientReducer& reducer : reducers_) reducer.finish();
   observations_ = {};
   observations_.sublayers = observer_.collect(stream_);
-  share_observations(sums != nullptr);
+  share_observations(detailed);
   const double loss = sum_token_loss(pass.token_loss, token_losses);
   settle_memory();
   return loss;

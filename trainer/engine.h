@@ -33,7 +33,7 @@ mesh::MeshShape mesh_of(const Config& config, int world_size);  // Error when th
 struct StepObservations {
   std::vector<model::SublayerStats> sublayers;  // [sublayers of the model]; empty ones where this rank has none
   double aux_loss = 0;                          // the balance losses of this pipeline rank's layers, weighted
-  double max_logit = -INFINITY;                 // of its MLA layers; seen with QK-Clip only
+  double max_logit = -INFINITY;                 // of its MLA layers; seen with QK-Clip, and where layers are logged
   int clipped_heads = 0;                        // by the update that followed
 };
 

@@ -7,7 +7,7 @@
 //   query_norm     of the depth query before the step; query_update: of what the step adds to it
 //   source_cosines of the output read: mean cosine of every two sources, (0, 1), (0, 2), .., (1, 2), .., over up to 256 tokens of
 //                  each micro-batch
-//   max_logit      of an MLA mixer, where QK-Clip watches it: the largest attention logit of the step
+//   max_logit      of an MLA mixer: the largest attention logit of the step
 //   expert_load    of a mixture of experts: tokens of each expert over the mean; max_violation its maximum less one;
 //                  dead_experts those without a token; balance_loss the sequences' mean, without its weight; router_entropy of
 //                  the normalised scores, mean over tokens, nats

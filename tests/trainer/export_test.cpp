@@ -238,16 +238,20 @@ TEST(Export, DoublesAreRoundedOnce) {
 TEST(Export, NothingIsOverwrittenOrLeftHalfWritten) {
   const TemporaryFolder folder;
   const fs::path checkpoint = folder.path() / "c", output = folder.path() / "out";
-  write_checkpoint(checkpoint, config_of({}), 1);
+  const Values values = write_checkpoint(checkpoint, config_of({}), 1);
   fs::create_directory(output);
   export_checkpoint(checkpoint, output, {});  // an empty folder is as good as none
   EXPECT_EQ(message([&] { export_checkpoint(checkpoint, output, {}); }),
             output.string() + ": exists, expected a new folder or an empty one");
   EXPECT_EQ(message([&] { import_model(output, checkpoint, {}); }),
             checkpoint.string() + ": exists, expected a new folder");
-  // A damaged shard is found in the middle of the way.
+  // A damaged tensor is found in the middle of the way.
   std::string shard = io::read_file(checkpoint / "shard-00000.h5");
-  shard[shard.size() / 2] = static_cast<char>(shard[shard.size() / 2] ^ 4);
+  const std::vector<float>& tensor = values.at("model.norm.weight");
+  const size_t at =
+      shard.find(std::string(reinterpret_cast<const char*>(tensor.data()), tensor.size() * sizeof(float)));
+  ASSERT_NE(at, std::string::npos);
+  shard[at] = static_cast<char>(shard[at] ^ 4);
   io::write_file_atomically(checkpoint / "shard-00000.h5", shard);
   const fs::path other = folder.path() / "other";
   EXPECT_THAT(message([&] { export_checkpoint(checkpoint, other, {}); }), testing::HasSubstr("checksum"));
