@@ -83,8 +83,8 @@ TEST(ThreadCommunicator, BarrierHoldsEveryoneUntilTheLastHasCome) {
   }
 }
 
-TEST(ThreadCommunicator, WaitingCostsLittle) {
-  run_threads(3, testing::check_waiting_costs_little);
+TEST(ThreadCommunicator, WaitsAsleep) {
+  run_threads(3, [](Communicator& comm) { testing::check_waits_asleep(comm, 1); });
 }
 
 TEST(ThreadCommunicator, SelfIsAGroupOfOne) {

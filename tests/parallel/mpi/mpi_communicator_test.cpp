@@ -56,8 +56,8 @@ TEST(MpiCommunicator, Splits) {
 TEST(MpiCommunicator, CountsPayloadBytes) {
   testing::check_bytes_sent(*world);
 }
-TEST(MpiCommunicator, WaitingCostsLittle) {
-  testing::check_waiting_costs_little(*world);
+TEST(MpiCommunicator, WaitsAsleep) {
+  testing::check_waits_asleep(*world, 10);
 }
 
 // The same sums by N threads of one process, and by N processes.
