@@ -1,5 +1,5 @@
-// The run folder: config.yaml, log.txt, metrics.jsonl, layers.jsonl, events.out.tfevents.*, traces/, checkpoints/, lock, and
-// diverged.json when the last start ended so.
+// The run folder: config.yaml, log.txt, metrics.jsonl, layers.jsonl, spikes.jsonl, events.out.tfevents.*, traces/, checkpoints/, lock,
+// and diverged.json when the last start ended so.
 #pragma once
 
 #include <cstdint>
@@ -22,6 +22,7 @@ struct RunFolder {
   std::filesystem::path log() const { return root / "log.txt"; }
   std::filesystem::path metrics() const { return root / "metrics.jsonl"; }
   std::filesystem::path layers() const { return root / "layers.jsonl"; }
+  std::filesystem::path spikes() const { return root / "spikes.jsonl"; }
   std::filesystem::path traces() const { return root / "traces"; }
   std::filesystem::path checkpoints() const { return root / "checkpoints"; }
   std::filesystem::path divergence() const { return root / "diverged.json"; }

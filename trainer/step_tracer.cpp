@@ -105,6 +105,7 @@ StepTracer::StepTracer(const Config& config, comm::Communicator& comm, std::file
     : config_(config), comm_(comm), folder_(std::move(folder)) {}
 
 void StepTracer::begin(int64_t step, Engine& engine) {
+  recorder_.reset();  // of a step that came to nothing
   const std::vector<int64_t>& steps = config_.logging.trace_steps;
   if (std::find(steps.begin(), steps.end(), step) == steps.end()) return;
   step_ = step;

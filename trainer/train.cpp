@@ -10,7 +10,7 @@
 #include "core/base/log.h"
 #include "core/base/stop.h"
 #include "core/device/cpu/parallel_for.h"
-#include "core/ops/elementwise.h"
+#include "data/passed_batches.h"
 #include "data/sampler.h"
 #include "model/cost_model.h"
 #include "model/update_rules.h"
@@ -20,6 +20,7 @@
 #include "trainer/checkpoint_comm.h"
 #include "trainer/console_text.h"
 #include "trainer/engine.h"
+#include "trainer/engine_dump.h"
 #include "trainer/evaluate.h"
 #include "trainer/identity.h"
 #include "trainer/layer_stats.h"
@@ -29,7 +30,8 @@
 #include "trainer/pipeline_stats.h"
 #include "trainer/restore.h"
 #include "trainer/run_folder.h"
-#include "trainer/step_dump.h"
+#include "trainer/spike_log.h"
+#include "trainer/spike_watch.h"
 #include "trainer/step_tracer.h"
 #include "trainer/tensorboard/event_writer.h"
 #include "trainer/version.h"
@@ -65,6 +67,7 @@ class Trainer {
         tracer_(config, comm, folder.traces()),
         engine_(config, comm, &ledger_, process.device_index),
         depth_reads_(config.model),
+        spikes_(config.train.spike_threshold),
         place_(engine_.place()),
         local_sequences_(config.train.global_batch_size / engine_.mesh().data),
         tokens_(static_cast<size_t>(local_sequences_ * config.data.seq_len)),
@@ -79,19 +82,22 @@ class Trainer {
   TrainEnd train();
   void check_writable();
   void resume();
+  CheckpointInfo load(const std::filesystem::path& checkpoint);
+  void pass_over_as_before(const CheckpointInfo* info);
   void begin_writing();
+  void open_logs();
   void warn_of_other_threads(const CheckpointInfo& saved) const;
   void measure_peak();
   void step();
-  void check_finite(double loss, double grad_norm);
+  std::string where_not_finite();
+  bool passes_over(double loss, double grad_norm);
+  bool rewind(Spike& spike);
   CommBytes sum_bytes_sent();
   double bias_rate() const;  // of the step that runs
   PipelineStats measure_pipeline();
   JsonRow peak_bytes();
   bool logs_step() const;  // of the step that was just completed
-  void dump_values(StepDump& dump, const std::string& group, bool gradients);
-  void dump_gradients(StepDump& dump, double loss, double aux_loss, std::span<double> token_losses);
-  std::optional<StepDump> begin_dump();
+  std::optional<EngineDump> begin_dump();
   LayerStats observe_layers(const std::vector<model::LayerSums>& sums);
   void write_layer_stats(const LayerStats& stats);
   void console_line(const StepMetrics& metrics, const std::optional<Evaluation>& evaluation) const;
@@ -120,6 +126,9 @@ class Trainer {
   Engine engine_;
   MetricsWriter metrics_, layers_;
   DepthReadWatch depth_reads_;
+  SpikeWatch spikes_;
+  SpikeLog spike_log_;
+  PassedBatches passed_;
   tensorboard::EventWriter events_;
   int64_t step_ = 0;           // completed
   int64_t first_step_ = 0;     // completed when this process began
@@ -177,24 +186,50 @@ void Trainer::resume() {
   } else if (!checkpoint) {
     engine_.initialise();
   } else {
-    run_and_agree(comm_, [&] {
-      info = read_checkpoint_info(*checkpoint);
-      if (info.sampler_fingerprint != sampler_.fingerprint())
-        throw Error("{}: was trained on other data: expected {}, found {}", checkpoint->string(),
-                    info.sampler_fingerprint, sampler_.fingerprint());
-      load_checkpoint(*checkpoint, engine_.optimizer().state());
-      step_ = info.step;
-    });
-    engine_.publish();
+    info = load(*checkpoint);
     log::info("resumed from {} at step {}", checkpoint->string(), step_);
     warn_of_other_threads(info);
   }
+  pass_over_as_before(checkpoint ? &info : nullptr);
   if (const std::string line = choose_bf16_products(engine_, checkpoint ? &info : nullptr); !line.empty())
     log::info("{}", line);
   first_step_ = step_;
   run_and_agree(comm_, [&] {
     if (comm_.rank() == 0) diverged_before_ = read_divergence(folder_);
   });
+}
+
+CheckpointInfo Trainer::load(const std::filesystem::path& checkpoint) {
+  CheckpointInfo info;
+  run_and_agree(comm_, [&] {
+    info = read_checkpoint_info(checkpoint);
+    if (info.sampler_fingerprint != sampler_.fingerprint())
+      throw Error("{}: was trained on other data: expected {}, found {}", checkpoint.string(), info.sampler_fingerprint,
+                  sampler_.fingerprint());
+    load_checkpoint(checkpoint, engine_.optimizer().state());
+    step_ = info.step;
+    const auto seen = info.extra.find("spike_window");
+    spikes_.restore(seen == info.extra.end() ? "" : seen->second);
+  });
+  engine_.publish();
+  return info;
+}
+
+// The batches that the run has passed over, and those that it shall.
+void Trainer::pass_over_as_before(const CheckpointInfo* info) {
+  spike_log_ = SpikeLog(folder_.spikes(), comm_);
+  passed_ = PassedBatches(parse_step_ranges(config_.train.skip_steps));
+  passed_.add(spike_log_.passed());
+  if (!info) return;
+  const auto stored = info->extra.find("passed_batches");
+  const PassedBatches before(stored == info->extra.end() ? std::vector<StepRange>()
+                                                         : parse_step_ranges(stored->second));
+  passed_.add(before);
+  const int64_t reached = before.batch_of(step_);
+  if (passed_.before(reached + 1) != before)
+    throw Error("train.skip_steps: found {}, but {} has trained on the batches up to {}{}, expected later ones",
+                config_.train.skip_steps, checkpoint_folder_name(step_), reached,
+                before.ranges().empty() ? "" : fmt::format(" without {}", to_text(before.ranges())));
 }
 
 void Trainer::begin_writing() {
@@ -207,15 +242,26 @@ void Trainer::begin_writing() {
     log::warning("the last start diverged ({}): with nothing changed this one does so too", diverged_before_->reason);
     remove_divergence(folder_);
   });
+  run_and_agree(comm_, [&] {
+    if (comm_.rank() == 0) spike_log_.begin_writing(step_);
+  });
+  if (!passed_.ranges().empty()) log::info("batches passed over: {}", to_text(passed_.ranges()));
   const std::optional<Evaluation> again = validate_again_if_interrupted();
   check_last_validation(again);
+  open_logs();
+  if (again) events_.write_metrics(step_, validation_row(*again));
+}
+
+// Rank 0's, from the last completed step on.
+void Trainer::open_logs() {
   run_and_agree(comm_, [&] {
     if (comm_.rank() != 0) return;
+    metrics_ = MetricsWriter();
+    layers_ = MetricsWriter();
+    truncate_metrics(folder_, step_);
     metrics_ = MetricsWriter(folder_.metrics());
     layers_ = MetricsWriter(folder_.layers());
-    if (!config_.logging.tensorboard) return;
-    events_ = tensorboard::EventWriter(folder_.root, step_);
-    if (again) events_.write_metrics(step_, validation_row(*again));
+    if (config_.logging.tensorboard) events_ = tensorboard::EventWriter(folder_.root, step_);
   });
 }
 
@@ -288,9 +334,8 @@ PipelineStats Trainer::measure_pipeline() {
                         engine_.plan().num_chunks(), engine_.mesh().data);
 }
 
-// Every rank learns of a non-finite value, and the message says in which tensor it was first seen.
-void Trainer::check_finite(double loss, double grad_norm) {
-  if (std::isfinite(loss) && std::isfinite(grad_norm)) return;
+// Collective. In which tensor a value that is not finite was first seen; all get the same text.
+std::string Trainer::where_not_finite() {
   const std::string mine = engine_.first_non_finite_gradient();
   const auto all =
       gather_text(comm_, mine.empty() ? "" : fmt::format("{} in the shard of rank {}", mine, comm_.rank()));
@@ -300,8 +345,52 @@ void Trainer::check_finite(double loss, double grad_norm) {
     where = "first non-finite gradient " + found;
     break;
   }
-  throw DivergedAt(step_ + 1, fmt::format("loss {}, gradient norm {}, expected finite numbers; {}", loss, grad_norm,
-                                          broadcast_text(comm_, where)));
+  return broadcast_text(comm_, where);
+}
+
+// Collective, between the pass and the update: whether the step's batch is passed over as a spike. Nothing has come of it then, and the
+// loop goes on with the step after step_, whose batch is another. All ranks have the same numbers.
+bool Trainer::passes_over(double loss, double grad_norm) {
+  std::optional<std::string> reason = spikes_.judge(loss, grad_norm);
+  if (!reason) {
+    spikes_.accept(loss, grad_norm);
+    return false;
+  }
+  const bool is_finite = std::isfinite(loss) && std::isfinite(grad_norm);
+  if (!is_finite) *reason += "; " + where_not_finite();
+  Spike spike{step_ + 1, passed_.batch_of(step_ + 1), config_.train.on_spike, {}, *reason};
+  if (spike.action == OnSpike::warn) {
+    if (!is_finite) throw DivergedAt(spike.step, *reason);
+    log::warning("step {}: {} (train.on_spike: warn)", spike.step, *reason);
+    run_and_agree(comm_, [&] { spike_log_.add(spike, comm_.rank() == 0); });
+    spikes_.accept(loss, grad_norm);
+    return false;
+  }
+  if (const int64_t recent = spike_log_.num_recent(spike.batch, SpikeWatch::window); recent >= config_.train.max_spikes)
+    throw DivergedAt(spike.step,
+                     fmt::format("{}; {} spikes within the {} batches before were passed over (train.max_spikes)",
+                                 *reason, recent, SpikeWatch::window));
+  tracer_.release(engine_);
+  spike.passed = {{spike.batch, spike.batch}};
+  const bool rewinds = spike.action == OnSpike::rewind && rewind(spike);
+  if (!rewinds) spike.action = OnSpike::skip;
+  for (const StepRange& range : spike.passed) passed_.add(range);
+  run_and_agree(comm_, [&] { spike_log_.add(spike, comm_.rank() == 0); });
+  log::warning("step {}: {}; {}batch {} passed over", spike.step, *reason,
+               rewinds ? fmt::format("back to step {}, ", step_) : "", to_text(spike.passed));
+  return true;
+}
+
+// Collective. Back to the newest checkpoint; the batches since then are `spike.passed`. False without a checkpoint: nothing has changed.
+bool Trainer::rewind(Spike& spike) {
+  const auto checkpoint = find_checkpoint(folder_.checkpoints(), comm_);
+  if (!checkpoint) return false;
+  load(*checkpoint);
+  spike.passed = {{passed_.batch_of(step_ + 1), spike.batch}};
+  depth_reads_ = DepthReadWatch(config_.model);
+  first_step_ = std::min(first_step_, step_);
+  open_logs();
+  return true;
 }
 
 // Of a run that was killed just before it could end so.
@@ -319,41 +408,12 @@ void Trainer::check_last_validation(const std::optional<Evaluation>& evaluation)
                    fmt::format("validation loss {} at the last step, expected a finite number", evaluation->loss));
 }
 
-// Adds group/<name> from this rank's slices: the parameters as the forward pass uses them, or their gradients.
-void Trainer::dump_values(StepDump& dump, const std::string& group, bool gradients) {
-  std::vector<TensorPiece> pieces;
-  std::vector<Buffer> widened;  // bf16 values as fp32
-  for (const OwnedSlice& slice : engine_.optimizer().owned()) {
-    const auto& spec = engine_.parameters().specs()[static_cast<size_t>(slice.parameter)];
-    if (!engine_.parameters().is_primary(slice.parameter)) continue;
-    TensorView data = gradients ? slice.gradient : slice.value;
-    if (data.dtype == DType::bf16) {
-      widened.emplace_back(data.num_elements() * size_of(DType::f32), data.device, &ledger_, "dump");
-      const TensorView wide(widened.back().data(), DType::f32, {data.num_elements()}, data.device);
-      ops::cast(engine_.context(), {data, wide});
-      data = wide;
-    }
-    pieces.push_back({group + "/" + spec.name, spec.shape, slice.begin, slice.end, data});
-  }
-  engine_.context().stream.synchronize();
-  dump.add(pieces);
-}
-
-std::optional<StepDump> Trainer::begin_dump() {
+std::optional<EngineDump> Trainer::begin_dump() {
   if (config_.debug.dump_step != step_ + 1) return std::nullopt;
-  const std::string path = config_.debug.dump_path.empty()
-                               ? (folder_.root / fmt::format("dump-step-{}.h5", step_ + 1)).string()
-                               : config_.debug.dump_path;
-  StepDump dump(path, to_yaml(config_), step_ + 1, comm_);
-  const int64_t count = static_cast<int64_t>(tokens_.size()), begin = place_.dp_rank * count;
-  const Shape shape{config_.train.global_batch_size, config_.data.seq_len};
-  std::vector<TensorPiece> sequences = {
-      {"tokens", shape, begin, begin + count, {tokens_.data(), DType::i32, {count}}},
-      {"targets", shape, begin, begin + count, {targets_.data(), DType::i32, {count}}}};
-  if (place_.pp_rank > 0) sequences.clear();  // all pipeline ranks have the same ones
-  dump.add(sequences);
-  dump_values(dump, "parameters", false);
-  return dump;
+  const std::filesystem::path path = config_.debug.dump_path.empty()
+                                         ? folder_.root / fmt::format("dump-step-{}.h5", step_ + 1)
+                                         : std::filesystem::path(config_.debug.dump_path);
+  return std::make_optional<EngineDump>(config_, engine_, &ledger_, path, step_ + 1, tokens_, targets_);
 }
 
 LayerStats Trainer::observe_layers(const std::vector<model::LayerSums>& sums) {
@@ -367,6 +427,7 @@ void Trainer::write_layer_stats(const LayerStats& stats) {
   for (const std::string& line : depth_reads_.observe(step_ + 1, stats.reads)) log::warning("{}", line);
 }
 
+// Completes the next step, or finds that its batch is passed over.
 void Trainer::step() {
   if (lock_) lock_->check();
   tracer_.begin(step_ + 1, engine_);
@@ -374,11 +435,12 @@ void Trainer::step() {
   engine_.take_data_bytes();
   engine_.take_expert_bytes();
   const int64_t first = place_.dp_rank * local_sequences_;
+  const int64_t batch = passed_.batch_of(step_ + 1);
   {
     const trace::Scope scope(tracer_.recorder(), trace::Track::phases, "load data");
-    sampler_.load(step_, first, first + local_sequences_, tokens_, targets_);
+    sampler_.load(batch - 1, first, first + local_sequences_, tokens_, targets_);
   }
-  std::optional<StepDump> dump = begin_dump();
+  std::optional<EngineDump> dump = begin_dump();
 
   const int64_t interval = config_.logging.layer_stats_interval;
   const bool stats = interval > 0 && ((step_ + 1) % interval == 0 || step_ == 0);
@@ -397,14 +459,14 @@ void Trainer::step() {
   metrics.grad_norm = std::sqrt(totals[1]);
   if (config_.model.aux_loss_alpha > 0) metrics.aux_loss = totals[2];
   metrics.lr = learning_rate(config_.train.optimizer.lr, config_.train.lr_schedule, config_.train.num_steps, step_ + 1);
-  check_finite(metrics.loss, metrics.grad_norm);
+  if (passes_over(metrics.loss, metrics.grad_norm)) return;
   LayerStats layers;
   std::optional<QueryUpdates> queries;
   if (stats) {
     layers = observe_layers(sums);
     queries.emplace(engine_);
   }
-  if (dump) dump_gradients(*dump, metrics.loss, totals[2], token_losses);
+  if (dump) dump->add_gradients(metrics.loss, totals[2], token_losses);
 
   const double clip = config_.train.grad_clip;
   const double scale = clip > 0 && metrics.grad_norm > clip ? clip / metrics.grad_norm : 1.0;
@@ -414,10 +476,7 @@ void Trainer::step() {
     write_layer_stats(layers);
   }
   metrics.comm_bytes = sum_bytes_sent();
-  if (dump) {
-    dump_values(*dump, "parameters_after", false);
-    dump->finish();
-  }
+  if (dump) dump->finish();
   ++step_;
   const double seconds = seconds_since(started);
   metrics.tokens = step_ * tokens_per_step();
@@ -436,26 +495,12 @@ void Trainer::step() {
     row.add("pipeline", pipeline);
   }
   if (logs_step()) row.add("peak_bytes", peak_bytes());
+  if (batch != step_) row.add("batch", batch);
   row.add("gflops", flops_per_token_ * metrics.tokens_per_second / 1e9);
   if (evaluation) row.add("validation_bits_per_byte", evaluation->bits_per_byte);
   metrics_.write(row);
   events_.write_metrics(step_, row);
   console_line(metrics, evaluation);
-}
-
-void Trainer::dump_gradients(StepDump& dump, double loss, double aux_loss, std::span<double> token_losses) {
-  dump_values(dump, "gradients", true);
-  const int64_t count = static_cast<int64_t>(token_losses.size()), begin = place_.dp_rank * count;
-  const Shape shape{config_.train.global_batch_size, config_.data.seq_len};
-  std::vector<float> narrow(token_losses.begin(), token_losses.end());
-  const bool wide = config_.train.precision == Precision::fp64;
-  const TensorView data =
-      wide ? TensorView(token_losses.data(), DType::f64, {count}) : TensorView(narrow.data(), DType::f32, {count});
-  std::vector<TensorPiece> losses = {{"token_loss", shape, begin, begin + count, data}};
-  if (!engine_.stage().has_last_chunk()) losses.clear();
-  dump.add(losses);
-  dump.add_scalar("loss", loss, data.dtype);
-  dump.add_scalar("aux_loss", aux_loss, data.dtype);
 }
 
 void Trainer::console_line(const StepMetrics& metrics, const std::optional<Evaluation>& evaluation) const {
@@ -534,11 +579,15 @@ void Trainer::save_checkpoint() {
   info.step = step_;
   info.config_yaml = to_yaml(config_);
   info.sampler_fingerprint = sampler_.fingerprint();
-  info.sequences_consumed = step_ * config_.train.global_batch_size;
+  const int64_t batch = passed_.batch_of(step_);
+  info.sequences_consumed = batch * config_.train.global_batch_size;
   info.seed = config_.run.seed;
   info.data_parallel = engine_.mesh().data;
   info.program_version = program_version;
   info.extra["threads"] = threads_;
+  info.extra["spike_window"] = spikes_.to_text();
+  if (const PassedBatches passed = passed_.before(batch); !passed.ranges().empty())
+    info.extra["passed_batches"] = to_text(passed.ranges());
   if (!commit_.empty()) info.extra["commit"] = commit_;
   store_bf16_products(info, engine_);
   store_tokenizer(info, sampler_.tokenizer());
@@ -594,11 +643,12 @@ TrainResult Trainer::end_diverged(const DivergedAt& found) {
                           : fmt::format("The newest good checkpoint is {}: the same command goes on from it",
                                         left.back().filename().string());
   });
-  return {TrainEnd::diverged,
-          fmt::format(
-              "diverged: {}. {}, and ends here again unless something changes; a lower train.optimizer.lr or a longer "
-              "warm-up usually helps",
-              found.what(), broadcast_text(comm_, newest))};
+  return {
+      TrainEnd::diverged,
+      fmt::format(
+          "diverged: {}. {}, and ends here again unless something changes; a lower train.optimizer.lr or a longer "
+          "warm-up usually helps, train.on_spike: skip passes such batches over, train.skip_steps those that it names",
+          found.what(), broadcast_text(comm_, newest))};
 }
 
 TrainResult Trainer::run() {
@@ -629,7 +679,9 @@ TrainEnd Trainer::train() {
   if (agree_to_stop()) return end_early();
   saved_ = start_ = Clock::now();
   while (step_ < config_.train.num_steps) {
+    const int64_t before = step_;
     step();
+    if (step_ != before + 1) continue;  // passed over
     if (!is_proven_) remove_older(step_ - 1);
     const bool interrupted = stopping_;  // in a validation
     const bool saves = agree_to_stop() || checkpoint_due();
@@ -642,7 +694,8 @@ TrainEnd Trainer::train() {
   check_last_validation(last_evaluation_);
   remove_older(step_);
   for (size_t source = 0; source < config_.data.train.size(); ++source)
-    log::info("data: {:.2f} epochs of {}", sampler_.epochs(step_)[source], config_.data.train[source].path);
+    log::info("data: {:.2f} epochs of {}", sampler_.epochs(passed_.batch_of(step_))[source],
+              config_.data.train[source].path);
   log::info("done: {} steps in {}; logs in {}", step_ - first_step_, duration_text(seconds_since(start_)),
             folder_.root.string());
   log::debug("{}", ledger_.report());

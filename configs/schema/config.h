@@ -136,6 +136,8 @@ enum class Precision { fp32, bf16, fp64 };  // fp64: the reference implementatio
 enum class Bf16ProductsChoice { automatic, native, fp32 };
 enum class Recompute { none, selective, full };
 
+enum class OnSpike { warn, skip, rewind };
+
 struct TrainConfig {
   int64_t num_steps = 0;          // required
   int64_t global_batch_size = 0;  // required; sequences per optimizer step
@@ -147,6 +149,10 @@ struct TrainConfig {
   double router_bias_rate = 1e-3;  // of the experts' selection bias, per step; 0: off
   double max_minutes =
       0;  // wall clock from the start of the process; then a checkpoint and exit status 75; 0: no limit
+  OnSpike on_spike = OnSpike::warn;
+  double spike_threshold = 10;  // robust standard deviations; 0: only numbers that aren't finite are spikes
+  int64_t max_spikes = 10;      // within spike_window steps (trainer/spike_watch.h)
+  std::string skip_steps;       // ranges of batches that are passed over (step_ranges.h)
   OptimizerConfig optimizer;
   LrScheduleConfig lr_schedule;
 };

@@ -105,6 +105,11 @@ struct enum_names<LrScheduleName> {
       {{"constant", LrScheduleName::constant}, {"wsd", LrScheduleName::wsd}, {"cosine", LrScheduleName::cosine}}};
 };
 template <>
+struct enum_names<OnSpike> {
+  static constexpr std::array<std::pair<const char*, OnSpike>, 3> value = {
+      {{"warn", OnSpike::warn}, {"skip", OnSpike::skip}, {"rewind", OnSpike::rewind}}};
+};
+template <>
 struct enum_names<Precision> {
   static constexpr std::array<std::pair<const char*, Precision>, 3> value = {
       {{"fp32", Precision::fp32}, {"bf16", Precision::bf16}, {"fp64", Precision::fp64}}};
@@ -305,6 +310,23 @@ void describe(V& v, TrainConfig& c) {
         "Wall-clock limit of one start of the program: then a checkpoint is saved and the exit status says that the "
         "run has "
         "more to do, as after SIGTERM; 0: none.");
+  v.key(
+      "on_spike", c.on_spike, Rule(),
+      "What is done with a step whose loss or gradient norm is a spike (`spike_threshold`) or not finite, before it "
+      "changes the model. `warn`: a line in the log; numbers that aren't finite end the run. `skip`: its batch is "
+      "passed over and the step takes the next one. `rewind`: back to the newest checkpoint and past all batches since "
+      "then; without one as `skip`. `spikes.jsonl` in the run folder records each.");
+  v.key("spike_threshold", c.spike_threshold, Rule().at_least(0),
+        "How far above the median of the last 16 steps the loss or the gradient norm may be, in standard deviations of "
+        "the last 128 (from the median difference between successive steps); judged from the 33rd step on; 0: only "
+        "numbers "
+        "that aren't finite are spikes.");
+  v.key("max_spikes", c.max_spikes, Rule().at_least(1),
+        "With `on_spike: skip` or `rewind`: at one more within 128 steps the run ends as one that diverges.");
+  v.key(
+      "skip_steps", c.skip_steps, Rule(),
+      "Batches to pass over, by the steps that take them in a run that passes none over: `1230-1240, 1300`. The steps "
+      "take the batches that are left, in order. Those that a run has already trained on can't be named.");
   v.section("optimizer", c.optimizer, "Parameter updates.");
   v.section("lr_schedule", c.lr_schedule, "Learning rate over the steps.");
 }

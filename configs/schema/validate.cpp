@@ -4,6 +4,7 @@
 
 #include "configs/schema/decode.h"
 #include "configs/schema/keys.h"
+#include "configs/schema/step_ranges.h"
 #include "core/base/error.h"
 
 namespace lamina {
@@ -55,6 +56,11 @@ void check_steps(const Config& config, const Given& given) {
   if (config.debug.dump_step > train.num_steps)
     throw Error("{}: found {}, expected at most train.num_steps ({})", given.place("debug.dump_step"),
                 config.debug.dump_step, train.num_steps);
+  try {
+    parse_step_ranges(train.skip_steps);
+  } catch (const Error& error) {
+    throw Error("{}: {}", given.place("train.skip_steps"), error.what());
+  }
   for (const int64_t step : config.logging.trace_steps)
     if (step > train.num_steps)
       throw Error("{}: found {}, expected at most train.num_steps ({})", given.place("logging.trace_steps"), step,
@@ -208,6 +214,8 @@ std::vector<Unused> unused_keys(const Config& config) {
   if (config.data.validation.path.empty())
     for (const char* key : {"data.validation.num_sequences", "data.validation.interval"})
       unused.push_back({key, "has no effect without data.validation.path"});
+  if (config.train.on_spike == OnSpike::warn)
+    unused.push_back({"train.max_spikes", "has no effect with train.on_spike: warn"});
   // The empty dump path says "the default", so it may stand beside dump_step: 0.
   if (config.debug.dump_step == 0 && !config.debug.dump_path.empty())
     unused.push_back({"debug.dump_path", "has no effect with debug.dump_step: 0"});

@@ -162,5 +162,8 @@ std::string name_of(BlockTransport transport) {
 std::string name_of(Recompute recompute) {
   return enum_name(recompute);
 }
+std::string name_of(OnSpike action) {
+  return enum_name(action);
+}
 
 }  // namespace lamina

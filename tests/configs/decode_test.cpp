@@ -352,7 +352,7 @@ TEST(Reference, AllKeys) {
           "parallel.virtual_stages", "parallel.data", "parallel.expert", "parallel.schedule",
           "parallel.block_transport", "parallel.gpu_transport", "parallel.split", "parallel.timeout_seconds",
           "train.num_steps", "train.global_batch_size", "train.micro_batch_size", "train.precision",
-          "train.bf16_products", "train.recompute", "train.grad_clip", "train.router_bias_rate", "train.max_minutes",
+          "train.bf16_products", "train.recompute", "train.grad_clip", "train.router_bias_rate", "train.max_minutes", "train.on_spike", "train.spike_threshold", "train.max_spikes", "train.skip_steps",
           "train.optimizer.name", "train.optimizer.lr", "train.optimizer.weight_decay", "train.optimizer.momentum",
           "train.optimizer.qk_clip", "train.optimizer.beta1", "train.optimizer.beta2", "train.optimizer.eps",
           "train.optimizer.attn_res_lr_factor", "train.optimizer.groups[].pattern",
