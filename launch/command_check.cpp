@@ -12,9 +12,11 @@
 #include "core/io/file.h"
 #include "data/sampler.h"
 #include "launch/commands.h"
+#include "launch/machine.h"
 #include "launch/process.h"
 #include "model/cost_model.h"
 #include "model/parameters.h"
+#include "model/plan.h"
 #include "model/update_rules.h"
 #include "parallel/comm/thread.h"
 #include "trainer/checkpoint.h"
@@ -71,9 +73,27 @@ std::string check_parameters(const Config& config, const Sampler& sampler) {
   return checkpoint.string() + (num_new == 0 ? "" : "; new: " + describe_new(num_new));
 }
 
+// Of one rank, beside what is here; the run may be meant for other machines.
+std::string memory_text(const Config& config, int ranks) {
+  model::PlanInputs inputs;
+  inputs.config = config;
+  inputs.num_ranks = ranks;
+  const double needed = make_plan(inputs).peak_bytes();
+  constexpr double gib = 1 << 30;
+  if (config.run.device != "cpu") return fmt::format("{:.1f} GiB on the fullest rank (lamina plan)", needed / gib);
+  const double here = meminfo("MemTotal").value_or(0) / gib, all = needed * ranks / gib;
+  return fmt::format("{:.1f} GiB on the fullest rank (lamina plan){}", needed / gib,
+                     all > here ? fmt::format("; NOT ENOUGH here: this machine has {:.1f} GiB for {} rank{}", here,
+                                              ranks, ranks == 1 ? "" : "s")
+                                : "");
+}
+
 const char* plural(int64_t count) {
   return count == 1 ? "" : "s";
 }
+
+// N. Muennighoff et al., Scaling Data-Constrained Language Models, arXiv 2305.16264: up to four epochs are nearly as good as new text.
+constexpr double many_epochs = 4;
 
 void check(const CheckOptions& options) {
   Config config = load_config(options.config, options.overrides);
@@ -104,11 +124,14 @@ void check(const CheckOptions& options) {
              config.parallel.pipeline > 1 ? "data-parallel " : "", plural(data_size), num_microbatches,
              num_microbatches == 1 ? "" : "es");
   for (size_t i = 0; i < updates.size(); ++i) fmt::print("{:<14} {}\n", i == 0 ? "updates" : "", updates[i]);
+  for (const std::string& note : config.notes) fmt::print("note           {}\n", note);
+  fmt::print("memory         {}\n", memory_text(config, ranks));
   fmt::print("tokens         {} per step x {} steps = {}\n", tokens_per_step, train.num_steps,
              tokens_per_step * train.num_steps);
   const std::vector<double> epochs = sampler.epochs(train.num_steps);
   for (size_t i = 0; i < epochs.size(); ++i)
-    fmt::print("{:<14} {:.2f} epochs of {}\n", i == 0 ? "data" : "", epochs[i], config.data.train[i].path);
+    fmt::print("{:<14} {:.2f} epochs of {}{}\n", i == 0 ? "data" : "", epochs[i], config.data.train[i].path,
+               epochs[i] > many_epochs ? "; MANY: after about four, repeated text teaches less and less" : "");
   if (const ValidationConfig& validation = config.data.validation; validation.path.empty()) {
     fmt::print("validation     none\n");
   } else {

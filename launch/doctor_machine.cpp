@@ -18,6 +18,7 @@
 #include "core/ops/cpu/instruction_set.h"
 #include "launch/doctor.h"
 #include "launch/gpus.h"
+#include "launch/machine.h"
 #include "trainer/version.h"
 #ifdef LAMINA_HAVE_MPI
 #include "parallel/comm/mpi/mpi_communicator.h"
@@ -38,16 +39,6 @@ std::string first_line(const fs::path& path) {
   std::string line;
   std::getline(in, line);
   return line;
-}
-
-// "MemTotal:  123 kB" of /proc/meminfo, in bytes.
-std::optional<double> meminfo(const std::string& key) {
-  std::ifstream in("/proc/meminfo");
-  for (std::string line; std::getline(in, line);) {
-    if (!line.starts_with(key + ":")) continue;
-    return std::strtod(line.c_str() + key.size() + 1, nullptr) * (line.ends_with("kB") ? 1024 : 1);
-  }
-  return std::nullopt;
 }
 
 std::string processor_name() {

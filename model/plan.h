@@ -15,12 +15,14 @@ namespace lamina::model {
 // One rank's device and its network. The defaults are an H100 SXM 80 GB in nodes of eight: dense bf16 and HBM3 as its data
 // sheet has them, NVLink in one direction, one 400 Gb/s link per GPU.
 struct PlanDevice {
+  std::string name = "an H100 SXM as its data sheet has it";
   double tflops = 989.5;       // of matrix products
   double memory_gib = 80;      // that the run may use
   double memory_gbps = 3350;   // 10^9 bytes per second, as the next two
   double bandwidth_gbps = 50;  // sent by one rank to other nodes
   double node_gbps = 450;      // sent by one rank inside its node
   int ranks_per_node = 8;
+  bool operator==(const PlanDevice&) const = default;
   // Bytes per second that one rank sends inside a group of `span` neighbours.
   double group_bandwidth(int span) const {
     return 1e9 * (span <= ranks_per_node && ranks_per_node % span == 0 ? node_gbps : bandwidth_gbps);

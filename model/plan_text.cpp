@@ -100,8 +100,10 @@ std::string summary_text(const Plan& plan, const PlanInputs& inputs) {
                   config.train.global_batch_size, config.data.seq_len, config.train.micro_batch_size, parallel.data,
                   plan.num_microbatches, name_of(plan.recompute));
   text += fmt::format(
-      "device       {} TFLOP/s, {} GiB at {} GB/s; {} GB/s inside a node of {}, {} GB/s between nodes\n", device.tflops,
-      device.memory_gib, device.memory_gbps, device.node_gbps, device.ranks_per_node, device.bandwidth_gbps);
+      "device       {}: {:.4g} TFLOP/s, {:.4g} GiB at {:.4g} GB/s; {:.4g} GB/s inside a node of {}, {:.4g} GB/s "
+      "between nodes\n",
+      device.name, device.tflops, device.memory_gib, device.memory_gbps, device.node_gbps, device.ranks_per_node,
+      device.bandwidth_gbps);
   return text;
 }
 
@@ -158,10 +160,11 @@ std::string to_text(const Plan& plan, const PlanInputs& inputs) {
                       seconds_text(plan.data_seconds), static_cast<double>(plan.tokens_per_step) / plan.step_seconds(),
                       100 * plan.mfu);
   const double peak = plan.peak_bytes() / gib;
-  text += plan.fits(inputs.device)
-              ? fmt::format("memory       fits: {:.1f} of {} GiB on the fullest rank\n", peak, inputs.device.memory_gib)
-              : fmt::format("memory       DOES NOT FIT: {:.1f} of {} GiB on the fullest rank\n", peak,
-                            inputs.device.memory_gib);
+  text +=
+      plan.fits(inputs.device)
+          ? fmt::format("memory       fits: {:.1f} of {:.4g} GiB on the fullest rank\n", peak, inputs.device.memory_gib)
+          : fmt::format("memory       DOES NOT FIT: {:.1f} of {:.4g} GiB on the fullest rank\n", peak,
+                        inputs.device.memory_gib);
   return text;
 }
 

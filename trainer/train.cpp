@@ -162,6 +162,8 @@ void Trainer::describe() const {
     log::info("pipeline {} x {} virtual stages x data {}, {}, layers per chunk{}", parallel.pipeline,
               parallel.virtual_stages, engine_.mesh().data, name_of(parallel.schedule), layers);
   }
+  for (const std::string& note : config_.notes)
+    if (comm_.rank() == 0) log::warning("{}", note);
   for (const std::string& rule : model::describe_update_rules(config_)) log::info("updates: {}", rule);
   log::info("run folder {}", folder_.root.string());
 }
@@ -361,7 +363,7 @@ bool Trainer::passes_over(double loss, double grad_norm) {
   Spike spike{step_ + 1, passed_.batch_of(step_ + 1), config_.train.on_spike, {}, *reason};
   if (spike.action == OnSpike::warn) {
     if (!is_finite) throw DivergedAt(spike.step, *reason);
-    log::warning("step {}: {} (train.on_spike: warn)", spike.step, *reason);
+    if (comm_.rank() == 0) log::warning("step {}: {} (train.on_spike: warn)", spike.step, *reason);
     run_and_agree(comm_, [&] { spike_log_.add(spike, comm_.rank() == 0); });
     spikes_.accept(loss, grad_norm);
     return false;
@@ -376,8 +378,9 @@ bool Trainer::passes_over(double loss, double grad_norm) {
   if (!rewinds) spike.action = OnSpike::skip;
   for (const StepRange& range : spike.passed) passed_.add(range);
   run_and_agree(comm_, [&] { spike_log_.add(spike, comm_.rank() == 0); });
-  log::warning("step {}: {}; {}batch {} passed over", spike.step, *reason,
-               rewinds ? fmt::format("back to step {}, ", step_) : "", to_text(spike.passed));
+  if (comm_.rank() == 0)
+    log::warning("step {}: {}; {}batch {} passed over", spike.step, *reason,
+                 rewinds ? fmt::format("back to step {}, ", step_) : "", to_text(spike.passed));
   return true;
 }
 

@@ -186,6 +186,7 @@ struct Config {
   CheckpointConfig checkpoint;
   LoggingConfig logging;
   DebugConfig debug;
+  std::vector<std::string> notes;  // what was changed to make the rest fit: to be told, not part of the configuration
 };
 
 }  // namespace lamina

@@ -96,6 +96,7 @@ class Reader {
     given_.origin_of[path] = entry->origin;
     const bool empty = entry->value.kind == Value::Kind::null;
     const std::string& origin = empty ? entry->origin : entry->value.origin;
+    const T initial = field;
     if constexpr (is_vector<T>) {
       for (size_t i = 0; i < entry->value.items.size(); ++i)
         given_.origin_of[fmt::format("{}[{}]", path, i)] = entry->value.items[i].origin;
@@ -103,6 +104,7 @@ class Reader {
     } else {
       convert(entry->value, origin + ": " + path, rule, field);
     }
+    if (field == initial) given_.at_default.insert(path);
   }
 
   template <class T>
@@ -189,6 +191,19 @@ class Reader {
     field = value.scalar;
   }
 
+  // 1e3 and 2.5e6 are integers too, as long as a double holds every integer of their size.
+  template <class T>
+  static bool convert_whole(const char* begin, const char* end, T& field) {
+    double number = 0;
+    const auto [stop, code] = std::from_chars(begin, end, number);
+    if (code != std::errc() || stop != end || std::abs(number) > 0x1p53 || number != std::floor(number)) return false;
+    if (number < static_cast<double>(std::numeric_limits<T>::min()) ||
+        number > static_cast<double>(std::numeric_limits<T>::max()))
+      return false;
+    field = static_cast<T>(number);
+    return true;
+  }
+
   template <class T>
   requires std::is_integral_v<T>
   static void convert(const Value& value, const std::string& place, const Rule& rule, T& field) {
@@ -204,7 +219,8 @@ class Reader {
       if (*begin == '-') throw Error("{}: found {}, expected at least {}", place, text, std::numeric_limits<T>::min());
       throw Error("{}: found {}, expected at most {}", place, text, std::numeric_limits<T>::max());
     }
-    if (code != std::errc() || stop != end) throw Error("{}: found '{}', expected an integer", place, text);
+    if ((code != std::errc() || stop != end) && !convert_whole(begin, end, field))
+      throw Error("{}: found '{}', expected an integer", place, text);
     check_range(static_cast<double>(field), value, place, rule);
   }
 
@@ -286,7 +302,7 @@ Config in_one_line(Body&& body) {
 
 Config decode(schema::Value& root, const std::string& name) {
   Config config;
-  schema::Given given{name, {}};
+  schema::Given given{name, {}, {}};
   schema::Reader(root, name, "", given).read(config);
   schema::validate(config, given);
   schema::derive_defaults(config);

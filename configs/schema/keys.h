@@ -279,7 +279,9 @@ template <class V>
 void describe(V& v, LrScheduleConfig& c) {
   v.key("name", c.name, Rule(),
         "`wsd`: warm up, stay, decay linearly; `cosine`: warm up, then a half cosine; `constant`: warm up, then stay.");
-  v.key("warmup_steps", c.warmup_steps, Rule().at_least(0), "Steps of linear warm-up.");
+  v.key("warmup_steps", c.warmup_steps, Rule().at_least(0),
+        "Steps of linear warm-up. Where warm-up and decay are longer than the run, both are shortened alike, and the "
+        "log says so.");
   v.key("decay_steps", c.decay_steps, Rule().at_least(0),
         "Length of the linear decay that ends at the last step. Only with `name: wsd`.");
   v.key("min_lr_ratio", c.min_lr_ratio, Rule().at_least(0).at_most(1),
@@ -381,7 +383,7 @@ void describe(V& v, Config& c) {
   v.section("debug", c.debug, "Audit trail of a single step.");
 }
 
-// Keys that have no effect in this configuration: an error when given, left out when written.
+// Keys that have no effect in this configuration: an error when given with another value than the default, left out when written.
 struct Unused {
   std::string key;     // "model.attn_res_block_size"
   std::string reason;  // "has no effect with residual: standard"

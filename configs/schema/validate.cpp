@@ -41,18 +41,9 @@ void check_sources(const DataConfig& data, const Given& given) {
 
 void check_steps(const Config& config, const Given& given) {
   const TrainConfig& train = config.train;
-  const LrScheduleConfig& schedule = train.lr_schedule;
   if (train.global_batch_size % train.micro_batch_size != 0)
     throw Error("{}: found {}, expected a multiple of train.micro_batch_size ({})",
                 given.place("train.global_batch_size"), train.global_batch_size, train.micro_batch_size);
-  if (schedule.warmup_steps > train.num_steps)
-    throw Error("{}: found {}, expected at most train.num_steps ({})", given.place("train.lr_schedule.warmup_steps"),
-                schedule.warmup_steps, train.num_steps);
-  // Compared without a sum, which could overflow.
-  if (schedule.decay_steps > train.num_steps - schedule.warmup_steps)
-    throw Error("{}: found {}, expected at most {} (train.num_steps {} - warmup_steps {})",
-                given.place("train.lr_schedule.decay_steps"), schedule.decay_steps,
-                train.num_steps - schedule.warmup_steps, train.num_steps, schedule.warmup_steps);
   if (config.debug.dump_step > train.num_steps)
     throw Error("{}: found {}, expected at most train.num_steps ({})", given.place("debug.dump_step"),
                 config.debug.dump_step, train.num_steps);
@@ -224,7 +215,7 @@ std::vector<Unused> unused_keys(const Config& config) {
 
 void validate(const Config& config, const Given& given) {
   for (const Unused& unused : unused_keys(config))
-    if (given.origin_of.contains(unused.key))
+    if (given.origin_of.contains(unused.key) && !given.at_default.contains(unused.key))
       throw Error("{} {}; remove it ({}=null on the command line)", given.place(unused.key), unused.reason, unused.key);
   check_run(config.run, given);
   check_precision(config, given);
@@ -235,7 +226,33 @@ void validate(const Config& config, const Given& given) {
   check_parallel(config, given);
 }
 
+namespace {
+
+// A run that is made shorter than its schedule, often by an override, keeps the schedule's form.
+void fit_schedule(Config& config) {
+  LrScheduleConfig& schedule = config.train.lr_schedule;
+  const bool decays = schedule.name == LrScheduleName::wsd;
+  const double asked =
+      static_cast<double>(schedule.warmup_steps) + (decays ? static_cast<double>(schedule.decay_steps) : 0);
+  const auto num_steps = static_cast<double>(config.train.num_steps);
+  if (asked <= num_steps) return;
+  const LrScheduleConfig before = schedule;
+  const auto shorten = [&](int64_t& steps) {
+    steps = static_cast<int64_t>(static_cast<double>(steps) * num_steps / asked);
+  };
+  shorten(schedule.warmup_steps);
+  if (decays) shorten(schedule.decay_steps);
+  const std::string decay =
+      decays ? fmt::format(" and decay_steps {} (for {})", schedule.decay_steps, before.decay_steps) : "";
+  config.notes.push_back(
+      fmt::format("train.lr_schedule does not fit into train.num_steps ({}): warmup_steps {} (for {}){}",
+                  config.train.num_steps, schedule.warmup_steps, before.warmup_steps, decay));
+}
+
+}  // namespace
+
 void derive_defaults(Config& config) {
+  fit_schedule(config);
   OptimizerConfig& optimizer = config.train.optimizer;
   if (config.model.residual != Residual::standard && !optimizer.attn_res_lr_factor)
     optimizer.attn_res_lr_factor = default_attn_res_lr_factor(config);

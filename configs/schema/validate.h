@@ -2,6 +2,7 @@
 #pragma once
 
 #include <map>
+#include <set>
 #include <string>
 
 #include "configs/schema/config.h"
@@ -12,6 +13,7 @@ namespace lamina::schema {
 struct Given {
   std::string name;                              // of the file
   std::map<std::string, std::string> origin_of;  // key path -> "file.yaml:12"
+  std::set<std::string> at_default;              // those whose value is the default's: generated files write every key
 
   // "file.yaml:12: key", with the line of the nearest section around it when the key itself was not written.
   std::string place(const std::string& key) const;
@@ -19,7 +21,8 @@ struct Given {
 
 void validate(const Config& config, const Given& given);
 
-// Fills the values that depend on other keys: run.output_dir, debug.dump_path, train.optimizer.attn_res_lr_factor.
+// Fills the values that depend on other keys: run.output_dir, debug.dump_path, train.optimizer.attn_res_lr_factor; shortens a learning
+// rate schedule that does not fit into the run, which config.notes tells.
 void derive_defaults(Config& config);
 
 }  // namespace lamina::schema

@@ -37,7 +37,11 @@ def main() -> int:
 
     tiny, large = str(root / "configs/tiny.yaml"), str(root / "configs/kimi_linear_48b.yaml")
     expect("help", lamina("plan", "--help"), 0, r"Examples:\n +lamina plan")
-    expect("no data is read", lamina("plan", tiny, TINY), 0, r"memory +fits: .* of 80 GiB")
+    expect("no data is read", lamina("plan", tiny, TINY), 0, r"device +this machine's processor, measured: [\d.e+-]+ TFLOP/s(.|\n)*memory +fits: ")
+    expect("a processor is shared out", lamina("plan", tiny, TINY, "--ranks", "4"), 0, r"device +one of 4 ranks on this machine's processor, measured: ")
+    expect("what is told", lamina("plan", tiny, TINY, "--device-tflops", "0.5", "--memory-gib", "8", "--memory-bandwidth", "20", "--bandwidth", "1",
+                                  "--node-bandwidth", "10"), 0, r"device +as told: 0\.5 TFLOP/s, 8 GiB at 20 GB/s; 10 GB/s inside a node of 8, 1 GB/s between")
+    expect("a GPU", lamina("plan", large, "--ranks", "64", "parallel.expert=8"), 0, r"device +an H100 SXM as its data sheet has it: 989\.5 TFLOP/s, 80 GiB")
     expect("the tokenizer's vocabulary", lamina("plan", tiny), 1, error=r"data/english")
     begin = time.monotonic()
     expect("1,024 ranks", lamina("plan", large, "--ranks", "1024", "parallel.expert=8"), 0, r"layouts +\d+ possible on 1024")
@@ -58,6 +62,16 @@ def main() -> int:
 
     expect("check: the 48B model is trainable, its data is not here", lamina("check", large, "--ranks", "64"), 1,
            error=r"data/pretraining: ")
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "text").write_text("a few words " * 2000)
+        prepared = subprocess.run([program, "prepare", "--tokenizer", "bytes", "--output", "tokens", "text"], cwd=folder, capture_output=True, text=True)
+        done = subprocess.run([program, "check", tiny, "data.train=[{path: tokens}]", "data.validation=null", "train.num_steps=50"], cwd=folder,
+                              capture_output=True, text=True)
+        expect("check: memory, epochs and a schedule that is cut", done, 0,
+               r"note +train\.lr_schedule does not fit (.|\n)*memory +0\.\d GiB on the fullest rank \(lamina plan\)\n(.|\n)*epochs of tokens; MANY: ")
+        done = subprocess.run([program, "check", tiny, "data.train=[{path: tokens}]", "data.validation=null", "model.hidden_size=65536",
+                               "model.intermediate_size=262144"], cwd=folder, capture_output=True, text=True)
+        expect("check: too large for this machine", done, 0, r"memory +\d+\.\d GiB on the fullest rank \(lamina plan\); NOT ENOUGH here: this machine has ")
     expect("check: ranks", lamina("check", tiny, TINY, "--ranks", "6", "parallel.pipeline=4"), 1,
            error=r"parallel\.pipeline: found 4 with 6 ranks, expected a divisor .* the nearest are 4 and 8")
     expect("check: batch", lamina("check", tiny, TINY, "--ranks", "6", "parallel.pipeline=2"), 1,
