@@ -4,6 +4,7 @@
 #include <string>
 
 #include "core/base/error.h"
+#include "core/base/here.h"
 #include "core/base/log.h"
 #include "core/device/cuda_device.h"
 #include "launch/commands.h"
@@ -42,7 +43,7 @@ void report_machine(Report& report, const DoctorOptions& options) {
 // Everything of the first rank; of each other machine what is not well.
 void add_other_machines(Report& report, World& world, const Report& own) {
   const std::vector<std::string> all = doctor::gather_texts(world.comm, world.local_rank == 0 ? own.json() : "");
-  const std::vector<std::string> hosts = doctor::gather_texts(world.comm, doctor::host_name());
+  const std::vector<std::string> hosts = doctor::gather_texts(world.comm, host_name());
   for (size_t r = 1; r < all.size(); ++r) {
     if (all[r].empty()) continue;
     for (Finding finding : Report::parse(all[r])) {

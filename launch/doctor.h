@@ -32,6 +32,5 @@ void measure_compute(Report& report, Device device);
 void report_precision(Report& report, bool measure);
 
 std::string bytes_text(double bytes);  // "23.4 GiB"
-std::string host_name();
 
 }  // namespace lamina::doctor

@@ -12,6 +12,7 @@
 #include <sstream>
 
 #include "core/base/error.h"
+#include "core/base/here.h"
 #include "core/device/cuda_device.h"
 #include "core/io/file.h"
 #include "core/io/hdf5.h"
@@ -62,12 +63,6 @@ std::string bytes_text(double bytes) {
   if (bytes < 1024 * 1024) return fmt::format("{:.0f} KiB", bytes / 1024);
   if (bytes < gib) return fmt::format("{:.1f} MiB", bytes / (1024 * 1024));
   return fmt::format("{:.1f} GiB", bytes / gib);
-}
-
-std::string host_name() {
-  std::array<char, 256> host{};
-  gethostname(host.data(), host.size() - 1);
-  return host.data();
 }
 
 void report_build(Report& report) {

@@ -7,6 +7,7 @@
 
 #include "core/base/clock.h"
 #include "core/base/error.h"
+#include "core/base/here.h"
 #include "core/device/buffer.h"
 #include "core/device/cuda_device.h"
 #include "launch/doctor.h"

@@ -7,6 +7,7 @@
 
 #include "core/base/error.h"
 #include "core/base/hash.h"
+#include "core/base/here.h"
 #include "core/base/log.h"
 #include "core/device/cuda_device.h"
 #include "parallel/comm/staged.h"
@@ -32,12 +33,10 @@ void require_gpu() {
 
 GpuPlacement place_on_gpu(comm::Communicator& comm, int local_rank) {
   GpuPlacement placement{{DeviceKind::cuda, local_rank % cuda::num_devices()}, ""};
-  std::array<char, 256> host{};
-  gethostname(host.data(), host.size() - 1);
   const std::string bus_id = cuda::device_info(placement.device.index).bus_id;
   // By its place on the bus: a launcher may have shown each rank a different GPU as the first.
   const uint64_t hash =
-      hash64(fmt::format("{} {}", host.data(), bus_id.empty() ? fmt::format("{}", placement.device.index) : bus_id));
+      hash64(fmt::format("{} {}", host_name(), bus_id.empty() ? fmt::format("{}", placement.device.index) : bus_id));
   std::array<int32_t, 2> mine{static_cast<int32_t>(hash & 0xffffffffu), static_cast<int32_t>(hash >> 32)};
   std::vector<std::array<int32_t, 2>> all(static_cast<size_t>(comm.size()));
   Stream stream;

@@ -4,6 +4,7 @@
 
 #include <cstdlib>
 
+#include "core/base/here.h"
 #include "core/base/log.h"
 #include "launch/doctor.h"
 
@@ -22,7 +23,7 @@ Place parse(const std::string& text) {
 std::string place_of(const World& world) {
   std::string rest = fmt::format(", {} thread{}", world.num_threads, world.num_threads == 1 ? "" : "s");
   if (world.device.kind == DeviceKind::cuda) rest += fmt::format(", GPU {}", world.device.index);
-  return fmt::format("{}\n{}\n{}", doctor::host_name(), doctor::cores_text(), rest);
+  return fmt::format("{}\n{}\n{}", host_name(), doctor::cores_text(), rest);
 }
 
 void log_restarts() {

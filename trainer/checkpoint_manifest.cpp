@@ -3,11 +3,11 @@
 #include <algorithm>
 #include <charconv>
 #include <chrono>
-#include <ctime>
 #include <nlohmann/json.hpp>
 #include <sstream>
 
 #include "core/base/hash.h"
+#include "core/base/here.h"
 #include "core/io/file.h"
 #include "core/io/hdf5.h"
 #include "trainer/checkpoint_files.h"
@@ -119,15 +119,6 @@ Marker parse_marker(const std::string& text) {
   marker.index_hash = parse_hex(index_hash);
   marker.table_hash = parse_hex(table_hash);
   return marker;
-}
-
-std::string utc_now() {
-  const std::time_t now = std::chrono::system_clock::to_time_t(std::chrono::system_clock::now());
-  std::tm parts{};
-  gmtime_r(&now, &parts);
-  char text[32];
-  std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", &parts);
-  return text;
 }
 
 void write_info(io::Hdf5File& file, const CheckpointInfo& info) {

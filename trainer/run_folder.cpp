@@ -299,6 +299,12 @@ std::vector<std::string> check_same_experiment(const std::string& stored_yaml, c
   return differences;
 }
 
+int64_t last_start(const RunFolder& folder) {
+  const nlohmann::json row = last_row(folder.metrics());
+  if (!row.is_object()) return 0;
+  return row.value("start", int64_t{1});  // of an older program
+}
+
 bool has_infinite_validation(const RunFolder& folder, int64_t step) {
   const nlohmann::json row = last_row(folder.metrics());
   return is_of_step(row, step) && row.contains("validation_loss") && !row["validation_loss"].is_number();

@@ -63,6 +63,9 @@ std::vector<std::string> check_same_experiment(const std::string& stored_yaml, c
 // "key.path" -> value, from the form that to_yaml() writes: two spaces a level, one key a line, lists of sections.
 std::map<std::string, std::string> flatten_config(const std::string& resolved_yaml);
 
+// Of the last row: how many processes have worked on the run. 0: none.
+int64_t last_start(const RunFolder& folder);
+
 // Rank 0, before a MetricsWriter is opened: drops the rows after `step` (0: all) and a half-written last line, so that
 // a resumed run has each step once.
 void truncate_metrics(const RunFolder& folder, int64_t step);

@@ -10,6 +10,7 @@
 
 #include "configs/schema/decode.h"
 #include "core/base/error.h"
+#include "core/base/here.h"
 #include "core/base/log.h"
 #include "core/io/file.h"
 #include "trainer/checkpoint_comm.h"
@@ -61,11 +62,6 @@ ClockOffset ask(comm::Communicator& comm, Stream& stream) {
   }
   if (std::abs(best.seconds) <= best.error) best.seconds = 0;
   return best;
-}
-
-std::string host_name() {
-  std::array<char, 256> name{};
-  return ::gethostname(name.data(), name.size() - 1) == 0 ? name.data() : "unknown host";
 }
 
 // What the executor counts, from the recorded actions.

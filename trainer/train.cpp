@@ -7,6 +7,7 @@
 
 #include "configs/schema/decode.h"
 #include "core/base/clock.h"
+#include "core/base/here.h"
 #include "core/base/log.h"
 #include "core/base/stop.h"
 #include "core/device/cpu/parallel_for.h"
@@ -100,7 +101,8 @@ class Trainer {
   std::optional<EngineDump> begin_dump();
   LayerStats observe_layers(const std::vector<model::LayerSums>& sums);
   void write_layer_stats(const LayerStats& stats);
-  void console_line(const StepMetrics& metrics, const std::optional<Evaluation>& evaluation) const;
+  void console_line(const StepMetrics& metrics, const std::optional<Evaluation>& evaluation, double rate);
+  double rate_since_logged() const;
   bool validation_due() const;
   std::optional<Evaluation> validate();
   std::optional<Evaluation> validate_again_if_interrupted();
@@ -132,6 +134,7 @@ class Trainer {
   tensorboard::EventWriter events_;
   int64_t step_ = 0;           // completed
   int64_t first_step_ = 0;     // completed when this process began
+  int64_t start_number_ = 1;   // of this process among those that have worked on the run
   bool stopping_ = false;      // the ranks have agreed to stop early
   bool time_to_save_ = false;  // the ranks have agreed that checkpoint.minutes are over
   bool is_proven_ = false;     // a finite loss and gradient have followed from the parameters of the newest checkpoint
@@ -140,6 +143,8 @@ class Trainer {
   mesh::Coordinates place_;
   int64_t local_sequences_;  // of this data-parallel rank
   std::vector<int32_t> tokens_, targets_;
+  int64_t logged_step_ = 0;          // completed at the last console line
+  Clock::time_point logged_;         // when that was
   Clock::time_point start_, saved_;  // of the first step; of the last checkpoint, or start_
   double flops_per_token_;
   std::string threads_;  // of the ranks
@@ -239,13 +244,15 @@ void Trainer::begin_writing() {
   run_and_agree(comm_, [&] { log::add_file(folder_.log()); });
   run_and_agree(comm_, [&] {
     if (comm_.rank() != 0) return;
+    start_number_ = last_start(folder_) + 1;
     truncate_metrics(folder_, step_);
     if (!diverged_before_) return;
     log::warning("the last start diverged ({}): with nothing changed this one does so too", diverged_before_->reason);
     remove_divergence(folder_);
   });
   run_and_agree(comm_, [&] {
-    if (comm_.rank() == 0) spike_log_.begin_writing(step_);
+    if (comm_.rank() != 0) return;
+    spike_log_.begin_writing(step_);
   });
   if (!passed_.ranges().empty()) log::info("batches passed over: {}", to_text(passed_.ranges()));
   const std::optional<Evaluation> again = validate_again_if_interrupted();
@@ -392,6 +399,7 @@ bool Trainer::rewind(Spike& spike) {
   spike.passed = {{passed_.batch_of(step_ + 1), spike.batch}};
   depth_reads_ = DepthReadWatch(config_.model);
   first_step_ = std::min(first_step_, step_);
+  logged_step_ = std::min(logged_step_, step_);
   open_logs();
   return true;
 }
@@ -497,28 +505,37 @@ void Trainer::step() {
     pipeline.add("efficiency", stats_of_pipeline.efficiency);
     row.add("pipeline", pipeline);
   }
-  if (logs_step()) row.add("peak_bytes", peak_bytes());
+  const double interval_rate = rate_since_logged();
+  if (logs_step()) row.add("peak_bytes", peak_bytes()).add("interval_tokens_per_second", interval_rate);
   if (batch != step_) row.add("batch", batch);
   row.add("gflops", flops_per_token_ * metrics.tokens_per_second / 1e9);
   if (evaluation) row.add("validation_bits_per_byte", evaluation->bits_per_byte);
+  row.add("time", utc_now()).add("host", host_name()).add("start", start_number_);
   metrics_.write(row);
   events_.write_metrics(step_, row);
-  console_line(metrics, evaluation);
+  console_line(metrics, evaluation, interval_rate);
 }
 
-void Trainer::console_line(const StepMetrics& metrics, const std::optional<Evaluation>& evaluation) const {
+// Tokens per second since the last console line: what a step waits for between two steps counts too.
+double Trainer::rate_since_logged() const {
+  return static_cast<double>((step_ - logged_step_) * tokens_per_step()) / seconds_since(logged_);
+}
+
+void Trainer::console_line(const StepMetrics& metrics, const std::optional<Evaluation>& evaluation, double rate) {
   if (evaluation)
     log::info("step {} validation: loss {:.4f}, perplexity {:.2f}, {:.4f} bits per byte", step_, evaluation->loss,
               evaluation->perplexity, evaluation->bits_per_byte);
   if (!logs_step()) return;
+  logged_step_ = step_;
+  logged_ = Clock::now();
   const double per_step = seconds_since(start_) / static_cast<double>(step_ - first_step_);
   const double left = per_step * static_cast<double>(config_.train.num_steps - step_);
+  const double gflops = flops_per_token_ * rate / 1e9;
   log::info("step {}/{} ({:.0f} %)  loss {:.4f}  grad norm {:.3f}  lr {:.2e}  {} tokens/s  {:.1f} GFLOP/s  {}  {} left",
             step_, config_.train.num_steps,
             100.0 * static_cast<double>(step_) / static_cast<double>(config_.train.num_steps), metrics.loss,
-            metrics.grad_norm, metrics.lr, count_text(metrics.tokens_per_second),
-            flops_per_token_ * metrics.tokens_per_second / 1e9,
-            mfu_text(metrics.mfu.value_or(0), config_.logging.peak_gflops == 0), duration_text(left));
+            metrics.grad_norm, metrics.lr, count_text(rate), gflops,
+            mfu_text(gflops / (peak_gflops_ * comm_.size()), config_.logging.peak_gflops == 0), duration_text(left));
 }
 
 bool Trainer::validation_due() const {
@@ -680,7 +697,8 @@ TrainEnd Trainer::train() {
   if (agree_to_stop()) return end_early();
   measure_peak();
   if (agree_to_stop()) return end_early();
-  saved_ = start_ = Clock::now();
+  saved_ = start_ = logged_ = Clock::now();
+  logged_step_ = step_;
   while (step_ < config_.train.num_steps) {
     const int64_t before = step_;
     step();

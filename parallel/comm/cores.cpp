@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "core/base/hash.h"
+#include "core/base/here.h"
 
 namespace lamina::comm {
 namespace {
@@ -17,9 +18,7 @@ static_assert(sizeof(Cores) == cores_words * sizeof(int32_t));
 
 Cores my_cores() {
   Cores cores;
-  std::array<char, 256> host{};
-  gethostname(host.data(), host.size() - 1);
-  const uint64_t hash = hash64(std::string_view(host.data()));
+  const uint64_t hash = hash64(host_name());
   cores.machine = {static_cast<int32_t>(hash & 0xffffffffu), static_cast<int32_t>(hash >> 32)};
   cpu_set_t set;
   CPU_ZERO(&set);

@@ -129,7 +129,7 @@ def flattened(row: dict, prefix: str = "") -> dict[str, float]:
             continue
         if isinstance(value, (dict, list)):
             out |= flattened(value, f"{prefix}{key}/")
-        else:
+        elif not isinstance(value, str):
             out[f"{prefix}{key}"] = rounded(value)
     return out
 

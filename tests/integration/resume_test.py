@@ -6,10 +6,12 @@
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
+from datetime import datetime
 from pathlib import Path
 
 import h5py
@@ -124,9 +126,29 @@ def kill_and_resume(lamina: Lamina, ranks: int, randomly: random.Random, layout:
     expect([row["step"] for row in rows] == list(range(1, STEPS + 1)), f"steps in metrics.jsonl: {[row['step'] for row in rows]}")
     for key in ("loss", "grad_norm", "lr", "tokens"):
         expect([row[key] for row in rows] == [row[key] for row in expected], f"'{key}' in metrics.jsonl differs")
+    check_times(expected, 1)
+    check_times(rows, 2)
     left = [path.name for path in (run / "checkpoints").iterdir()]
     expect(sorted(left) == [f"step-{s:08d}" for s in range(STEPS - 2, STEPS + 1)], f"left in checkpoints/: {left}")
     print(f"{label}: {kills} kills, last of them left {steps_left}; the same bits", flush=True)
+
+
+def check_times(rows: list[dict], least_starts: int) -> None:
+    """When, where and by which start; and the rate of an interval counts all that passed in it, so it is at most that of its steps."""
+    starts, times = [row["start"] for row in rows], [row["time"] for row in rows]
+    expect(starts == sorted(starts) and starts[0] >= 1 and starts[-1] >= least_starts, f"starts {starts}")
+    expect(times == sorted(times) and all(datetime.strptime(time, "%Y-%m-%dT%H:%M:%SZ") for time in times), f"times {times}")
+    expect({row["host"] for row in rows} == {socket.gethostname()}, f"hosts {[row['host'] for row in rows]}")
+    seconds, last, logged = 0.0, None, 0
+    for row, before in zip(rows, [{"tokens": 0, "start": 0}, *rows]):
+        if row["start"] != before["start"]:
+            seconds, last = 0.0, before["tokens"]
+        seconds += (row["tokens"] - before["tokens"]) / row["tokens_per_second"]
+        if "interval_tokens_per_second" in row:
+            rate = (row["tokens"] - last) / seconds
+            expect(0 < row["interval_tokens_per_second"] <= rate * (1 + 1e-9), f"step {row['step']}: {row}, steps alone {rate}")
+            seconds, last, logged = 0.0, row["tokens"], logged + 1
+    expect(logged > 0, "no row has the rate of an interval")
 
 
 def flip_bit(path: Path) -> None:

@@ -17,7 +17,7 @@ from training import Lamina, merged, metrics
 
 STEPS = 64
 SETTINGS = {"train": {"num_steps": STEPS, "optimizer": {"lr": 3e-3}, "grad_clip": 1.0}, "checkpoint": {"interval": 16, "keep": 0}}
-TIMES = {"tokens_per_second", "mfu", "gflops", "peak_bytes"}
+TIMES = {"tokens_per_second", "interval_tokens_per_second", "mfu", "gflops", "peak_bytes", "time", "start"}
 
 
 def expect(condition: bool, message: str) -> None:

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "core/base/error.h"
+#include "core/base/here.h"
 #include "trainer/tensorboard/record.h"
 
 namespace lamina::tensorboard {
@@ -30,11 +31,6 @@ double wall_time() {
 
 std::string record_of(const proto::Event& event) {
   return framed(event.SerializeAsString());
-}
-
-std::string host_name() {
-  std::array<char, 256> name{};
-  return ::gethostname(name.data(), name.size() - 1) == 0 ? name.data() : "localhost";
 }
 
 // Now, or later than every event file of the folder: two starts may fall into one second, and clocks may be set back.

@@ -25,7 +25,7 @@ function comparisonSection(runs, comparison) {
   const place = section('differences', 'Where they differ');
   place.append(el('h3', {}, 'Final values'), finalTable(runs), el('h3', {}, 'First difference'));
   for (const other of comparison.against)
-    place.append(el('div', {class: 'difference', 'data-run': other.run}, el('p', {}, el('strong', {}, runs[other.run].label), ' against ', el('strong', {}, runs[0].label)),
+    place.append(el('div', {class: 'difference', 'data-run': other.run}, el('p', {}, el('strong', {}, runs[0].label), ' against ', el('strong', {}, runs[other.run].label)),
                     el('ul', {}, other.sentences.map(line => el('li', {}, line)))));
   place.append(el('p', {class: 'note'}, 'Bit for bit: the logged doubles are not the same. Beyond rounding: they differ by more than ' + short(comparison.rounding) +
                   ' of the larger one, more than sums in another order leave in a first step. Compared are steps and sublayers that both runs logged: loss, then gradient norm; and by depth hidden_rms, depth_weights, output_rms, max_logit, expert_load, grad_rms, grad_norm, weight_norm.'),
