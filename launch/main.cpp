@@ -22,12 +22,15 @@ namespace {
 constexpr int exit_error = 1;     // what a user can mend
 constexpr int exit_internal = 2;  // a bug
 
-// All ranks read the same file and find the same mistake before MPI is up: rank 0 tells it. The others wait a moment, in
-// which mpirun ends them; one that is still there found a mistake of its own machine, or has no rank 0 left to tell it.
+// All ranks read the same file and find the same mistake before MPI is up: rank 0 tells it. The others wait for mpirun to end them, by
+// SIGTERM first; one that is still there found a mistake of its own machine, or has no rank 0 left to tell it.
 int fail(const std::string& message, int code) {
   const LauncherRanks ranks = launcher_ranks();
   if (ranks.rank > 0) {
-    std::this_thread::sleep_for(std::chrono::seconds(2));
+    for (int i = 0; i < 200; ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(25));
+      if (stop::requested()) return code;
+    }
     log::configure({0, 1, log::Level::info});
     log::error("[rank {}] {}", ranks.rank, message);
   } else {

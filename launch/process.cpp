@@ -3,9 +3,11 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <memory>
 #include <optional>
+#include <thread>
 #include <vector>
 
 #include "core/base/error.h"
@@ -87,6 +89,9 @@ void run_with_mpi(const RunConfig& run, const std::function<void(World&)>& body,
     World world = make_world(comm, run, parallel);
     body(world);
     comm->barrier();  // a rank that is done waits here, so that another's failure still ends the whole job
+  } catch (const ErrorElsewhere& failure) {
+    std::this_thread::sleep_for(std::chrono::seconds(2));  // in which the rank that failed ends the job
+    comm::MpiEnvironment::abort(fmt::format("error: {}", failure.what()));
   } catch (const Error& failure) {
     comm::MpiEnvironment::abort(fmt::format("error: {}", failure.what()));
   } catch (const InternalError& failure) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <typeinfo>
 
 #include "core/base/error.h"
 #include "core/base/stop.h"
@@ -49,6 +50,17 @@ std::string message_of(const std::exception_ptr& failure) {
   }
 }
 
+// Not of a kind that callers tell apart.
+bool is_plain_error(const std::exception_ptr& failure) {
+  try {
+    std::rethrow_exception(failure);
+  } catch (const Error& error) {
+    return typeid(error) == typeid(Error);
+  } catch (...) {
+    return false;
+  }
+}
+
 }  // namespace
 
 void agree(comm::Communicator& comm, const std::exception_ptr& failure) {
@@ -66,11 +78,18 @@ void agree(comm::Communicator& comm, const std::exception_ptr& failure) {
   std::vector<int32_t> mine = packed(message);
   std::vector<int32_t> all(mine.size() * static_cast<size_t>(comm.size()));
   comm.all_gather(view_of(mine), view_of(all), stream).wait();
-  if (failure) std::rethrow_exception(failure);
-  for (size_t rank = 0; rank < static_cast<size_t>(comm.size()); ++rank) {
-    const char* text = reinterpret_cast<const char*>(all.data() + rank * mine.size());
-    if (*text != '\0') throw Error("rank {}: {}", rank, std::string(text, strnlen(text, message_bytes)));
+  const auto text_of = [&](int rank) {
+    const char* text = reinterpret_cast<const char*>(all.data() + static_cast<size_t>(rank) * mine.size());
+    return std::string(text, strnlen(text, message_bytes));
+  };
+  for (int rank = 0; rank < comm.size(); ++rank) {
+    const std::string text = text_of(rank);
+    if (text.empty() || rank == comm.rank()) continue;
+    // What all ranks find alike, the first one tells.
+    if (failure && (rank > comm.rank() || !is_plain_error(failure) || text != text_of(comm.rank()))) continue;
+    throw ErrorElsewhere("rank {}: {}", rank, text);
   }
+  if (failure) std::rethrow_exception(failure);
   LAMINA_CHECK(false, "a rank failed without a message");
 }
 

@@ -9,8 +9,8 @@
 
 namespace lamina {
 
-// Collective. Returns when no rank passes a failure. Otherwise a rank that failed rethrows its own, and the others throw Error
-// with the message of the first one that did.
+// Collective. Returns when no rank passes a failure. Otherwise a rank that failed rethrows its own, and the others throw
+// ErrorElsewhere with the message of the first one that did; so does one whose plain Error an earlier rank has word for word.
 void agree(comm::Communicator& comm, const std::exception_ptr& failure);
 
 template <class Body>

@@ -18,6 +18,12 @@ class Error : public std::runtime_error {
       : std::runtime_error(fmt::format(format, std::forward<Args>(args)...)) {}
 };
 
+// The failure of another rank, which tells it: a rank that ends with this has nothing to add.
+class ErrorElsewhere : public Error {
+ public:
+  using Error::Error;
+};
+
 class InternalError : public std::logic_error {
  public:
   using std::logic_error::logic_error;

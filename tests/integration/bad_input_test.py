@@ -243,6 +243,20 @@ def rank_dies(table: Table) -> None:
         table.report("one of three ranks is killed", faults, output.read_text()[-2000:])
 
 
+def told_once(table: Table) -> None:
+    """What all ranks find, before MPI is up and after, one of them tells."""
+    with tempfile.TemporaryDirectory() as folder:
+        lamina = table.fresh(folder)
+        config = lamina.write_config("once", {"train": {"global_batch_size": 6, "num_steps": 2}})
+        for name, override in (("before MPI is up", "train.num_stepz=2"), ("rank 0 only", "run.output_dir=/proc/none"),
+                               ("every rank", "data.train=[{path: nowhere}]")):
+            done = lamina.run(["train", str(config), override], ranks=3)
+            lines = [line for line in (done.stdout + done.stderr).splitlines() if re.search(r"\bE\b.*error: ", line)]
+            faults = [] if done.returncode != 0 else ["exit status 0"]
+            faults += [] if len(lines) == 1 else [f"{len(lines)} ranks tell it"]
+            table.report(f"three ranks, a mistake is told once: {name}", faults, "\n".join(lines))
+
+
 def main() -> int:
     if len(sys.argv) != 2:
         print(__doc__, file=sys.stderr)
@@ -253,6 +267,7 @@ def main() -> int:
     run_folder_is_a_file(table)
     disk_full(table)
     rank_dies(table)
+    told_once(table)
     print(f"{table.passed} kinds of bad input refused well, {len(table.failed)} not: {', '.join(table.failed) or 'none'}")
     return 1 if table.failed else 0
 
