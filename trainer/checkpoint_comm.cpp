@@ -68,6 +68,7 @@ void agree(comm::Communicator& comm, const std::exception_ptr& failure) {
     if (failure) std::rethrow_exception(failure);
     return;
   }
+  const comm::Patience patience(comm);
   Stream stream;
   double failed = failure ? 1 : 0;
   comm.all_reduce(TensorView(&failed, DType::f64, {1}), comm::ReduceOp::max, stream).wait();

@@ -174,6 +174,7 @@ void StepDump::discard() noexcept {
 }
 
 void StepDump::add(std::span<const TensorPiece> mine) {
+  const comm::Patience patience(*comm_);  // rank 0 writes between two messages
   LAMINA_CHECK(comm_ != nullptr, "the dump was moved from");
   std::string description;
   run_and_agree(*comm_, [&] { description = describe(mine); });

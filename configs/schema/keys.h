@@ -234,7 +234,8 @@ void describe(V& v, ParallelConfig& c) {
         "Decoder layers of each chunk, `pipeline` x `virtual_stages` entries in chunk order; `auto`: balanced by cost. "
         "Only the first and the last chunk may have 0.");
   v.key("timeout_seconds", c.timeout_seconds, Rule().above(0),
-        "A rank that waits longer than this for another ends the job and names the ranks and hosts that did not come.");
+        "A rank that waits longer than this for another ends the job and names the ranks and hosts that did not come. "
+        "Where ranks wait for files, as in a save, that is told instead, and they go on to wait.");
 }
 
 template <class V>

@@ -80,6 +80,9 @@ class Communicator {
                        [[maybe_unused]] Stream& stream) {}
   // Moves on what is pending, of all groups of this rank; throws when that has failed or another rank has ended the job. Cheap.
   virtual void progress() {}
+  // While set, what this rank waits for on the CPU may last as long as it takes, as where another rank reads or writes files: instead of
+  // ending the job, each time limit that passes is told in the log. Returns what was set before. Of all groups of this rank.
+  virtual bool set_patient(bool patient) = 0;
 
   // A sub-group of the ranks that pass the same color, ordered by key, then rank. Collective over this group.
   virtual std::unique_ptr<Communicator> split(int color, int key) = 0;
@@ -89,6 +92,19 @@ class Communicator {
 
   // Bytes this rank has sent through this communicator since the last call.
   virtual int64_t take_bytes_sent() = 0;
+};
+
+// Sets it for as long as it lives.
+class Patience {
+ public:
+  explicit Patience(Communicator& comm) : comm_(comm), before_(comm.set_patient(true)) {}
+  ~Patience() { comm_.set_patient(before_); }
+  Patience(const Patience&) = delete;
+  Patience& operator=(const Patience&) = delete;
+
+ private:
+  Communicator& comm_;
+  bool before_;
 };
 
 }  // namespace lamina::comm

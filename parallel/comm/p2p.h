@@ -9,6 +9,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/device/buffer.h"
@@ -53,6 +54,9 @@ class RankState {
   void fail(const std::string& reason);
   void throw_if_failed() const;
 
+  bool set_patient(bool patient) { return std::exchange(patient_, patient); }
+  bool is_patient() const { return patient_; }
+
   Buffer take_scratch(int64_t num_bytes);
   void give_back(Buffer buffer);
 
@@ -61,6 +65,7 @@ class RankState {
   std::vector<Operation*> active_;
   std::vector<Buffer> free_scratch_;
   std::string failure_;
+  bool patient_ = false;
 };
 
 // Operations must not outlive the communicator that issued them. One communicator belongs to one thread.
@@ -80,6 +85,7 @@ class P2PCommunicator : public Communicator {
                        std::span<const int64_t> receive_counts, Stream& stream) final;
   void barrier() final;
   void progress() final;
+  bool set_patient(bool patient) final { return state_->set_patient(patient); }
   std::unique_ptr<Communicator> split(int color, int key) final;
   int64_t take_bytes_sent() final;
 

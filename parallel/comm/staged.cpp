@@ -68,6 +68,7 @@ class StagedCommunicator final : public Communicator {
                        std::span<const int64_t> receive_counts, Stream& stream) override;
   void barrier() override { host_->barrier(); }
   void progress() override { host_->progress(); }
+  bool set_patient(bool patient) override { return host_->set_patient(patient); }
   std::unique_ptr<Communicator> split(int color, int key) override {
     return std::make_unique<StagedCommunicator>(host_->split(color, key), pool_);
   }

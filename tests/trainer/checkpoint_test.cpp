@@ -2,8 +2,10 @@
 
 #include <gmock/gmock.h>
 
+#include <chrono>
 #include <fstream>
 #include <limits>
+#include <thread>
 #include <utility>
 
 #include "core/base/hash.h"
@@ -413,6 +415,50 @@ TEST(CheckpointComm, OneFailureIsEveryonesFailure) {
     });
     EXPECT_EQ(message, comm.rank() == 1 ? "the disk of rank one" : "rank 1: the disk of rank one");
   });
+}
+
+TEST(RunAndAgree, WaitsForSlowFiles) {
+  comm::CommunicatorOptions options;
+  options.timeout_seconds = 0.1;
+  comm::run_threads(
+      2,
+      [](comm::Communicator& comm) {
+        run_and_agree(comm, [&] {
+          if (comm.rank() == 1) std::this_thread::sleep_for(std::chrono::milliseconds(350));
+        });
+      },
+      options);
+}
+
+// What all find alike, the first tells; what one finds, that one. Kinds that callers tell apart stay what they are.
+TEST(RunAndAgree, OneRankTells) {
+  const auto kinds = [](const std::function<void(int)>& body) {
+    std::vector<std::string> found(3);
+    comm::run_threads(3, [&](comm::Communicator& comm) {
+      std::string& mine = found[static_cast<size_t>(comm.rank())];
+      try {
+        run_and_agree(comm, [&] { body(comm.rank()); });
+      } catch (const ErrorElsewhere& error) {
+        mine = fmt::format("elsewhere: {}", error.what());
+      } catch (const NotFinite& error) {
+        mine = fmt::format("not finite: {}", error.what());
+      } catch (const Error& error) {
+        mine = error.what();
+      }
+    });
+    return found;
+  };
+  EXPECT_THAT(kinds([](int) { throw Error("no file"); }),
+              ElementsAre("no file", "elsewhere: rank 0: no file", "elsewhere: rank 0: no file"));
+  EXPECT_THAT(kinds([](int rank) {
+                if (rank == 1) throw Error("disk full");
+              }),
+              ElementsAre("elsewhere: rank 1: disk full", "disk full", "elsewhere: rank 1: disk full"));
+  EXPECT_THAT(kinds([](int rank) {
+                if (rank > 0) throw Error("file {}", rank);
+              }),
+              ElementsAre("elsewhere: rank 1: file 1", "file 1", "file 2"));
+  EXPECT_THAT(kinds([](int) { throw NotFinite("w"); }), ElementsAre("not finite: w", "not finite: w", "not finite: w"));
 }
 
 }  // namespace

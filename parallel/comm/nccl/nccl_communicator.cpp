@@ -96,6 +96,7 @@ class NcclCommunicator final : public Communicator {
   void barrier() override { host_->barrier(); }
   void connect(std::span<const Channel> channels, bool collectives, Stream& stream) override;
   void progress() override { state_->progress(); }
+  bool set_patient(bool patient) override { return host_->set_patient(patient); }
   std::unique_ptr<Communicator> split(int color, int key) override {
     return std::make_unique<NcclCommunicator>(host_->split(color, key), state_);
   }

@@ -227,6 +227,34 @@ TEST(ThreadCommunicatorFailure, TimeoutNamesTheOperationAndThePeersThatDidNotCom
       options);
 }
 
+// As where a rank writes to a slow disk: no time limit then, of any group, and the old one afterwards.
+TEST(ThreadCommunicator, PatientWaitsOutlastTheTimeLimit) {
+  CommunicatorOptions options;
+  options.timeout_seconds = 0.1;
+  run_threads(
+      3,
+      [&](Communicator& comm) {
+        Stream stream;
+        const std::unique_ptr<Communicator> group = comm.split(0, comm.rank());
+        float one = 1;
+        {
+          const Patience patience(comm);
+          if (comm.rank() == 1) std::this_thread::sleep_for(std::chrono::milliseconds(400));
+          group->all_reduce({&one, DType::f32, {1}}, ReduceOp::sum, stream).wait();
+        }
+        EXPECT_EQ(one, 3.0f);
+        EXPECT_FALSE(comm.set_patient(false));
+        float nothing = 0;
+        if (comm.rank() == 0) {
+          EXPECT_THAT(message_of([&] {
+                        comm.recv({&nothing, DType::f32, {1}}, 1, 7, stream).wait();
+                      }),
+                      HasSubstr("is not finished after"));
+        }
+      },
+      options);
+}
+
 TEST(ThreadCommunicatorFailure, ARequestThatDiesAfterItsTimeoutDoesNotThrowOrHang) {
   CommunicatorOptions options;
   options.timeout_seconds = 0.05;

@@ -91,6 +91,7 @@ class RecordingCommunicator final : public comm::Communicator {
   std::unique_ptr<comm::Communicator> split(int, int) override { return nullptr; }
   [[noreturn]] void abort(const std::string& reason) override { throw Error(reason); }
   int64_t take_bytes_sent() override { return 0; }
+  bool set_patient(bool) override { return false; }
 
   std::vector<int64_t> begins;
 
