@@ -10,6 +10,7 @@
 #include <limits>
 #include <sstream>
 
+#include "configs/schema/files.h"
 #include "configs/schema/keys.h"
 #include "configs/schema/nearest.h"
 #include "configs/schema/reference.h"
@@ -104,6 +105,8 @@ class Reader {
     } else {
       convert(entry->value, origin + ": " + path, rule, field);
     }
+    if constexpr (std::is_same_v<T, std::string>)
+      if (rule.is_path && given_.expands_paths) field = expand_path(field, origin + ": " + path);
     if (field == initial) given_.at_default.insert(path);
   }
 
@@ -300,9 +303,9 @@ Config in_one_line(Body&& body) {
   }
 }
 
-Config decode(schema::Value& root, const std::string& name) {
+Config decode(schema::Value& root, const std::string& name, bool expands_paths) {
   Config config;
-  schema::Given given{name, {}, {}};
+  schema::Given given{name, {}, expands_paths, {}};
   schema::Reader(root, name, "", given).read(config);
   schema::validate(config, given);
   schema::derive_defaults(config);
@@ -312,14 +315,14 @@ Config decode(schema::Value& root, const std::string& name) {
 }  // namespace
 
 Config decode_config(schema::Value root, const std::string& name) {
-  return in_one_line([&] { return decode(root, name); });
+  return in_one_line([&] { return decode(root, name, /*expands_paths=*/true); });
 }
 
 Config parse_config(const std::string& yaml, const std::string& name, std::span<const std::string> overrides) {
   return in_one_line([&] {
     schema::Value root = schema::parse_yaml(yaml, name);
     for (const std::string& text : overrides) schema::apply_override(root, text);
-    return decode(root, name);
+    return decode(root, name, /*expands_paths=*/false);
   });
 }
 
@@ -334,7 +337,11 @@ std::string read_config_text(const std::string& path) {
 }
 
 Config load_config(const std::string& path, std::span<const std::string> overrides) {
-  return parse_config(read_config_text(path), path, overrides);
+  return in_one_line([&] {
+    schema::Value root = schema::load_tree(path);
+    for (const std::string& text : overrides) schema::apply_override(root, text);
+    return decode(root, path, /*expands_paths=*/true);
+  });
 }
 
 }  // namespace lamina

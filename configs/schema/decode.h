@@ -9,16 +9,17 @@
 
 namespace lamina {
 
-// Reads a file, applies "key.path=value" overrides in order (values are YAML), decodes and validates everything that can
+// Reads a file with what it includes (files.h), applies "key.path=value" overrides in order (values are YAML), decodes and validates everything that can
 // be judged without other files. Throws Error: "<file>:<line>: <key.path>: <what was found>, expected <what>".
 Config load_config(const std::string& path, std::span<const std::string> overrides = {});
 
 std::string read_config_text(const std::string& path);  // of the file; Error naming it and the reason
 
-// The same from text; `name` stands for the file in messages.
+// The same from text, which includes nothing and whose paths stand as they are: a stored configuration; `name` stands for the file in
+// messages.
 Config parse_config(const std::string& yaml, const std::string& name, std::span<const std::string> overrides = {});
 
-// The same from a document whose keys may come from several places; `name` stands for what has no place of its own.
+// As load_config() from a document whose keys may come from several places; `name` stands for what has no place of its own.
 Config decode_config(schema::Value root, const std::string& name);
 
 // The resolved configuration, every key written out; parse_config(to_yaml(c), ..) gives c back exactly.

@@ -19,6 +19,7 @@ struct Rule {
   bool min_open = false, max_open = false;
   std::string default_text;  // where the default is derived from other keys
   std::string empty_word;    // of a list of numbers or names: the word that stands for the empty list
+  bool is_path = false;      // of a text: ~ and environment variables are written out
 
   Rule required() const {
     Rule r = *this;
@@ -53,6 +54,11 @@ struct Rule {
     return r;
   }
 
+  Rule path() const {
+    Rule r = *this;
+    r.is_path = true;
+    return r;
+  }
   Rule or_word(const std::string& word) const {
     Rule r = *this;
     r.empty_word = word;
@@ -131,7 +137,7 @@ template <class V>
 void describe(V& v, RunConfig& c) {
   v.key("name", c.name, Rule(), "Name of the run.");
   v.key("seed", c.seed, Rule().at_least(0), "Initial parameters and the order of the data are functions of it.");
-  v.key("output_dir", c.output_dir, Rule().derived("runs/<name>"), "The run folder.");
+  v.key("output_dir", c.output_dir, Rule().derived("runs/<name>").path(), "The run folder.");
   v.key("device", c.device, Rule(),
         "Where the run computes: `cpu`, or `cuda`: NVIDIA GPUs, one per rank (`lamina doctor` tells whether one is "
         "usable). fp64 "
@@ -188,13 +194,13 @@ void describe(V& v, ModelConfig& c) {
 
 template <class V>
 void describe(V& v, SourceConfig& c) {
-  v.key("path", c.path, Rule().required(), "Folder written by `lamina prepare`.");
+  v.key("path", c.path, Rule().required().path(), "Folder written by `lamina prepare`.");
   v.key("weight", c.weight, Rule().above(0), "Share of the sequences, normalised over the sources.");
 }
 
 template <class V>
 void describe(V& v, ValidationConfig& c) {
-  v.key("path", c.path, Rule(), "Folder written by `lamina prepare`; empty: no validation.");
+  v.key("path", c.path, Rule().path(), "Folder written by `lamina prepare`; empty: no validation.");
   v.key("num_sequences", c.num_sequences, Rule().at_least(1),
         "Sequences reserved at the end of this source, never trained on. Only with a `path`.");
   v.key("interval", c.interval, Rule().at_least(0),
@@ -344,7 +350,7 @@ void describe(V& v, CheckpointConfig& c) {
   v.key("keep", c.keep, Rule().at_least(0),
         "Newest checkpoints kept; 0: all. One more until the step after the newest has shown that it is good.");
   v.key(
-      "init_from", c.init_from, Rule(),
+      "init_from", c.init_from, Rule().path(),
       "Checkpoint whose parameters a new run starts from (its own, or one that `lamina import` made), with this model "
       "and tokenizer; a run that has a checkpoint of its own resumes from that.");
 }
@@ -368,7 +374,7 @@ void describe(V& v, LoggingConfig& c) {
 template <class V>
 void describe(V& v, DebugConfig& c) {
   v.key("dump_step", c.dump_step, Rule().at_least(0), "Write the step dump of this step, counted from 1; 0: off.");
-  v.key("dump_path", c.dump_path, Rule().derived("<output_dir>/dump-step-<step>.h5"),
+  v.key("dump_path", c.dump_path, Rule().derived("<output_dir>/dump-step-<step>.h5").path(),
         "The step dump's file. Only with a `dump_step`.");
 }
 

@@ -13,7 +13,8 @@ namespace lamina::schema {
 struct Given {
   std::string name;                              // of the file
   std::map<std::string, std::string> origin_of;  // key path -> "file.yaml:12"
-  std::set<std::string> at_default;              // those whose value is the default's: generated files write every key
+  bool expands_paths = false;        // of a user's file, not of a stored configuration, whose paths are written out
+  std::set<std::string> at_default;  // those whose value is the default's: generated files write every key
 
   // "file.yaml:12: key", with the line of the nearest section around it when the key itself was not written.
   std::string place(const std::string& key) const;

@@ -3,6 +3,7 @@
 #include <spdlog/sinks/basic_file_sink.h>
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
+#include <cstdlib>
 
 #include <memory>
 #include <mutex>
@@ -32,6 +33,8 @@ struct Sink {
   Sink() {
     auto console = std::make_shared<spdlog::sinks::stderr_color_sink_mt>();
     console->set_pattern("%H:%M:%S %^%L%$ %v");
+    const char* no_color = std::getenv("NO_COLOR");  // https://no-color.org
+    if (no_color && *no_color) console->set_color_mode(spdlog::color_mode::never);
     logger = std::make_shared<spdlog::logger>("lamina", console);
     logger->set_level(spdlog::level::debug);
     logger->flush_on(spdlog::level::info);

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "configs/schema/decode.h"
+#include "configs/schema/files.h"
 #include "configs/schema/nearest.h"
 #include "configs/schema/value.h"
 #include "core/base/error.h"
@@ -205,7 +206,7 @@ class Reader {
     auto found = experiments_.find(key);
     if (found == experiments_.end()) {
       if (!fs::is_regular_file(path)) throw Error("{}: {}: no such file, expected an experiment", place, key);
-      found = experiments_.emplace(key, schema::parse_yaml(read_config_text(key), key)).first;
+      found = experiments_.emplace(key, schema::load_tree(key)).first;
     }
     return found->second;
   }
