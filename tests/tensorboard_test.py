@@ -3,7 +3,7 @@
 
     tensorboard_test.py LAMINA [VENV]
 
-VENV is a virtual environment with tensorboard; without it one is made in a temporary folder (pip install tensorboard).
+VENV is a virtual environment with tensorboard; without it one is made in a temporary folder (pip install tensorboard==2.21.0).
 Checks, through TensorBoard's own reader and through its web server: all runs, all tags, every scalar against metrics.jsonl, the
 histograms, and that after a kill and a resume what the kill left behind is purged.
 """
@@ -24,6 +24,7 @@ from pathlib import Path
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(Path(__file__).resolve().parent / "integration"))
 import event_files  # noqa: E402
+import yaml  # noqa: E402
 from training import Lamina, merged, metrics  # noqa: E402
 
 BASE = {"model": {"num_experts": 4, "num_experts_per_token": 2, "moe_intermediate_size": 12, "first_k_dense_replace": 1},
@@ -47,7 +48,7 @@ for tag in tags["tensors"]:
     plugin = events.SummaryMetadata(tag).plugin_data.plugin_name
     values = [[e.step, tensor_util.make_ndarray(e.tensor_proto).tolist()] for e in events.Tensors(tag)]
     out.setdefault(plugin, {})[tag] = values
-print(json.dumps(out))
+print(json.dumps(out, default=bytes.decode))
 """
 
 
@@ -59,7 +60,7 @@ def expect(condition: bool, message: str) -> None:
 def make_environment(folder: Path) -> Path:
     environment = folder / "venv"
     subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
-    subprocess.run([str(environment / "bin" / "pip"), "install", "-q", "tensorboard"], check=True)
+    subprocess.run([str(environment / "bin" / "pip"), "install", "-q", "tensorboard==2.21.0"], check=True)
     return environment
 
 
@@ -129,6 +130,24 @@ class Server:
         self.log.close()
 
 
+def check_configurations(server: Server, logs: Path, names: list[str]) -> None:
+    """As a text, and as hyperparameters of every run."""
+    request = {"experimentName": "", "allowedStatuses": ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"],
+               "colParams": [], "startIndex": 0, "sliceSize": 100}
+    groups = server.get(f"/data/plugin/hparams/session_groups?{urllib.parse.urlencode({'request': json.dumps(request)})}")["sessionGroups"]
+    shown = {group["sessions"][0]["name"]: group["hparams"] for group in groups}
+    expect(sorted(shown) == names, f"hyperparameters are shown of {sorted(shown)}, expected {names}")
+    for name in names:
+        stored = yaml.safe_load((logs / name / "config.yaml").read_text())
+        # TensorBoard keeps to the first start's, where a later one has changed the learning rate.
+        first = event_files.read_whole(event_files.files(logs / name)[0])[2]["hparams"]
+        for key, value in (("train.optimizer.lr", first["train.optimizer.lr"]), ("model.residual", stored["model"]["residual"]),
+                           ("model.hidden_size", stored["model"]["hidden_size"]), ("logging.tensorboard", True)):
+            expect(shown[name].get(key) == value, f"{name}: {key} is shown as {shown[name].get(key)!r}, expected {value!r}")
+        texts = server.get(f"/data/plugin/text/text?{urllib.parse.urlencode({'run': name, 'tag': 'configuration'})}")
+        expect("hidden_size: " + str(stored["model"]["hidden_size"]) in texts[-1]["text"], f"{name}: the text is {texts}")
+
+
 def check_server(environment: Path, logs: Path, *options: str) -> None:
     server = Server(environment, logs, *options)
     try:
@@ -146,6 +165,7 @@ def check_server(environment: Path, logs: Path, *options: str) -> None:
                 wanted = scalars[tag]
                 values = server.wait_for(f"/data/plugin/scalars/scalars?{query}", lambda found, w=wanted: [v[1:] for v in found] == w, 20)
                 expect([v[1:] for v in values] == wanted, f"{name}: {tag} is shown as {values}, expected {wanted}")
+        check_configurations(server, logs, names)
         print(f"tensorboard {' '.join(options)}: serves {names} with all their tags and values".replace("  ", " "), flush=True)
     finally:
         server.stop()

@@ -270,7 +270,10 @@ void Trainer::open_logs() {
     truncate_metrics(folder_, step_);
     metrics_ = MetricsWriter(folder_.metrics());
     layers_ = MetricsWriter(folder_.layers());
-    if (config_.logging.tensorboard) events_ = tensorboard::EventWriter(folder_.root, step_);
+    if (!config_.logging.tensorboard) return;
+    events_ = tensorboard::EventWriter(folder_.root, step_);
+    const std::string yaml = to_yaml(config_);
+    events_.write_configuration(yaml, flatten_config(yaml));
   });
 }
 

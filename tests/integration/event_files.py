@@ -78,9 +78,18 @@ def histogram(data: bytes) -> dict:
     return out | {"limits": doubles(found[6][0]), "counts": doubles(found[7][0])}
 
 
+def hyperparameters(session: bytes) -> dict:
+    out = {}
+    for entry in fields(session)[1]:
+        key, value = (fields(entry)[number][0] for number in (1, 2))
+        kind, found = next(iter(fields(value).items()))
+        out[key.decode()] = {2: lambda v: doubles(v)[0], 3: bytes.decode, 4: bool}[kind](found[0])
+    return out
+
+
 def event(data: bytes) -> dict:
     found = fields(data)
-    out = {"wall_time": doubles(found[1][0])[0], "step": found.get(2, [0])[0], "scalars": {}, "histograms": {}}
+    out = {"wall_time": doubles(found[1][0])[0], "step": found.get(2, [0])[0], "scalars": {}, "histograms": {}, "texts": {}, "hparams": {}}
     if 3 in found:
         out["file_version"] = found[3][0].decode()
     if 7 in found:
@@ -93,8 +102,16 @@ def event(data: bytes) -> dict:
                 raise EventFileError(f"step {out['step']} has {tag} twice")
             if 2 in parts:
                 out["scalars"][tag] = struct.unpack("<f", parts[2][0])[0]
-            else:
+            elif 5 in parts:
                 out["histograms"][tag] = histogram(parts[5][0])
+            else:
+                plugin = fields(fields(parts[9][0])[1][0])
+                if plugin[1][0] == b"text":
+                    out["texts"][tag] = [text.decode() for text in fields(parts[8][0])[8]]
+                elif (plugin[1][0], tag) == (b"hparams", "_hparams_/session_start_info"):
+                    out["hparams"] = hyperparameters(fields(plugin[2][0])[3][0])
+                else:
+                    raise EventFileError(f"{tag} is of the plugin {plugin[1][0]}")
     return out
 
 

@@ -12,6 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import yaml
+
 import event_files
 from training import Lamina, merged, metrics
 
@@ -57,16 +59,34 @@ def check_histogram(found: dict, values: list[float], where: str) -> None:
         expect(least <= count_below <= most, f"{where}: {count_below} values up to {limit}, expected {least} to {most}")
 
 
+def check_configuration(run: Path, event: dict) -> None:
+    """The run's configuration as a text and as hyperparameters."""
+    text = (run / "config.yaml").read_text()
+    expect(event["step"] == 0 and event["scalars"] == {} and event["histograms"] == {}, f"{run}: {event} where the configuration should be")
+    shown = event["texts"].get("configuration", [""])[0].splitlines()
+    found = yaml.safe_load("\n".join(line.removeprefix("    ") for line in shown))
+    stored = yaml.safe_load(text)
+    # What may change between two starts may differ from the last one's.
+    found["train"].pop("num_steps"), stored["train"].pop("num_steps")
+    expect(all(line.startswith("    ") for line in shown) and found == stored, f"{run}: the text {shown} is not config.yaml")
+    for key, value in (("model.hidden_size", stored["model"]["hidden_size"]), ("model.tie_word_embeddings", stored["model"]["tie_word_embeddings"]),
+                       ("train.optimizer.lr", stored["train"]["optimizer"]["lr"]), ("model.residual", stored["model"]["residual"]),
+                       ("data.train[0].path", stored["data"]["train"][0]["path"]), ("run.name", stored["run"]["name"])):
+        expect(event["hparams"].get(key) == value and isinstance(event["hparams"][key], bool) == isinstance(value, bool),
+               f"{run}: hyperparameter {key} is {event['hparams'].get(key)!r}, expected {value!r}")
+
+
 def check_events(run: Path, path: Path, first: int, last: int, rows: dict[int, dict], layers: dict[int, list[dict]],
                  made_up: bool = False) -> None:
     """The file's events are the start, and the given steps in order. made_up: before these the validation of the step before."""
     events = event_files.read(path)
     if made_up:
-        added = events.pop(2)
+        added = events.pop(3)
         expected = {key: event_files.rounded(rows[first - 1][key]) for key in ("validation_loss", "validation_bits_per_byte")}
         expect((added["step"], added["scalars"]) == (first - 1, expected), f"{path}: {added}, expected {expected} at step {first - 1}")
     expect(events[0].get("file_version") == "brain.Event:2", f"{path} begins with {events[0]}")
     expect(events[1].get("session_status") == 1 and events[1]["step"] == first, f"{path}: {events[1]}, expected the start at {first}")
+    check_configuration(run, events.pop(2))
     times = [event["wall_time"] for event in events]
     expect(times == sorted(times) and abs(times[-1] - time.time()) < 600, f"{path}: times {times}")
     expected = []
@@ -111,7 +131,7 @@ def main() -> None:
                name[-2].isdigit() and ".".join(name[4:-2]) == os.uname().nodename, f"event file {found[0].name}")
         check_events(run, found[0], 1, 5, rows, layers)
         check_damage(found[0])
-        tags = event_files.read(found[0])[2]["histograms"]
+        tags = event_files.read(found[0])[3]["histograms"]
         expect({"layers/hidden_rms", "layers/output_rms", "layers/grad_rms", "layers/depth_weights", "layers/expert_load/001.mlp"} <=
                set(tags), f"histograms {sorted(tags)}")
         print("one start: every number of metrics.jsonl and layers.jsonl is in the event file", flush=True)

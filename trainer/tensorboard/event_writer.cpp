@@ -2,6 +2,8 @@
 
 #include <event.pb.h>
 #include <unistd.h>
+#include <charconv>
+#include <sstream>
 
 #include <algorithm>
 #include <array>
@@ -107,6 +109,30 @@ std::vector<double> numbers(const ordered_json& value) {
   return found;
 }
 
+// Markdown, as TensorBoard shows texts: four spaces make a line one of code.
+std::string as_code(const std::string& text) {
+  std::string code;
+  std::istringstream in(text);
+  for (std::string line; std::getline(in, line);) code += "    " + line + "\n";
+  return code;
+}
+
+// From the form that YAML files have.
+proto::Value hyperparameter(const std::string& text) {
+  proto::Value value;
+  double number = 0;
+  const auto [stop, code] = std::from_chars(text.data(), text.data() + text.size(), number);
+  if (text == "true" || text == "false") {
+    value.set_bool_value(text == "true");
+  } else if (code == std::errc() && stop == text.data() + text.size()) {
+    value.set_number_value(number);
+  } else {
+    const bool quoted = text.size() >= 2 && text.front() == '"' && text.back() == '"';
+    value.set_string_value(quoted ? text.substr(1, text.size() - 2) : text);
+  }
+  return value;
+}
+
 }  // namespace
 
 EventWriter::EventWriter(const fs::path& folder, int64_t first_step) {
@@ -120,6 +146,29 @@ EventWriter::EventWriter(const fs::path& folder, int64_t first_step) {
   proto::Event start = event_at(first_step + 1);
   start.mutable_session_log()->set_status(proto::SessionLog::START);
   file_.append(record_of(version) + record_of(start));
+}
+
+void EventWriter::write_configuration(const std::string& yaml, const std::map<std::string, std::string>& values) {
+  if (!file_.is_open()) return;
+  proto::Event event = event_at(0);
+  proto::Summary::Value& text = *event.mutable_summary()->add_value();
+  text.set_tag("configuration");
+  text.mutable_metadata()->mutable_plugin_data()->set_plugin_name("text");
+  text.mutable_tensor()->set_dtype(proto::TensorProto::DT_STRING);
+  text.mutable_tensor()->mutable_tensor_shape();  // one text
+  text.mutable_tensor()->add_string_val(as_code(yaml));
+
+  proto::HParamsPluginData data;
+  proto::HParamsPluginData::SessionStartInfo& session = *data.mutable_session_start_info();
+  session.set_start_time_secs(event.wall_time());
+  for (const auto& [key, value] : values) (*session.mutable_hparams())[key] = hyperparameter(value);
+  proto::Summary::Value& start = *event.mutable_summary()->add_value();
+  start.set_tag("_hparams_/session_start_info");
+  start.mutable_metadata()->mutable_plugin_data()->set_plugin_name("hparams");
+  start.mutable_metadata()->mutable_plugin_data()->set_content(data.SerializeAsString());
+  start.mutable_tensor()->set_dtype(proto::TensorProto::DT_FLOAT);  // all that is said stands in the metadata
+  start.mutable_tensor()->mutable_tensor_shape()->add_dim()->set_size(0);
+  file_.append(record_of(event));
 }
 
 void EventWriter::write_metrics(int64_t step, const JsonRow& row) {

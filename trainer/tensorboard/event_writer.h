@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <span>
 #include <string>
 
@@ -20,6 +21,9 @@ class EventWriter {
   // after all event files of the folder, the order in which TensorBoard reads them.
   EventWriter(const std::filesystem::path& folder, int64_t first_step);
 
+  // The run's configuration: `yaml` as the text `configuration`, and its keys as hyperparameters, by which TensorBoard sorts and filters
+  // runs: numbers, true and false as such, everything else as text. Of step 0.
+  void write_configuration(const std::string& yaml, const std::map<std::string, std::string>& values);
   // Scalars: every number of the row under its key, of nested rows as outer/inner, of lists as key/index. Not the step.
   void write_metrics(int64_t step, const JsonRow& row);
   // The rows of one step, by sublayer: numbers as scalars layers/<quantity>/<layer>.<sublayer>, lists as histograms of the same
