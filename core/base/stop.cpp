@@ -12,8 +12,9 @@
 namespace lamina::stop {
 namespace {
 
-// All that a signal handler touches: one pointer, written once.
+// All that a signal handler writes: one pointer, once.
 std::atomic<const char*> first_reason{nullptr};
+const char* on_interrupt_doing = "";  // set before the handler is
 static_assert(std::atomic<const char*>::is_always_lock_free);
 
 void on_signal(int signal) {
@@ -23,10 +24,10 @@ void on_signal(int signal) {
 // A step may take minutes: whoever pressed Ctrl-C learns at once that it was seen.
 void on_interrupt(int signal) {
   on_signal(signal);
-  constexpr std::string_view text =
-      "\nSIGINT: saving and stopping, which may take a step; a second one ends it at once\n";
   const int before = errno;
-  [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, text.data(), text.size());
+  for (const std::string_view part : {std::string_view("\nSIGINT: "), std::string_view(on_interrupt_doing),
+                                      std::string_view("; a second one ends it at once\n")})
+    [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, part.data(), part.size());
   errno = before;
 }
 
@@ -40,8 +41,9 @@ void handle(int signal, void (*handler)(int), int flags) {
 
 }  // namespace
 
-void catch_signals(bool interrupt_too) {
+void catch_signals(bool interrupt_too, const char* doing) {
   signals::move_to_own_thread();
+  on_interrupt_doing = doing;
   handle(SIGTERM, on_signal, SA_RESTART);
   handle(SIGUSR1, on_signal, SA_RESTART);
   if (interrupt_too && !signals::is_ignored(SIGINT))

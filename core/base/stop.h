@@ -36,9 +36,9 @@ class Stopped : public std::exception {
 namespace stop {
 
 // From now on SIGTERM and SIGUSR1 set the request instead of ending the process, however often they come. `interrupt_too`: so does
-// the first SIGINT, which says on stderr what it does, while the second one ends the process at once; a process that was started
-// with SIGINT ignored goes on ignoring it. No computing thread runs a handler (core/base/signals.h).
-void catch_signals(bool interrupt_too = false);
+// the first SIGINT, which says on stderr what it does (`doing`, which must stay valid), while the second one ends the process at once; a
+// process that was started with SIGINT ignored goes on ignoring it. No computing thread runs a handler (core/base/signals.h).
+void catch_signals(bool interrupt_too = false, const char* doing = "saving and stopping, which may take a step");
 
 bool requested() noexcept;
 
