@@ -65,11 +65,27 @@ void Decoder::pass(std::vector<Pending>& pending, const TensorView& last) {
   for (size_t i = 0; i < runs_.size(); ++i) {
     const model::SequenceRun& run = runs_[i];
     run.sequence->advance(run.count);
+    if (taken[i]->feed->each)
+      show_each(*taken[i], static_cast<int64_t>(taken[i]->done) - run.count,
+                hidden.slice(0, run.begin, run.begin + run.count));
     if (!taken[i]->rest().empty()) continue;
     const auto to = static_cast<int64_t>(taken[i]->index), from = run.begin + run.count - 1;
     model::copy_rows(hidden.slice(0, from, from + 1), last.slice(0, to, to + 1));
   }
   std::erase_if(pending, [](const Pending& each) { return each.rest().empty(); });
+}
+
+// A few rows at a time: all of a prompt's logits would be large.
+void Decoder::show_each(const Pending& pending, int64_t first, const TensorView& hidden) {
+  const int64_t rows = hidden.size(0), most = std::max<int64_t>(1, (int64_t{1} << 22) / config_.vocab_size);
+  const ArenaScope scope(scratch_);
+  const TensorView room = scratch_.take(accumulation_dtype(dtype_), {std::min(rows, most), config_.vocab_size});
+  for (int64_t begin = 0; begin < rows; begin += most) {
+    const int64_t end = std::min(rows, begin + most);
+    const TensorView logits = room.slice(0, 0, end - begin);
+    ops::linear(ctx_, hidden.slice(0, begin, end), stage_.head_weight(), logits);
+    pending.feed->each(first + begin, logits);
+  }
 }
 
 TensorView Decoder::feed(std::span<const Feed> feeds) {

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -45,9 +46,13 @@ class Decoder {
 
   Sequence make_sequence() const { return {config_, dtype_}; }
 
+  // Logits of what follows some of a feed's tokens, [rows, vocab_size] acc, the first row's being those after tokens[first]. Valid in the
+  // call only.
+  using EachLogits = std::function<void(int64_t first, const TensorView& logits)>;
   struct Feed {
     Sequence* sequence;               // each at most once in a call
     std::span<const int32_t> tokens;  // its next ones, at least one, all below vocab_size
+    EachLogits each = {};             // where there is one, it gets the logits after every token, in order
   };
   // Logits of what follows the last token of each feed: [feeds, vocab_size] acc, valid until the next call. Error when memory does not
   // suffice; the sequences are of no use then.
@@ -64,6 +69,7 @@ class Decoder {
   };
   std::span<const int32_t> next_piece(const Pending& pending, int64_t room) const;
   void pass(std::vector<Pending>& pending, const TensorView& last);
+  void show_each(const Pending& pending, int64_t first, const TensorView& hidden);
 
   const ModelConfig& config_;
   DType dtype_;

@@ -25,6 +25,13 @@ std::span<const float> row_of(const TensorView& logits, size_t row, size_t count
   return room;
 }
 
+void score(TokenEvent& event, std::span<const float> logits, const std::optional<int64_t>& num_likeliest) {
+  if (!num_likeliest) return;
+  const LogProbabilities probabilities(logits);
+  event.log_probability = probabilities.of(event.token);
+  event.likeliest = probabilities.likeliest(*num_likeliest);
+}
+
 }  // namespace
 
 std::string StopFilter::add(std::string_view text, bool& found) {
@@ -44,10 +51,13 @@ Generator::Generator(Decoder& decoder, const Tokenizer& tokenizer, int64_t promp
 }
 
 int64_t Generator::add(Request request) {
-  LAMINA_CHECK(!request.tokens.empty() && request.num_samples > 0 && request.max_tokens > 0,
+  LAMINA_CHECK(!request.tokens.empty() && request.num_samples > 0 && request.max_tokens >= 0,
                "a request of {} tokens for {} samples of {}", request.tokens.size(), request.num_samples,
                request.max_tokens);
   for (const std::string& stop : request.stop) LAMINA_CHECK(!stop.empty(), "an empty stop text");
+  if (request.score_prompt)
+    for (const int32_t token : request.tokens)
+      LAMINA_CHECK(token < tokenizer_.vocab_size(), "token {} of {}", token, tokenizer_.vocab_size());
   jobs_.push_back({next_number_, std::move(request), decoder_.make_sequence(), 0, {}});
   return next_number_++;
 }
@@ -64,8 +74,26 @@ void Generator::begin_samples(Job& job) {
     Sequence sequence = is_last ? std::move(job.prompt) : decoder_.make_sequence();
     if (!is_last) sequence.assign(job.prompt);
     job.samples.push_back({std::move(sequence), TextStream(tokenizer_, request.tokens), StopFilter(request.stop),
-                           CounterRng(request.seed, static_cast<uint64_t>(i))});
+                           CounterRng(request.seed, request.first_stream + static_cast<uint64_t>(i))});
   }
+}
+
+// The next piece's logits belong to the tokens behind them; those of the last one to the samples.
+Decoder::EachLogits Generator::scorer(const Job& job, std::vector<TokenEvent>& events) {
+  return [&job, &events, fed = job.fed, tokenizer = &tokenizer_](int64_t first, const TensorView& logits) {
+    const auto vocab_size = static_cast<size_t>(std::min(tokenizer->vocab_size(), logits.size(1)));
+    std::vector<float> floats;
+    for (size_t row = 0; row < static_cast<size_t>(logits.size(0)); ++row) {
+      const size_t next = fed + static_cast<size_t>(first) + row + 1;
+      if (next == job.request.tokens.size()) continue;
+      TokenEvent event;
+      event.request = job.number;
+      event.sample = TokenEvent::of_prompt;
+      event.token = job.request.tokens[next];
+      score(event, row_of(logits, row, vocab_size, floats), job.request.num_likeliest);
+      events.push_back(std::move(event));
+    }
+  };
 }
 
 TokenEvent Generator::draw(Job& job, int index, std::span<const float> logits) {
@@ -75,12 +103,13 @@ TokenEvent Generator::draw(Job& job, int index, std::span<const float> logits) {
   TokenEvent event;
   event.request = job.number;
   event.sample = index;
-  event.token = sample.last = static_cast<int32_t>(draw_token(logits, request.sampling, uniform));
-  if (request.num_likeliest) {
-    const LogProbabilities probabilities(logits);
-    event.log_probability = probabilities.of(event.token);
-    event.likeliest = probabilities.likeliest(*request.num_likeliest);
+  if (request.max_tokens == 0) {
+    event.finish = Finish::length;
+    sample.is_done = true;
+    return event;
   }
+  event.token = sample.last = static_cast<int32_t>(draw_token(logits, request.sampling, uniform));
+  score(event, logits, request.num_likeliest);
   ++sample.num_tokens;
   bool stopped = false;
   if (event.token == tokenizer_.end_of_document())
@@ -101,6 +130,7 @@ TokenEvent Generator::draw(Job& job, int index, std::span<const float> logits) {
 std::vector<TokenEvent> Generator::step() {
   std::vector<Decoder::Feed> feeds;
   std::vector<Place> places;
+  std::vector<TokenEvent> events;
   for (Job& job : jobs_) {
     for (size_t i = 0; i < job.samples.size(); ++i) {
       Sample& sample = job.samples[i];
@@ -114,12 +144,11 @@ std::vector<TokenEvent> Generator::step() {
     if (!job.reads_prompt() || room == 0) continue;
     const auto rest = std::span<const int32_t>(job.request.tokens).subspan(job.fed);
     const auto piece = rest.first(std::min(rest.size(), static_cast<size_t>(room)));
-    feeds.push_back({&job.prompt, piece});
+    feeds.push_back({&job.prompt, piece, job.request.score_prompt ? scorer(job, events) : Decoder::EachLogits{}});
     places.push_back({&job, -1});
     job.fed += piece.size();
     room -= static_cast<int64_t>(piece.size());
   }
-  std::vector<TokenEvent> events;
   if (feeds.empty()) return events;
   const TensorView logits = decoder_.feed(feeds);
   // Rows that pad the vocabulary are never drawn.

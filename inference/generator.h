@@ -19,21 +19,24 @@ namespace lamina::inference {
 struct Request {
   std::vector<int32_t> tokens;  // the prompt, not empty
   int num_samples = 1;          // continuations, each drawn for itself
-  int64_t max_tokens = 200;     // of each continuation
+  int64_t max_tokens = 200;     // of each continuation; 0: only the prompt is read
   Sampling sampling;
   uint64_t seed = 1;              // same request, same text
+  uint64_t first_stream = 0;      // of random numbers: the first sample's, the next one's is one more
   std::vector<std::string> stop;  // a text ends before the first of these, which are not empty
   // Log-probabilities are wanted, and those of so many of the likeliest tokens beside.
   std::optional<int64_t> num_likeliest;
+  bool score_prompt = false;  // and of the prompt's tokens behind the first
 };
 
 enum class Finish { no, length, stop_text, end_of_document };
 
-// One token of one continuation.
+// One token of one continuation, or of a prompt that is scored; without a token the end of a sample of none.
 struct TokenEvent {
+  static constexpr int of_prompt = -1;
   int64_t request = 0;
-  int sample = 0;
-  int32_t token = 0;
+  int sample = 0;              // or of_prompt: the prompt's come before those of its samples
+  int32_t token = -1;          // -1: none
   double log_probability = 0;  // when wanted
   std::vector<std::pair<int32_t, double>> likeliest;
   std::string text;  // what became certain: whole characters, no part of a stop text
@@ -87,6 +90,7 @@ class Generator {
     int sample;  // -1: the prompt
   };
   void begin_samples(Job& job);
+  Decoder::EachLogits scorer(const Job& job, std::vector<TokenEvent>& events);
   TokenEvent draw(Job& job, int index, std::span<const float> logits);
 
   Decoder& decoder_;

@@ -4,45 +4,10 @@
 
 #include <map>
 
-#include "tests/model/model_support.h"
+#include "tests/inference/writer.h"
 
 namespace lamina::inference {
 namespace {
-
-// A model over bytes, with weights that make it write anything.
-class Writer {
- public:
-  Writer()
-      : config_(config()),
-        model_(config_, DType::f32, Recompute::none, 1, 8),
-        tokenizer_(make_tokenizer("bytes")),
-        decoder_(config_, model_.parameters, {}) {}
-
-  Request request(const std::string& prompt, uint64_t seed = 1) const {
-    Request request;
-    request.tokens = {tokenizer_->end_of_document()};
-    tokenizer_->encode(prompt, request.tokens);
-    request.seed = seed;
-    request.max_tokens = 20;
-    request.sampling = {1.0, 0, 1.0};
-    return request;
-  }
-  Generator generator(int64_t prompt_tokens_per_pass = 512) { return {decoder_, *tokenizer_, prompt_tokens_per_pass}; }
-  const Tokenizer& tokenizer() const { return *tokenizer_; }
-  Decoder& decoder() { return decoder_; }
-
- private:
-  static ModelConfig config() {
-    ModelConfig c = model::hybrid_config(Residual::block_attnres, 4, 2, false);
-    c.vocab_size = 260;  // three rows pad it
-    return c;
-  }
-
-  ModelConfig config_;
-  model::SmallModel model_;
-  std::unique_ptr<Tokenizer> tokenizer_;
-  Decoder decoder_;
-};
 
 using Key = std::pair<int64_t, int>;  // request, sample
 std::map<Key, std::vector<TokenEvent>> run(Generator& generator) {
@@ -126,6 +91,42 @@ TEST(Generator, GreedyTakesTheLikeliest) {
     next = {event.token};
   }
   EXPECT_EQ(events.back().finish == Finish::length, events.back().token != 256);
+}
+
+// The likelihood of a text that was written is the same when it comes as a prompt, in pieces or not.
+TEST(Generator, ScoresAPromptAsItWasDrawn) {
+  Writer writer;
+  Request request = writer.request("score");
+  request.num_likeliest = 2;
+  Generator generator = writer.generator();
+  generator.add(request);
+  const auto drawn = run(generator).begin()->second;
+  const size_t prompt = request.tokens.size();
+  for (const TokenEvent& event : drawn) request.tokens.push_back(event.token);
+  request.score_prompt = true;
+  request.num_samples = 2;
+  for (const int64_t max_tokens : {0, 1}) {
+    for (const int64_t pieces : {3, 512}) {
+      request.max_tokens = max_tokens;
+      Generator scoring = writer.generator(pieces);
+      scoring.add(request);
+      const auto all = run(scoring);
+      const auto& scored = all.at({0, TokenEvent::of_prompt});
+      ASSERT_EQ(scored.size(), request.tokens.size() - 1);
+      for (size_t i = 0; i < drawn.size(); ++i) {
+        const TokenEvent& found = scored[prompt - 1 + i];
+        EXPECT_EQ(found.token, drawn[i].token);
+        EXPECT_NEAR(found.log_probability, drawn[i].log_probability, 1e-5);
+        ASSERT_EQ(found.likeliest.size(), 2u);
+        EXPECT_EQ(found.likeliest[0].first, drawn[i].likeliest[0].first);
+      }
+      for (const int sample : {0, 1}) {
+        ASSERT_EQ(all.at({0, sample}).size(), 1u);
+        EXPECT_EQ(all.at({0, sample})[0].finish, Finish::length);
+        EXPECT_EQ(all.at({0, sample})[0].token < 0, max_tokens == 0);
+      }
+    }
+  }
 }
 
 TEST(Generator, EndsAtAStopText) {
