@@ -25,6 +25,7 @@ void register_tokenizer(CLI::App& app);
 void register_train(CLI::App& app);
 void register_eval(CLI::App& app);
 void register_sample(CLI::App& app);
+void register_serve(CLI::App& app);
 void register_check(CLI::App& app);
 void register_plan(CLI::App& app);
 void register_verify(CLI::App& app);

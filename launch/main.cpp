@@ -95,6 +95,7 @@ int run(int argc, char** argv) {
   register_train(app);
   register_eval(app);
   register_sample(app);
+  register_serve(app);
   register_check(app);
   register_plan(app);
   register_verify(app);

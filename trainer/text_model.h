@@ -20,6 +20,7 @@ class TextModel {
   TextModel(const std::filesystem::path& checkpoint, const std::string& data_path);
 
   const Config& config() const { return restored_.config; }
+  DType dtype() const { return decoder_->dtype(); }
   const Tokenizer& tokenizer() const { return *tokenizer_; }
   inference::Decoder& decoder() { return *decoder_; }
   // The prompt as the model saw texts in training: behind the token that ends a document.
