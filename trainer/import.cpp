@@ -31,9 +31,14 @@ class ExportedModel {
   // `wanted`: every tensor of the model.
   ExportedModel(const fs::path& folder, const std::map<std::string, Shape>& wanted, const ModelConfig& model)
       : folder_(folder) {
-    if (fs::exists(folder_ / index_file))
+    if (fs::exists(folder_ / index_file)) {
       read_index();
-    else if (fs::exists(folder_ / single_file))
+      // Transformers reads the single file then, and leaves either behind when it saves over the other.
+      if (fs::exists(folder_ / single_file) && !shards_.contains(single_file))
+        throw Error(
+            "{}: found beside {}, which does not name it, expected one of the two: two saves lie in this folder",
+            (folder_ / single_file).string(), index_file);
+    } else if (fs::exists(folder_ / single_file))
       open_shard(single_file);
     else
       throw Error("{}: not found, expected an exported model's index, or {} alone", (folder_ / index_file).string(),

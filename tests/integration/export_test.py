@@ -20,6 +20,8 @@ MODELS = {
     "kimi": {"model": {"mixers": ["kda", "kda", "mla"], "linear_num_heads": 2, "linear_head_dim": 16, "num_experts": 4,
                        "num_experts_per_token": 2, "moe_intermediate_size": 20, "first_k_dense_replace": 1},
              "train": {"optimizer": {"name": "muon", "lr": 0.003}}},
+    "kda alone": {"model": {"mixers": ["kda"], "linear_num_heads": 2, "linear_head_dim": 16,
+                            **dict.fromkeys(("num_attention_heads", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"))}},
 }
 STEPS = 2
 ITEM_SIZES = {"F64": 8, "F32": 4, "BF16": 2, "I32": 4}
@@ -198,6 +200,9 @@ def bad_input(lamina: Lamina, run_folder: Path) -> None:
     refuse(with_header(lambda h: h[norm].update(shape=[6, 6])), "tensor model.norm.weight: shape [6, 6] found, expected [36]")
     refuse(with_header(lambda h: h.update({"model.norm.height": h.pop(norm)})), "tensor model.norm.weight is not in")
     refuse(with_header(lambda h: h[norm].update(dtype="F16")), 'dtype "F16" found')
+    (good / "model.safetensors").write_bytes(whole)  # of another save into the same folder
+    refuse(whole, "model.safetensors: found beside model.safetensors.index.json, which does not name it")
+    (good / "model.safetensors").unlink()
     run(lamina, "export", "--checkpoint", str(run_folder), "--output", str(good), error="exists, expected a new folder")
     run(lamina, "export", "--checkpoint", str(lamina.folder / "nowhere"), "--output", str(out), error="no such folder")
     run(lamina, "import", "--from", str(lamina.folder), "--output", str(out), error="config.json")
