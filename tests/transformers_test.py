@@ -37,6 +37,8 @@ EXPERTS = {"num_experts": 6, "num_experts_per_token": 2, "moe_intermediate_size"
 KIMI = {**STANDARD, **KDA, **EXPERTS}
 LATENT_QUERIES = {"q_lora_rank": 9, "rms_norm_eps": 1e-6}
 
+NO_MLA = {"mixers": ["kda"], **dict.fromkeys(("num_attention_heads", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"))}
+
 RIGHT = {
     "kimi": KIMI,
     "kimi-tied": {**KIMI, "tie_word_embeddings": True},
@@ -48,6 +50,7 @@ RIGHT = {
     "kimi-one-choice": {**KIMI, "num_experts_per_token": 1, "num_shared_experts": 2},
     "kimi-wide-vocabulary": {**KIMI, "vocab_size": 320},
     "kimi-short-convolution": {**KIMI, "short_conv_kernel_size": 2},
+    "kda-alone": {**KIMI, **NO_MLA},
     "mla": {**STANDARD, **EXPERTS},
     "mla-dense": STANDARD,
     "mla-dense-tied": {**STANDARD, "tie_word_embeddings": True},
@@ -65,6 +68,7 @@ OWN = {
     "block-kimi-tied": ({**BLOCK, **KDA, **EXPERTS, "tie_word_embeddings": True}, "residual: block_attnres"),
     "documents-standard": ({**KIMI, "data": WORDS}, "document_mask: true"),
     "block-kimi-bounded": ({**BLOCK, **KDA, **EXPERTS, **BOUNDED}, "residual: block_attnres"),
+    "block-kda-alone": ({**BLOCK, **KDA, **EXPERTS, **NO_MLA}, "residual: block_attnres"),
     "block-kda-dense-bounded": ({**BLOCK, **KDA, **BOUNDED, "mixers": ["mla", "kda"]}, "residual: block_attnres"),
     "full": (FULL, "residual: full_attnres"),
     "full-tied-latent-queries": ({**FULL, "tie_word_embeddings": True, "q_lora_rank": 9}, "residual: full_attnres"),

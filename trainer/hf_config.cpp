@@ -55,15 +55,18 @@ void add_code(nlohmann::ordered_json& out) {
 }
 
 void add_attention(nlohmann::ordered_json& out, const ModelConfig& c) {
-  out["num_attention_heads"] = c.num_attention_heads;
-  out["num_key_value_heads"] = c.num_attention_heads;
-  out["q_lora_rank"] = c.q_lora_rank ? nlohmann::ordered_json(*c.q_lora_rank) : nlohmann::ordered_json();
-  out["kv_lora_rank"] = c.kv_lora_rank;
-  out["qk_nope_head_dim"] = c.qk_nope_head_dim;
-  out["qk_rope_head_dim"] = c.qk_rope_head_dim;
-  out["v_head_dim"] = c.v_head_dim;
+  const bool has_mla = has_mixer(c, Mixer::mla);
+  // Other programs divide by the number of heads, whatever the layers are.
+  out["num_attention_heads"] = out["num_key_value_heads"] = has_mla ? c.num_attention_heads : c.linear_num_heads;
   out["mla_use_nope"] = true;
-  out["kv_a_layernorm_eps"] = c.kv_a_layernorm_eps;
+  if (has_mla) {
+    out["q_lora_rank"] = c.q_lora_rank ? nlohmann::ordered_json(*c.q_lora_rank) : nlohmann::ordered_json();
+    out["kv_lora_rank"] = c.kv_lora_rank;
+    out["qk_nope_head_dim"] = c.qk_nope_head_dim;
+    out["qk_rope_head_dim"] = c.qk_rope_head_dim;
+    out["v_head_dim"] = c.v_head_dim;
+    out["kv_a_layernorm_eps"] = c.kv_a_layernorm_eps;
+  }
   nlohmann::ordered_json& linear = out["linear_attn_config"];
   linear["kda_layers"] = layers_with(c, Mixer::kda);
   linear["full_attn_layers"] = layers_with(c, Mixer::mla);
@@ -192,7 +195,7 @@ std::vector<Mixer> parse_mixers(const Keys& linear, int64_t num_layers) {
   return mixers;
 }
 
-void parse_attention(const Keys& keys, const json& root, const std::string& file, ModelConfig& c) {
+void parse_latent_attention(const Keys& keys, ModelConfig& c) {
   keys.read("num_attention_heads", c.num_attention_heads);
   keys.must_be("num_key_value_heads", c.num_attention_heads);
   if (keys.has("q_lora_rank")) {
@@ -205,13 +208,17 @@ void parse_attention(const Keys& keys, const json& root, const std::string& file
   keys.read("qk_rope_head_dim", c.qk_rope_head_dim);
   keys.read("v_head_dim", c.v_head_dim);
   keys.read_optional("kv_a_layernorm_eps", c.kv_a_layernorm_eps);
-  if (!keys.has("linear_attn_config")) return;
-  const Keys linear(root.at("linear_attn_config"), file, "linear_attn_config.");
-  c.mixers = parse_mixers(linear, c.num_hidden_layers);
+}
+
+void parse_attention(const Keys& keys, const json& root, const std::string& file, ModelConfig& c) {
+  if (keys.has("linear_attn_config"))
+    c.mixers = parse_mixers(Keys(root.at("linear_attn_config"), file, "linear_attn_config."), c.num_hidden_layers);
+  if (has_mixer(c, Mixer::mla)) parse_latent_attention(keys, c);
   if (!has_mixer(c, Mixer::kda)) {
     c.mixers.clear();
     return;
   }
+  const Keys linear(root.at("linear_attn_config"), file, "linear_attn_config.");
   linear.read("num_heads", c.linear_num_heads);
   linear.read("head_dim", c.linear_head_dim);
   linear.read("short_conv_kernel_size", c.short_conv_kernel_size);

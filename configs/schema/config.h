@@ -36,13 +36,13 @@ struct ModelConfig {
   // Token mixer of each layer; the pattern repeats. Empty: mla everywhere. Its keys are `num_attention_heads` to
   // `v_head_dim`; those of Kimi Delta Attention (kda) the next four.
   std::vector<Mixer> mixers;
-  int64_t num_attention_heads = 0;     // required
+  int64_t num_attention_heads = 0;     // required with mla
   std::optional<int64_t> q_lora_rank;  // absent: one query projection
-  int64_t kv_lora_rank = 0;            // required
+  int64_t kv_lora_rank = 0;            // required with mla
   double kv_a_layernorm_eps = 1e-6;
-  int64_t qk_nope_head_dim = 0;  // required
+  int64_t qk_nope_head_dim = 0;  // required with mla
   int64_t qk_rope_head_dim = 0;  // the key part shared by all heads; not rotated (NoPE); may be 0
-  int64_t v_head_dim = 0;        // required
+  int64_t v_head_dim = 0;        // required with mla
   int64_t linear_num_heads = 0;  // required with kda
   int64_t linear_head_dim = 0;   // required with kda
   int64_t short_conv_kernel_size = 4;

@@ -161,14 +161,15 @@ void describe(V& v, ModelConfig& c) {
         "Decoder layers per block, the last block may be short. Only with `residual: block_attnres`.");
   v.key("mixers", c.mixers, Rule(),
         "Token mixer of each layer, repeated when there are more layers; absent: `mla` everywhere.");
-  v.key("num_attention_heads", c.num_attention_heads, size, "Attention heads.");
+  const Rule latent = Rule().at_least(1).derived("required with mla");
+  v.key("num_attention_heads", c.num_attention_heads, latent, "Attention heads.");
   v.key("q_lora_rank", c.q_lora_rank, Rule().at_least(1), "Rank of the query projection; absent: one full matrix.");
-  v.key("kv_lora_rank", c.kv_lora_rank, size, "Rank of the shared key and value projection.");
+  v.key("kv_lora_rank", c.kv_lora_rank, latent, "Rank of the shared key and value projection.");
   v.key("kv_a_layernorm_eps", c.kv_a_layernorm_eps, Rule().above(0), "Epsilon of the norm inside that projection.");
-  v.key("qk_nope_head_dim", c.qk_nope_head_dim, size, "Width per head of queries and keys, each head its own.");
+  v.key("qk_nope_head_dim", c.qk_nope_head_dim, latent, "Width per head of queries and keys, each head its own.");
   v.key("qk_rope_head_dim", c.qk_rope_head_dim, Rule().at_least(0),
         "Width of the key part that all heads share; not rotated (NoPE).");
-  v.key("v_head_dim", c.v_head_dim, size, "Width per head of the values.");
+  v.key("v_head_dim", c.v_head_dim, latent, "Width per head of the values.");
   v.key("linear_num_heads", c.linear_num_heads, Rule().at_least(1).derived("required with kda"),
         "Heads of Kimi Delta Attention. This and the next three only with `kda` in `mixers`.");
   v.key("linear_head_dim", c.linear_head_dim, Rule().at_least(1).derived("required with kda"),

@@ -1,6 +1,7 @@
 #include "configs/schema/validate.h"
 
 #include <algorithm>
+#include <array>
 
 #include "configs/schema/decode.h"
 #include "configs/schema/keys.h"
@@ -10,6 +11,13 @@
 namespace lamina {
 namespace schema {
 namespace {
+
+constexpr std::array mla_keys = {"num_attention_heads", "q_lora_rank",      "kv_lora_rank", "kv_a_layernorm_eps",
+                                 "qk_nope_head_dim",    "qk_rope_head_dim", "v_head_dim"};
+
+bool has_mla(const ModelConfig& model) {
+  return model.mixers.empty() || std::count(model.mixers.begin(), model.mixers.end(), Mixer::mla) > 0;
+}
 
 bool has_kda(const ModelConfig& model) {
   return std::count(model.mixers.begin(), model.mixers.end(), Mixer::kda) > 0;
@@ -60,7 +68,7 @@ void check_steps(const Config& config, const Given& given) {
 
 void require_key(const std::string& key, const char* why, const Given& given) {
   if (!given.origin_of.contains(key))
-    throw Error("{}: required key is missing {}, expected an integer at least 1", given.place(key), why);
+    throw Error("{}: required key is missing{}, expected an integer at least 1", given.place(key), why);
 }
 
 void check_model(const Config& config, const Given& given) {
@@ -68,16 +76,17 @@ void check_model(const Config& config, const Given& given) {
   if (static_cast<int64_t>(model.mixers.size()) > model.num_hidden_layers)
     throw Error("{}: found {} entries, expected at most model.num_hidden_layers ({})", given.place("model.mixers"),
                 model.mixers.size(), model.num_hidden_layers);
-  if (!model.mixers.empty() && std::count(model.mixers.begin(), model.mixers.end(), Mixer::mla) == 0)
-    throw Error("{}: found no mla, expected at least one: the keys of that mixer are required",
-                given.place("model.mixers"));
+  if (has_mla(model))
+    for (const char* key :
+         {"model.num_attention_heads", "model.kv_lora_rank", "model.qk_nope_head_dim", "model.v_head_dim"})
+      require_key(key, model.mixers.empty() ? "" : " with mla in model.mixers", given);
   if (has_kda(model))
     for (const char* key : {"model.linear_num_heads", "model.linear_head_dim"})
-      require_key(key, "with kda in model.mixers", given);
-  if (has_dense_mlp(model)) require_key("model.intermediate_size", "for the dense MLP", given);
+      require_key(key, " with kda in model.mixers", given);
+  if (has_dense_mlp(model)) require_key("model.intermediate_size", " for the dense MLP", given);
   if (model.num_experts == 0) return;
   for (const char* key : {"model.num_experts_per_token", "model.moe_intermediate_size"})
-    require_key(key, "with model.num_experts", given);
+    require_key(key, " with model.num_experts", given);
   if (model.first_k_dense_replace >= model.num_hidden_layers)
     throw Error(
         "{}: found {}, expected below model.num_hidden_layers ({}); model.num_experts: 0 makes every layer dense",
@@ -174,6 +183,12 @@ std::vector<Unused> unused_keys(const Config& config) {
     unused.push_back({"model.attn_res_block_size",
                       fmt::format("has no effect with model.residual: {}",
                                   config.model.residual == Residual::standard ? "standard" : "full_attnres")});
+  if (!has_mla(config.model)) {
+    for (const char* key : mla_keys)
+      unused.push_back({std::string("model.") + key, "has no effect without mla in model.mixers"});
+    if (config.train.optimizer.name == OptimizerName::muon)
+      unused.push_back({"train.optimizer.qk_clip", "has no effect without mla in model.mixers"});
+  }
   if (!has_kda(config.model))
     for (const char* key : {"linear_num_heads", "linear_head_dim", "short_conv_kernel_size", "gate_lower_bound"})
       unused.push_back({std::string("model.") + key, "has no effect without kda in model.mixers"});

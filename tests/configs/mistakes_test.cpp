@@ -255,8 +255,8 @@ const Override wrong_overrides[] = {
      "command line: model.mixers=[mla, kdda]: model.mixers[1]: found 'kdda', expected one of mla, kda; did you mean "
      "kda?"},
     {"model.mixers=[kda]",
-     "command line: model.mixers=[kda]: model.mixers: found no mla, expected at least one: the keys of that mixer are "
-     "required"},
+     "a.yaml:8: model.num_attention_heads has no effect without mla in model.mixers; remove it "
+     "(model.num_attention_heads=null on the command line)"},
     {"model.mixers=[mla, mla, mla, mla, mla]",
      "command line: model.mixers=[mla, mla, mla, mla, mla]: model.mixers: found 5 entries, expected at most "
      "model.num_hidden_layers (4)"},

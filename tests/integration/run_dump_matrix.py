@@ -29,6 +29,8 @@ def model(residual: str, block_size: int, layers: int = 5, tied: bool = False, q
     return changes
 
 
+MLA_KEYS = ("num_attention_heads", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+
 # A small Kimi Linear: both mixers, dense and mixture layers. Smaller steps and weights than the dense models': after two large
 # steps some activations are so small that float32 itself (PyTorch's too) is off by 2e-5.
 KIMI = {"model": {"hidden_size": 52, "initializer_range": 0.08, "mixers": ["kda", "kda", "mla"], "linear_num_heads": 2,
@@ -139,7 +141,8 @@ class Matrix:
         for residual, size in SCHEMES:
             changes = merged(model(residual, size), KIMI)   # this way round a None still removes a key
             self.both_steps(f"kimi-{name_of(residual, size, 5, False, None)}", changes)
-        variants = {"bounded gate": {"model": {"gate_lower_bound": -5.0}},
+        variants = {"kda alone": {"model": {"mixers": ["kda"], **dict.fromkeys(MLA_KEYS)}},
+                    "bounded gate": {"model": {"gate_lower_bound": -5.0}},
                     "adamw": {"train": {"optimizer": {"name": "adamw"}}},
                     "groups": {"train": {"optimizer": {
                         "name": "muon", "lr": 0.003, "attn_res_lr_factor": 0.1, "groups": [
