@@ -20,7 +20,8 @@ PARALLEL = OPS | {"parallel"}
 MODEL = PARALLEL | {"model"}
 DATA = IO | {"data"}
 INFERENCE = MODEL | DATA | {"inference"}
-TRAINER = INFERENCE | {"trainer"}
+EVALUATION = COMM | DATA | {"evaluation"}
+TRAINER = INFERENCE | EVALUATION | {"trainer"}
 
 ROOMS = {
     "core/base": {"core/base"},
@@ -34,6 +35,7 @@ ROOMS = {
     "model": MODEL,
     "data": DATA,
     "inference": INFERENCE,
+    "evaluation": EVALUATION,
     "trainer": TRAINER,
     "launch": TRAINER | {"launch"},
     "tests": TRAINER | {"tests"},
@@ -135,6 +137,9 @@ CASES = [
     ("model/a.h", '#include "data/loader.h"', False),
     ("model/a.h", '#include "inference/decoder.h"', False),
     ("inference/a.h", '#include "trainer/train.h"', False),
+    ("evaluation/a.h", '#include "model/model.h"', False),
+    ("evaluation/a.h", '#include "trainer/train.h"', False),
+    ("inference/a.h", '#include "evaluation/tasks.h"', False),
     ("data/a.h", '#include "model/model.h"', False),
     ("data/a.h", '#include "parallel/comm/communicator.h"', False),
     ("data/a.h", '#include "core/tensor/view.h"', False),
@@ -178,7 +183,8 @@ CASES = [
     ("launch/a.cpp", '#include "parallel/comm/nccl/nccl_communicator.h"', True),
     ("parallel/zero/a.cpp", '#include "parallel/comm/communicator.h"\n#include "core/ops/op.h"', True),
     ("trainer/a.cpp", '#include "data/loader.h"\n#include "core/io/hdf5.h"\n#include "parallel/comm/communicator.h"', True),
-    ("trainer/a.cpp", '#include "inference/decoder.h"', True),
+    ("trainer/a.cpp", '#include "inference/decoder.h"\n#include "evaluation/tasks.h"', True),
+    ("evaluation/a.cpp", '#include "data/loader.h"\n#include "parallel/comm/communicator.h"', True),
     ("inference/a.cpp", '#include "data/loader.h"\n#include "model/model.h"', True),
     ("launch/a.cpp", '#include <CLI/CLI.hpp>\n#include "parallel/comm/mpi/mpi_communicator.h"', True),
     ("launch/study/a.cpp", "#include <Eigen/Dense>\n#include <unsupported/Eigen/NonLinearOptimization>", True),
@@ -189,7 +195,7 @@ CASES = [
 TARGETS = ["core/base/log.h", "core/device/device.h", "core/tensor/view.h", "core/ops/op.h", "core/io/hdf5.h",
            "configs/schema/config.h", "parallel/comm/communicator.h", "parallel/comm/mpi/mpi_communicator.h",
            "parallel/comm/nccl/nccl_communicator.h",
-           "model/model.h", "data/loader.h", "inference/decoder.h", "trainer/train.h", "launch/main.h", "tests/support/b.h"]
+           "model/model.h", "data/loader.h", "inference/decoder.h", "evaluation/tasks.h", "trainer/train.h", "launch/main.h", "tests/support/b.h"]
 
 
 def self_test() -> list[str]:

@@ -168,13 +168,12 @@ int64_t Engine::take_data_bytes() {
 }
 
 // Of every token, where in its sequence its document starts: after the token that ended the one before.
-void Engine::find_documents(std::span<const int32_t> tokens) {
+void Engine::find_documents(std::span<const int32_t> tokens, int64_t seq_len) {
   LAMINA_CHECK(end_of_document_ >= 0, "data.document_mask without the token that ends a document");
   std::vector<int32_t> starts(tokens.size());
-  const auto seq_len = static_cast<size_t>(config_.data.seq_len);
   int32_t start = 0;
   for (size_t i = 0; i < tokens.size(); ++i) {
-    const size_t at = i % seq_len;
+    const size_t at = i % static_cast<size_t>(seq_len);
     if (at == 0) start = 0;
     starts[i] = start;
     if (tokens[i] == end_of_document_) start = static_cast<int32_t>(at + 1);
@@ -189,9 +188,9 @@ void Engine::bring(std::span<const int32_t> tokens, const Buffer& into) {
 }
 
 model::Stage::Pass Engine::make_pass(std::span<const int32_t> tokens, std::span<const int32_t> targets,
-                                     int64_t num_sequences_per_microbatch) {
+                                     int64_t num_sequences_per_microbatch, int64_t seq_len) {
   const auto count = static_cast<int64_t>(tokens.size());
-  const int64_t per_microbatch = num_sequences_per_microbatch * config_.data.seq_len;
+  const int64_t per_microbatch = num_sequences_per_microbatch * seq_len;
   LAMINA_CHECK(count > 0 && count % per_microbatch == 0 && tokens.size() == targets.size(),
                "{} tokens, {} targets in micro-batches of {}", count, targets.size(), per_microbatch);
   reserve_tokens(count);
@@ -199,9 +198,9 @@ model::Stage::Pass Engine::make_pass(std::span<const int32_t> tokens, std::span<
   bring(targets, targets_);
   model::Stage::Pass pass;
   pass.shape.num_sequences = num_sequences_per_microbatch;
-  pass.shape.seq_len = config_.data.seq_len;
+  pass.shape.seq_len = seq_len;
   if (config_.data.document_mask) {
-    find_documents(tokens);
+    find_documents(tokens, seq_len);
     pass.document_starts = TensorView(document_starts_.data(), DType::i32, {count}, device_);
   }
   pass.num_microbatches = static_cast<int>(count / per_microbatch);
@@ -251,7 +250,7 @@ double Engine::accumulate_gradients(std::span<const int32_t> tokens, std::span<c
   const trace::Scope scope(trace_, trace::Track::phases, "forward and backward");
   parameters_.zero_gradients(stream_);
   for (zero::GradientReducer& reducer : reducers_) reducer.begin_step();
-  model::Stage::Pass pass = make_pass(tokens, targets, config_.train.micro_batch_size);
+  model::Stage::Pass pass = make_pass(tokens, targets, config_.train.micro_batch_size, config_.data.seq_len);
   LAMINA_CHECK(pass.num_microbatches * config_.train.micro_batch_size * mesh_.data == config_.train.global_batch_size,
                "{} micro-batches of {} on {} data-parallel ranks for a global batch of {}", pass.num_microbatches,
                config_.train.micro_batch_size, mesh_.data, config_.train.global_batch_size);
@@ -342,8 +341,9 @@ void Engine::update(int64_t step, double lr, double grad_scale, double bias_rate
   settle_memory();
 }
 
-double Engine::forward_only(std::span<const int32_t> tokens, std::span<const int32_t> targets, int64_t num_sequences) {
-  model::Stage::Pass pass = make_pass(tokens, targets, num_sequences);
+double Engine::forward_only(std::span<const int32_t> tokens, std::span<const int32_t> targets, int64_t num_sequences,
+                            int64_t seq_len, std::span<double> losses) {
+  model::Stage::Pass pass = make_pass(tokens, targets, num_sequences, seq_len);
   pass.ablated_source = ablated_source_;
   std::vector<pipeline::Step>& steps = forward_steps_[pass.num_microbatches];
   if (steps.empty()) {
@@ -351,9 +351,18 @@ double Engine::forward_only(std::span<const int32_t> tokens, std::span<const int
     steps = pipeline::lower(schedule, plan_.num_chunks())[static_cast<size_t>(place_.pp_rank)];
   }
   run_pass(pass, steps);
-  const double loss = sum_token_loss(pass.token_loss, {});
+  const double loss = sum_token_loss(pass.token_loss, losses);
   settle_memory();
   return loss;
+}
+
+void Engine::token_losses(std::span<const int32_t> tokens, std::span<const int32_t> targets, int64_t seq_len,
+                          std::span<double> losses) {
+  const auto count = static_cast<int64_t>(tokens.size());
+  LAMINA_CHECK(seq_len > 0 && count % seq_len == 0 && count <= max_tokens() && losses.size() == tokens.size(),
+               "{} tokens in sequences of {}, at most {}", count, seq_len, max_tokens());
+  std::fill(losses.begin(), losses.end(), 0.0);
+  forward_only(tokens, targets, count / seq_len, seq_len, losses);
 }
 
 double Engine::loss(std::span<const int32_t> tokens, std::span<const int32_t> targets) {
@@ -362,8 +371,9 @@ double Engine::loss(std::span<const int32_t> tokens, std::span<const int32_t> ta
   const int64_t whole = num_sequences / micro * micro;
   const auto split = static_cast<size_t>(whole * seq_len);
   double sum = 0;
-  if (whole > 0) sum += forward_only(tokens.first(split), targets.first(split), micro);
-  if (whole < num_sequences) sum += forward_only(tokens.subspan(split), targets.subspan(split), num_sequences - whole);
+  if (whole > 0) sum += forward_only(tokens.first(split), targets.first(split), micro, seq_len);
+  if (whole < num_sequences)
+    sum += forward_only(tokens.subspan(split), targets.subspan(split), num_sequences - whole, seq_len);
   return sum;
 }
 
@@ -376,7 +386,7 @@ std::vector<float> Engine::next_token_logits(std::span<const int32_t> tokens) {
   batch.num_sequences = 1;
   batch.seq_len = length;
   if (config_.data.document_mask) {
-    find_documents(tokens);
+    find_documents(tokens, config_.data.seq_len);
     batch.document_starts = TensorView(document_starts_.data(), DType::i32, {1, length}, device_);
   }
   const TensorView hidden = stage_.forward_hidden(ctx_, batch, {tokens_.data(), DType::i32, {length}, device_});

@@ -68,6 +68,11 @@ class Engine {
   // -1: all are seen.
   void ablate_source(int source) { ablated_source_ = source; }
   double loss(std::span<const int32_t> tokens, std::span<const int32_t> targets);
+  // Every token's loss into `losses` on the head's rank (zeros on the others), no gradients: of sequences of any one length, in one
+  // micro-batch of at most max_tokens() tokens. Collective over the pipeline.
+  void token_losses(std::span<const int32_t> tokens, std::span<const int32_t> targets, int64_t seq_len,
+                    std::span<double> losses);
+  int64_t max_tokens() const { return config_.train.micro_batch_size * config_.data.seq_len; }  // of a micro-batch
   // Logits of the last token of one sequence, [vocab_size] floats. Only when one rank holds the model as one chunk.
   std::vector<float> next_token_logits(std::span<const int32_t> tokens);
 
@@ -101,11 +106,12 @@ class Engine {
 
  private:
   model::Stage::Pass make_pass(std::span<const int32_t> tokens, std::span<const int32_t> targets,
-                               int64_t num_sequences_per_microbatch);
+                               int64_t num_sequences_per_microbatch, int64_t seq_len);
   double sum_token_loss(const TensorView& token_loss, std::span<double> out);
   void bring(std::span<const int32_t> tokens, const Buffer& into);
   void reserve_tokens(int64_t count);
-  double forward_only(std::span<const int32_t> tokens, std::span<const int32_t> targets, int64_t num_sequences);
+  double forward_only(std::span<const int32_t> tokens, std::span<const int32_t> targets, int64_t num_sequences,
+                      int64_t seq_len, std::span<double> losses = {});
   void run_pass(const model::Stage::Pass& pass, const std::vector<pipeline::Step>& steps);
   void connect();
   bool shares_tied_embedding() const;
@@ -113,7 +119,7 @@ class Engine {
   void share_tied_embedding();
   void share_observations(bool detailed);
   void report_ready(int parameter);
-  void find_documents(std::span<const int32_t> tokens);
+  void find_documents(std::span<const int32_t> tokens, int64_t seq_len);
   void update_selection_biases(double rate);
   void clip_query_keys();
   void clip_head(int64_t layer, int64_t head, double factor);

@@ -2,13 +2,21 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numbers>
+#include <utility>
 
 #include "configs/schema/decode.h"
 #include "core/base/log.h"
 #include "trainer/identity.h"
 
 namespace lamina {
+
+void check_document_mask(const CheckpointInfo& info, const std::string& checkpoint, const DataConfig& asked) {
+  if (!stored_data(info)) return;  // imported
+  const bool masked = parse_config(info.config_yaml, checkpoint).data.document_mask;
+  if (masked != asked.document_mask)
+    throw Error("data.document_mask: found {}, expected {}, with which {} was trained", asked.document_mask, masked,
+                checkpoint);
+}
 
 void check_evaluation_data(const Sampler& sampler, const DataConfig& asked, const CheckpointInfo& info,
                            const std::string& checkpoint, bool allow_trained) {
@@ -19,10 +27,7 @@ void check_evaluation_data(const Sampler& sampler, const DataConfig& asked, cons
               asked.validation.path);
     return;
   }
-  const bool masked = parse_config(info.config_yaml, checkpoint).data.document_mask;
-  if (masked != asked.document_mask)
-    throw Error("data.document_mask: found {}, expected {}, with which {} was trained", asked.document_mask, masked,
-                checkpoint);
+  check_document_mask(info, checkpoint, asked);
   const int64_t seen = sampler.num_trained_validation_sequences(*trained), all = sampler.num_validation_sequences();
   if (seen == 0 || allow_trained) return;
   throw Error(
@@ -57,13 +62,22 @@ std::optional<Evaluation> evaluate(Engine& engine, const Sampler& sampler, const
   }
   Stream stream;
   comm.all_reduce(TensorView(totals, DType::f64, {2}), comm::ReduceOp::sum, stream).wait();
-  Evaluation result;
-  result.num_tokens = total * seq_len;
-  result.num_bytes = std::llround(totals[1]);
-  result.loss = totals[0] / static_cast<double>(result.num_tokens);
-  result.perplexity = std::exp(result.loss);
-  result.bits_per_byte = totals[0] / std::numbers::ln2 / totals[1];
-  return result;
+  return evaluation::perplexity_of(totals[0], total * seq_len, std::llround(totals[1]));
+}
+
+evaluation::Model evaluation_model(Engine& engine, comm::Communicator& comm, int32_t padding, int64_t max_tokens,
+                                   std::function<bool()> stop_agreed) {
+  LAMINA_CHECK(max_tokens <= engine.max_tokens());
+  evaluation::Model model;
+  model.token_losses = [&engine](std::span<const int32_t> tokens, std::span<const int32_t> targets, int64_t seq_len,
+                                 std::span<double> losses) { engine.token_losses(tokens, targets, seq_len, losses); };
+  model.max_tokens = max_tokens;
+  model.dp_rank = engine.place().dp_rank;
+  model.dp_size = engine.mesh().data;
+  model.world = &comm;
+  model.padding = padding;
+  model.stop_agreed = std::move(stop_agreed);
+  return model;
 }
 
 }  // namespace lamina
