@@ -11,6 +11,7 @@
 #include "core/device/cuda_device.h"
 #include "core/io/file.h"
 #include "data/sampler.h"
+#include "evaluation/tasks.h"
 #include "launch/commands.h"
 #include "launch/machine.h"
 #include "launch/process.h"
@@ -102,6 +103,8 @@ void check(const CheckOptions& options) {
   const int data_size = resolve_data_parallel(config, ranks);
   if (config.model.vocab_size == 0) config.model.vocab_size = data_vocab_size(config.data);
   const Sampler sampler(config.data, config.run.seed, train.global_batch_size, config.model.vocab_size);
+  const std::vector<evaluation::Task> tasks =
+      evaluation::load_tasks(config.train.eval.tasks, sampler.tokenizer(), config.data.seq_len);
   const std::string folder = run_folder_state(config), parameters = check_parameters(config, sampler);
   const std::vector<std::string> updates = model::describe_update_rules(config);
   if (options.run_folder) {
@@ -138,6 +141,8 @@ void check(const CheckOptions& options) {
     fmt::print("validation     {} sequences of {}, {}\n", validation.num_sequences, validation.path,
                validation.interval == 0 ? "at the end" : fmt::format("every {} steps", validation.interval));
   }
+  for (size_t i = 0; i < tasks.size(); ++i)
+    fmt::print("{:<14} {}\n", i == 0 ? "tasks" : "", evaluation::describe(tasks[i], config.data.seq_len));
   if (!parameters.empty()) fmt::print("parameters     from {}\n", parameters);
   fmt::print("run folder     {} ({})\n", config.run.output_dir, folder);
   if (config.run.device == "cuda") {

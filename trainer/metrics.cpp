@@ -92,6 +92,12 @@ JsonRow& JsonRow::add(std::string_view name, std::span<const double> values) {
   return *this;
 }
 
+JsonRow& JsonRow::append(const JsonRow& more) {
+  if (!body_.empty() && !more.body_.empty()) body_ += ", ";
+  body_ += more.body_;
+  return *this;
+}
+
 JsonRow to_row(const StepMetrics& metrics) {
   JsonRow row;
   row.add("step", metrics.step)

@@ -25,6 +25,8 @@ class JsonRow {
   JsonRow& add(std::string_view name, const JsonRow& value);
   JsonRow& add(std::string_view name, std::span<const double> values);
 
+  JsonRow& append(const JsonRow& more);  // its keys
+
   std::string to_string() const { return "{" + body_ + "}"; }  // one line
 
  private:

@@ -54,6 +54,7 @@ constexpr std::string_view run_time_keys[] = {"run.name",
                                               "train.optimizer.attn_res_lr_factor",
                                               "train.optimizer.groups[].",
                                               "train.lr_schedule.",
+                                              "train.eval.",
                                               "checkpoint.",
                                               "logging.",
                                               "debug.",
@@ -310,16 +311,17 @@ bool has_infinite_validation(const RunFolder& folder, int64_t step) {
   return is_of_step(row, step) && row.contains("validation_loss") && !row["validation_loss"].is_number();
 }
 
-bool lacks_validation(const RunFolder& folder, int64_t step) {
+bool lacks(const RunFolder& folder, int64_t step, const std::string& key) {
   const nlohmann::json row = last_row(folder.metrics());
-  return is_of_step(row, step) && !row.contains("validation_loss");
+  return is_of_step(row, step) && !row.contains(key);
 }
 
-void add_validation(const RunFolder& folder, int64_t step, double loss, double bits_per_byte) {
-  LAMINA_CHECK(lacks_validation(folder, step));
+void add_to_last_row(const RunFolder& folder, const JsonRow& added) {
+  const nlohmann::json row = last_row(folder.metrics());
+  LAMINA_CHECK(row.is_object(), "no row to add to");
+  const nlohmann::json more = nlohmann::json::parse(added.to_string());
+  for (const auto& [key, value] : more.items()) LAMINA_CHECK(!row.contains(key), "the last row has {} already", key);
   std::string text = io::read_file(folder.metrics());
-  JsonRow added;
-  added.add("validation_loss", loss).add("validation_bits_per_byte", bits_per_byte);
   text.resize(text.size() - 2);  // "}\n"
   io::write_file_atomically(folder.metrics(), text + ", " + added.to_string().substr(1) + "\n");
 }

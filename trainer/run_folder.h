@@ -13,6 +13,7 @@
 #include "configs/schema/config.h"
 #include "core/io/folder_lock.h"
 #include "parallel/comm/communicator.h"
+#include "trainer/metrics.h"
 
 namespace lamina {
 
@@ -73,8 +74,8 @@ void truncate_metrics(const RunFolder& folder, int64_t step);
 // Whether the last row is that of `step` and has a validation loss that is not finite.
 bool has_infinite_validation(const RunFolder& folder, int64_t step);
 
-// Rank 0, before a MetricsWriter is opened: whether the last row is that of `step` and has no validation loss, and adding it.
-bool lacks_validation(const RunFolder& folder, int64_t step);
-void add_validation(const RunFolder& folder, int64_t step, double loss, double bits_per_byte);
+// Rank 0, before a MetricsWriter is opened: whether the last row is that of `step` and has no `key`, and adding what it lacks.
+bool lacks(const RunFolder& folder, int64_t step, const std::string& key);
+void add_to_last_row(const RunFolder& folder, const JsonRow& added);
 
 }  // namespace lamina

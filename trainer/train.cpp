@@ -13,6 +13,7 @@
 #include "core/device/cpu/parallel_for.h"
 #include "data/passed_batches.h"
 #include "data/sampler.h"
+#include "evaluation/tasks.h"
 #include "model/cost_model.h"
 #include "model/update_rules.h"
 #include "parallel/comm/cores.h"
@@ -34,6 +35,7 @@
 #include "trainer/spike_log.h"
 #include "trainer/spike_watch.h"
 #include "trainer/step_tracer.h"
+#include "trainer/task_metrics.h"
 #include "trainer/tensorboard/event_writer.h"
 #include "trainer/version.h"
 
@@ -59,10 +61,11 @@ class Trainer {
  public:
   // `lock` is rank 0's.
   Trainer(const Config& config, comm::Communicator& comm, const TrainProcess& process, const Sampler& sampler,
-          const RunFolder& folder, io::FolderLock* lock)
+          const std::vector<evaluation::Task>& tasks, const RunFolder& folder, io::FolderLock* lock)
       : config_(config),
         comm_(comm),
         sampler_(sampler),
+        tasks_(tasks),
         folder_(folder),
         lock_(lock),
         tracer_(config, comm, folder.traces()),
@@ -103,9 +106,14 @@ class Trainer {
   void write_layer_stats(const LayerStats& stats);
   void console_line(const StepMetrics& metrics, const std::optional<Evaluation>& evaluation, double rate);
   double rate_since_logged() const;
+  bool is_due(int64_t interval) const;
   bool validation_due() const;
+  bool tasks_due() const;
   std::optional<Evaluation> validate();
+  std::optional<JsonRow> answer_tasks();
+  bool lacks_in_last_row(const std::string& key);
   std::optional<Evaluation> validate_again_if_interrupted();
+  std::optional<JsonRow> answer_again_if_interrupted();
   bool checkpoint_due() const;
   void save_checkpoint();
   void remove_older(int64_t step);
@@ -121,6 +129,7 @@ class Trainer {
   const Config& config_;
   comm::Communicator& comm_;
   const Sampler& sampler_;
+  const std::vector<evaluation::Task>& tasks_;
   const RunFolder& folder_;
   io::FolderLock* lock_;
   MemoryLedger ledger_;
@@ -170,6 +179,7 @@ void Trainer::describe() const {
   for (const std::string& note : config_.notes)
     if (comm_.rank() == 0) log::warning("{}", note);
   for (const std::string& rule : model::describe_update_rules(config_)) log::info("updates: {}", rule);
+  for (const evaluation::Task& task : tasks_) log::info("task {}", evaluation::describe(task, config_.data.seq_len));
   log::info("run folder {}", folder_.root.string());
 }
 
@@ -257,8 +267,10 @@ void Trainer::begin_writing() {
   if (!passed_.ranges().empty()) log::info("batches passed over: {}", to_text(passed_.ranges()));
   const std::optional<Evaluation> again = validate_again_if_interrupted();
   check_last_validation(again);
+  const std::optional<JsonRow> answers = answer_again_if_interrupted();
   open_logs();
   if (again) events_.write_metrics(step_, validation_row(*again));
+  if (answers) events_.write_metrics(step_, *answers);
 }
 
 // Rank 0's, from the last completed step on.
@@ -500,6 +512,8 @@ void Trainer::step() {
   std::optional<Evaluation> evaluation;
   if (validation_due()) evaluation = validate();
   last_evaluation_ = evaluation;
+  std::optional<JsonRow> answers;
+  if (tasks_due() && !stopping_) answers = answer_tasks();
   if (evaluation) metrics.validation_loss = evaluation->loss;
   JsonRow row = to_row(metrics);
   if (engine_.mesh().pipeline > 1) {
@@ -513,6 +527,7 @@ void Trainer::step() {
   if (batch != step_) row.add("batch", batch);
   row.add("gflops", flops_per_token_ * metrics.tokens_per_second / 1e9);
   if (evaluation) row.add("validation_bits_per_byte", evaluation->bits_per_byte);
+  if (answers) row.append(*answers);
   row.add("time", utc_now()).add("host", host_name()).add("start", start_number_);
   metrics_.write(row);
   events_.write_metrics(step_, row);
@@ -541,10 +556,17 @@ void Trainer::console_line(const StepMetrics& metrics, const std::optional<Evalu
             mfu_text(gflops / (peak_gflops_ * comm_.size()), config_.logging.peak_gflops == 0), duration_text(left));
 }
 
+// At every interval's end, and at the last step.
+bool Trainer::is_due(int64_t interval) const {
+  return step_ > 0 && (step_ == config_.train.num_steps || (interval > 0 && step_ % interval == 0));
+}
+
 bool Trainer::validation_due() const {
-  if (sampler_.num_validation_sequences() == 0 || step_ == 0) return false;
-  const int64_t interval = config_.data.validation.interval;
-  return step_ == config_.train.num_steps || (interval > 0 && step_ % interval == 0);
+  return sampler_.num_validation_sequences() > 0 && is_due(config_.data.validation.interval);
+}
+
+bool Trainer::tasks_due() const {
+  return !tasks_.empty() && is_due(config_.train.eval.interval);
 }
 
 // Absent when a stop was agreed on meanwhile.
@@ -553,22 +575,46 @@ std::optional<Evaluation> Trainer::validate() {
   return evaluate(engine_, sampler_, config_, comm_, [this] { return agree_to_stop(); });
 }
 
+// Absent when a stop was agreed on meanwhile.
+std::optional<JsonRow> Trainer::answer_tasks() {
+  const trace::Scope scope(tracer_.recorder(), trace::Track::phases, "tasks");
+  const evaluation::Model model = evaluation_model(engine_, comm_, sampler_.end_of_document(), engine_.max_tokens(),
+                                                   [this] { return agree_to_stop(); });
+  return task_metrics(tasks_, model, step_);
+}
+
+// Collective: whether the last row is this step's, without `key`.
+bool Trainer::lacks_in_last_row(const std::string& key) {
+  double found[1] = {0};
+  run_and_agree(comm_, [&] {
+    if (comm_.rank() == 0) found[0] = lacks(folder_, step_, key) ? 1 : 0;
+  });
+  return sum_over_ranks(found) > 0;
+}
+
 // A stop during a validation leaves the row of its step without one: it is made up for, so that the metrics are those of a run
 // that was not stopped.
 std::optional<Evaluation> Trainer::validate_again_if_interrupted() {
-  if (!validation_due()) return std::nullopt;
-  double lacks[1] = {0};
-  run_and_agree(comm_, [&] {
-    if (comm_.rank() == 0) lacks[0] = lacks_validation(folder_, step_) ? 1 : 0;
-  });
-  if (sum_over_ranks(lacks) == 0) return std::nullopt;
+  if (!validation_due() || !lacks_in_last_row("validation_loss")) return std::nullopt;
   log::info("the validation of step {} was interrupted: running it again", step_);
   const std::optional<Evaluation> evaluation = validate();
   if (!evaluation) return std::nullopt;
   run_and_agree(comm_, [&] {
-    if (comm_.rank() == 0) add_validation(folder_, step_, evaluation->loss, evaluation->bits_per_byte);
+    if (comm_.rank() == 0) add_to_last_row(folder_, validation_row(*evaluation));
   });
   return evaluation;
+}
+
+// The same of the tasks.
+std::optional<JsonRow> Trainer::answer_again_if_interrupted() {
+  if (stopping_ || !tasks_due() || !lacks_in_last_row("tasks")) return std::nullopt;
+  log::info("the tasks of step {} were interrupted: answering them again", step_);
+  const std::optional<JsonRow> answers = answer_tasks();
+  if (!answers) return std::nullopt;
+  run_and_agree(comm_, [&] {
+    if (comm_.rank() == 0) add_to_last_row(folder_, *answers);
+  });
+  return answers;
 }
 
 bool Trainer::checkpoint_due() const {
@@ -730,15 +776,17 @@ TrainEnd Trainer::train() {
 
 TrainResult train(Config config, comm::Communicator& comm, const TrainProcess& process) {
   std::optional<Sampler> sampler;
+  std::vector<evaluation::Task> tasks;
   run_and_agree(comm, [&] {
     if (config.model.vocab_size == 0) config.model.vocab_size = data_vocab_size(config.data);
     sampler.emplace(config.data, config.run.seed, config.train.global_batch_size, config.model.vocab_size);
+    tasks = evaluation::load_tasks(config.train.eval.tasks, sampler->tokenizer(), config.data.seq_len);
   });
   const RunFolder folder = run_folder_of(config);
   std::unique_ptr<io::FolderLock> lock;  // rank 0's
   if (!lock_run_folder(folder, comm, lock)) return {TrainEnd::stopped, ""};
   check_run_folder(folder, config, comm);
-  return Trainer(config, comm, process, *sampler, folder, lock.get()).run();
+  return Trainer(config, comm, process, *sampler, tasks, folder, lock.get()).run();
 }
 
 }  // namespace lamina

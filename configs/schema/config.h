@@ -137,6 +137,11 @@ enum class Bf16ProductsChoice { automatic, native, fp32 };
 enum class Recompute { none, selective, full };
 
 enum class OnSpike { warn, skip, rewind };
+// Multiple-choice items that the model answers while it trains (docs/formats.md).
+struct EvalConfig {
+  std::vector<std::string> tasks;  // files; a file's name without folder and ending names it in the metrics
+  int64_t interval = 100;          // steps between evaluations; 0: only at the end
+};
 
 struct TrainConfig {
   int64_t num_steps = 0;          // required
@@ -155,6 +160,7 @@ struct TrainConfig {
   std::string skip_steps;       // ranges of batches that are passed over (step_ranges.h)
   OptimizerConfig optimizer;
   LrScheduleConfig lr_schedule;
+  EvalConfig eval;
 };
 
 struct CheckpointConfig {

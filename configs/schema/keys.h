@@ -297,6 +297,15 @@ void describe(V& v, LrScheduleConfig& c) {
 }
 
 template <class V>
+void describe(V& v, EvalConfig& c) {
+  v.key("tasks", c.tasks, Rule(),
+        "Files of multiple-choice items (docs/formats.md), which must differ in name. Items longer than `data.seq_len` "
+        "tokens lose their beginning, and the log says how many.");
+  v.key("interval", c.interval, Rule().at_least(0),
+        "Steps between evaluations; 0: only at the end. Only with `tasks`.");
+}
+
+template <class V>
 void describe(V& v, TrainConfig& c) {
   const Rule size = Rule().required().at_least(1);
   v.key("num_steps", c.num_steps, size, "Optimizer steps.");
@@ -339,6 +348,7 @@ void describe(V& v, TrainConfig& c) {
       "take the batches that are left, in order. Those that a run has already trained on can't be named.");
   v.section("optimizer", c.optimizer, "Parameter updates.");
   v.section("lr_schedule", c.lr_schedule, "Learning rate over the steps.");
+  v.section("eval", c.eval, "Multiple-choice items that the model answers while it trains.");
 }
 
 template <class V>

@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <array>
 
+#include <filesystem>
+#include <map>
+
 #include "configs/schema/decode.h"
 #include "configs/schema/keys.h"
 #include "configs/schema/step_ranges.h"
@@ -44,6 +47,18 @@ void check_sources(const DataConfig& data, const Given& given) {
       if (data.train[i].path == data.train[j].path)
         throw Error("{}: found '{}' a second time, expected each source once; its weight is its share",
                     given.place(key), data.train[i].path);
+  }
+}
+
+void check_tasks(const EvalConfig& eval, const Given& given) {
+  std::map<std::string, std::string> named;
+  for (size_t i = 0; i < eval.tasks.size(); ++i) {
+    const std::string key = fmt::format("train.eval.tasks[{}]", i);
+    const std::string name = std::filesystem::path(eval.tasks[i]).stem().string();
+    if (name.empty()) throw Error("{}: found '{}', expected a file", given.place(key), eval.tasks[i]);
+    if (const auto [other, is_new] = named.emplace(name, eval.tasks[i]); !is_new)
+      throw Error("{}: found {}, expected another name than that of {}: metrics call both '{}'", given.place(key),
+                  eval.tasks[i], other->second, name);
   }
 }
 
@@ -222,6 +237,8 @@ std::vector<Unused> unused_keys(const Config& config) {
       unused.push_back({key, "has no effect without data.validation.path"});
   if (config.train.on_spike == OnSpike::warn)
     unused.push_back({"train.max_spikes", "has no effect with train.on_spike: warn"});
+  if (config.train.eval.tasks.empty())
+    unused.push_back({"train.eval.interval", "has no effect without train.eval.tasks"});
   // The empty dump path says "the default", so it may stand beside dump_step: 0.
   if (config.debug.dump_step == 0 && !config.debug.dump_path.empty())
     unused.push_back({"debug.dump_path", "has no effect with debug.dump_step: 0"});
@@ -236,6 +253,7 @@ void validate(const Config& config, const Given& given) {
   check_precision(config, given);
   check_model(config, given);
   check_sources(config.data, given);
+  check_tasks(config.train.eval, given);
   check_steps(config, given);
   check_groups(config.train.optimizer, given);
   check_parallel(config, given);

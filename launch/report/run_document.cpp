@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <set>
 
 #include "configs/schema/decode.h"
 #include "core/base/error.h"
@@ -34,6 +35,15 @@ constexpr std::array metrics_drawn = {"loss",
                                       "comm_bytes.pipeline_blocks",
                                       "comm_bytes.data",
                                       "comm_bytes.expert"};
+
+// "tasks.<name>.acc" of every task that was ever answered.
+std::set<std::string> task_keys(const RunData& run) {
+  std::set<std::string> keys;
+  for (const json& row : run.metrics)
+    if (const auto tasks = row.find("tasks"); tasks != row.end() && tasks->is_object())
+      for (const auto& [name, values] : tasks->items()) keys.insert("tasks." + name + ".acc");
+  return keys;
+}
 
 // The last row's that has them: they grow only. An entry per rank.
 json peak_bytes(const RunData& run) {
@@ -143,7 +153,9 @@ json run_document(const RunData& run, const Limits& limits) {
   const std::string yaml = to_yaml(run.config);
   const auto keys = flatten_config(yaml);
   json series = json::object();
-  for (const char* key : metrics_drawn) {
+  std::set<std::string> drawn = task_keys(run);
+  drawn.insert(metrics_drawn.begin(), metrics_drawn.end());
+  for (const std::string& key : drawn) {
     const Series all = read_series(run.metrics, key);
     if (!all.step.empty()) series[key] = to_json(thin(all, limits.points));
   }

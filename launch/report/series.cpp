@@ -11,12 +11,15 @@ namespace {
 
 using nlohmann::json;
 
+// Names may have dots of their own.
 const json* find(const json& row, const std::string& key) {
-  const size_t dot = key.find('.');
-  const auto found = row.find(key.substr(0, dot));
-  if (found == row.end()) return nullptr;
-  if (dot == std::string::npos) return &*found;
-  return found->is_object() ? find(*found, key.substr(dot + 1)) : nullptr;
+  if (const auto whole = row.find(key); whole != row.end()) return &*whole;
+  for (size_t dot = key.find('.'); dot != std::string::npos; dot = key.find('.', dot + 1)) {
+    const auto outer = row.find(key.substr(0, dot));
+    if (outer == row.end() || !outer->is_object()) continue;
+    if (const json* found = find(*outer, key.substr(dot + 1))) return found;
+  }
+  return nullptr;
 }
 
 }  // namespace

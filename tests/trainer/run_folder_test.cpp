@@ -207,9 +207,13 @@ TEST(RunFolder, TellsAValidationThatIsNotFinite) {
   io::write_file_atomically(run.metrics(), std::string_view("{\"step\": 2, \"validation_loss\": null}\n"));
   EXPECT_TRUE(has_infinite_validation(run, 2));
   EXPECT_FALSE(has_infinite_validation(run, 1));
-  EXPECT_FALSE(lacks_validation(run, 2));
+  EXPECT_FALSE(lacks(run, 2, "validation_loss"));
   io::write_file_atomically(run.metrics(), std::string_view("{\"step\": 2, \"validation_loss\": 2.5}\n"));
   EXPECT_FALSE(has_infinite_validation(run, 2));
+}
+
+JsonRow validation(double loss, double bits_per_byte) {
+  return JsonRow().add("validation_loss", loss).add("validation_bits_per_byte", bits_per_byte);
 }
 
 // A number of peak_bytes for each of very many ranks.
@@ -223,35 +227,35 @@ TEST(RunFolder, RowsMayHaveAnyLength) {
   const TemporaryFolder folder;
   const RunFolder run{folder.path()};
   io::write_file_atomically(run.metrics(), long_row(1) + long_row(2) + long_row(3));
-  EXPECT_TRUE(lacks_validation(run, 3));
+  EXPECT_TRUE(lacks(run, 3, "validation_loss"));
   truncate_metrics(run, 2);
   EXPECT_EQ(io::read_file(run.metrics()), long_row(1) + long_row(2));
-  EXPECT_TRUE(lacks_validation(run, 2));
+  EXPECT_TRUE(lacks(run, 2, "validation_loss"));
   io::write_file_atomically(run.metrics(), long_row(1) + long_row(2) + long_row(3).substr(0, 700'000));
   truncate_metrics(run, 9);
   EXPECT_EQ(io::read_file(run.metrics()), long_row(1) + long_row(2));
-  add_validation(run, 2, 0.5, 1.5);
-  EXPECT_FALSE(lacks_validation(run, 2));
+  add_to_last_row(run, validation(0.5, 1.5));
+  EXPECT_FALSE(lacks(run, 2, "validation_loss"));
 }
 
 TEST(RunFolder, AddsTheValidationThatAStopPrevented) {
   const TemporaryFolder folder;
   const RunFolder run{folder.path()};
-  EXPECT_FALSE(lacks_validation(run, 2));  // no file
+  EXPECT_FALSE(lacks(run, 2, "validation_loss"));  // no file
   io::write_file_atomically(run.metrics(),
                             std::string_view("{\"step\": 1, \"loss\": 3}\n{\"step\": 2, \"loss\": 2.5}\n"));
-  EXPECT_FALSE(lacks_validation(run, 1));  // not the last row
-  EXPECT_FALSE(lacks_validation(run, 3));
-  ASSERT_TRUE(lacks_validation(run, 2));
-  add_validation(run, 2, 0.1, 1.5);
+  EXPECT_FALSE(lacks(run, 1, "validation_loss"));  // not the last row
+  EXPECT_FALSE(lacks(run, 3, "validation_loss"));
+  ASSERT_TRUE(lacks(run, 2, "validation_loss"));
+  add_to_last_row(run, validation(0.1, 1.5));
   EXPECT_EQ(io::read_file(run.metrics()),
             "{\"step\": 1, \"loss\": 3}\n"
             "{\"step\": 2, \"loss\": 2.5, \"validation_loss\": 0.1, \"validation_bits_per_byte\": 1.5}\n");
-  EXPECT_FALSE(lacks_validation(run, 2));
-  EXPECT_THROW(add_validation(run, 2, 0.1, 1.5), InternalError);
+  EXPECT_FALSE(lacks(run, 2, "validation_loss"));
+  EXPECT_THROW(add_to_last_row(run, validation(0.1, 1.5)), InternalError);
   io::write_file_atomically(run.metrics(), std::string_view("{\"step\": 1}\n"));  // the only row
-  ASSERT_TRUE(lacks_validation(run, 1));
-  add_validation(run, 1, 2, 3);
+  ASSERT_TRUE(lacks(run, 1, "validation_loss"));
+  add_to_last_row(run, validation(2, 3));
   EXPECT_EQ(io::read_file(run.metrics()), "{\"step\": 1, \"validation_loss\": 2, \"validation_bits_per_byte\": 3}\n");
 }
 

@@ -64,10 +64,13 @@ function curveFigure(runs, options) {
 function curvesSection(runs) {
   const place = section('curves', 'Training');
   place.append(curveControls(true));
+  const tasks = [...new Set(runs.flatMap(run => Object.keys(run.series)))].filter(key => key.startsWith('tasks.'));
   const figures = [
     {title: 'Loss', yLabel: 'nats per token', yLog: () => view.logLoss,
      keys: [{key: 'loss', name: 'training'}, {key: 'validation_loss', name: 'validation', marks: true}]},
     {title: 'Validation, bits per byte', yLabel: 'bits per byte of text', keys: [{key: 'validation_bits_per_byte', name: 'validation', marks: true}]},
+    {title: 'Right answers', note: 'Share of the multiple-choice items of each file.', yLabel: 'share', yFormat: percent, zero: true,
+     keys: tasks.map(key => ({key, name: key.slice('tasks.'.length, -'.acc'.length), marks: true}))},
     {title: 'Gradient norm', note: 'Of all parameters, before clipping.', yLabel: 'L2 norm', yLog: () => true,
      keys: [{key: 'grad_norm', name: 'gradient norm'}]},
     {title: 'Learning rate', yLabel: 'learning rate', zero: true, isExact: true, keys: [{key: 'lr', name: 'learning rate'}]},

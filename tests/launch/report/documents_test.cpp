@@ -28,6 +28,16 @@ TEST(RunDocument, HoldsEveryRowOfAShortRun) {
   EXPECT_EQ(document["trace"], json::array());
 }
 
+TEST(RunDocument, DrawsTheTasksThatWereAnswered) {
+  RunData run = make_run();
+  run.metrics[1]["tasks"] = {{"piqa", {{"acc", 0.5}, {"acc_norm", 0.25}}}};
+  run.metrics[3]["tasks"] = {{"piqa", {{"acc", 0.75}}}, {"arc.easy", {{"acc", 0.25}}}};
+  const json series = run_document(run, limits_for(1))["series"];
+  EXPECT_EQ(series["tasks.piqa.acc"]["step"], json({2, 4}));
+  EXPECT_EQ(series["tasks.piqa.acc"]["value"], json({0.5, 0.75}));
+  EXPECT_EQ(series["tasks.arc.easy.acc"]["value"], json({0.25}));
+}
+
 TEST(RunDocument, KnowsTheRanksFromTheLastPeaks) {
   RunData run = make_run();
   run.config.parallel.pipeline = 2;
