@@ -47,19 +47,21 @@ int64_t data_vocab_size(const DataConfig& config) {
 }
 
 Sampler::Sampler(const DataConfig& config, uint64_t seed, int64_t global_batch_size, int64_t vocab_size)
-    : seq_len_(config.seq_len), global_batch_size_(global_batch_size), seed_(seed), mix_(weights_of(config)) {
+    : seq_len_(config.seq_len), global_batch_size_(global_batch_size), seed_(seed) {
   LAMINA_CHECK(seq_len_ > 0 && global_batch_size > 0, "seq_len {}, global_batch_size {}", seq_len_, global_batch_size);
+  if (!config.train.empty()) mix_.emplace(weights_of(config));
   for (const SourceConfig& source : config.train) {
     train_.push_back(TokenFile::open(source.path));
     check_same_tokenizer(train_.back(), vocab_size);
     num_windows_.push_back(count_windows(train_.back(), seq_len_));
   }
-  tokenizer_ = train_.front().make_tokenizer();
   if (!config.validation.path.empty() && config.validation.num_sequences > 0) {
     validation_ = TokenFile::open(config.validation.path);
     check_same_tokenizer(*validation_, vocab_size);
     open_validation(config.validation);
   }
+  if (train_.empty() && !validation_) throw Error("data.train: no sources, expected at least one");
+  tokenizer_ = first_source().make_tokenizer();
   for (size_t s = 0; s < train_.size(); ++s)
     if (num_windows_[s] < 1)
       throw Error("{}: found {} tokens{}, expected at least {} for one training sequence of seq_len {}",
@@ -71,7 +73,7 @@ Sampler::Sampler(const DataConfig& config, uint64_t seed, int64_t global_batch_s
 }
 
 void Sampler::check_same_tokenizer(const TokenFile& file, int64_t vocab_size) const {
-  const TokenFile& first = train_.front();
+  const TokenFile& first = first_source();
   if (file.tokenizer_hash() != first.tokenizer_hash())
     throw Error("{} has the tokenizer {} ({}), but {} has {} ({}); expected one tokenizer for all data",
                 file.folder().string(), file.info().tokenizer, file.tokenizer_hash(), first.folder().string(),
@@ -95,10 +97,11 @@ void Sampler::open_validation(const ValidationConfig& config) {
 }
 
 SampleRef Sampler::sample(int64_t step, int64_t i) const {
+  LAMINA_CHECK(mix_, "no training sources");
   LAMINA_CHECK(step >= 0 && i >= 0 && i < global_batch_size_, "step {}, sequence {} of {}", step, i,
                global_batch_size_);
   LAMINA_CHECK(step <= std::numeric_limits<int64_t>::max() / global_batch_size_ - 1, "step {}", step);
-  const SourceMix::Slot slot = mix_.at(step * global_batch_size_ + i);
+  const SourceMix::Slot slot = mix_->at(step * global_batch_size_ + i);
   const int64_t windows = num_windows_[static_cast<size_t>(slot.source)];
   const int64_t epoch = slot.index / windows;
   const std::array<int64_t, 3> key{0x6570'6f63'68, slot.source, epoch};  // "epoch"
@@ -131,7 +134,7 @@ void Sampler::load(int64_t step, int64_t begin, int64_t end, std::span<int32_t> 
 std::vector<double> Sampler::epochs(int64_t step) const {
   std::vector<double> result;
   for (size_t s = 0; s < train_.size(); ++s)
-    result.push_back(static_cast<double>(mix_.count_before(step * global_batch_size_, static_cast<int64_t>(s))) /
+    result.push_back(static_cast<double>(mix_->count_before(step * global_batch_size_, static_cast<int64_t>(s))) /
                      static_cast<double>(num_windows_[s]));
   return result;
 }
@@ -161,7 +164,7 @@ int64_t Sampler::num_validation_bytes(int64_t begin, int64_t end) const {
 DataIdentity Sampler::identity() const {
   DataIdentity identity;
   identity.seq_len = seq_len_;
-  identity.tokenizer_hash = train_.front().tokenizer_hash();
+  identity.tokenizer_hash = first_source().tokenizer_hash();
   for (const TokenFile& file : train_) identity.train.push_back(identity_of(file));
   if (validation_) {
     identity.num_validation_sequences = num_validation_;

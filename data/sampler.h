@@ -53,8 +53,8 @@ int64_t data_vocab_size(const DataConfig& config);
 
 class Sampler {
  public:
-  // Throws Error for a source that can't be read or is too short, whose tokenizer differs from the others', or whose ids
-  // don't fit a model of `vocab_size`.
+  // Without training sources there is only the validation. Throws Error for a source that can't be read or is too short, whose
+  // tokenizer differs from the others', or whose ids don't fit a model of `vocab_size`; and where there is no source at all.
   Sampler(const DataConfig& config, uint64_t seed, int64_t global_batch_size, int64_t vocab_size);
 
   int64_t seq_len() const { return seq_len_; }
@@ -81,11 +81,12 @@ class Sampler {
   // Validation sequences that a run on `trained` used as training targets, in whole or in part: they are the first ones.
   int64_t num_trained_validation_sequences(const DataIdentity& trained) const;
 
-  int32_t end_of_document() const { return train_.front().info().end_of_document; }  // the token after every document
+  int32_t end_of_document() const { return first_source().info().end_of_document; }  // the token after every document
   // The tokenizer that all sources share, from their stored copy.
   const Tokenizer& tokenizer() const { return *tokenizer_; }
 
  private:
+  const TokenFile& first_source() const { return train_.empty() ? *validation_ : train_.front(); }
   void check_same_tokenizer(const TokenFile& file, int64_t vocab_size) const;
   void open_validation(const ValidationConfig& config);
   void load_window(const TokenFile& file, int64_t window, std::span<int32_t> tokens, std::span<int32_t> targets) const;
@@ -96,7 +97,7 @@ class Sampler {
   std::vector<TokenFile> train_;
   std::unique_ptr<Tokenizer> tokenizer_;
   std::vector<int64_t> num_windows_;  // per source, without the reserved ones
-  SourceMix mix_;
+  std::optional<SourceMix> mix_;
   std::optional<TokenFile> validation_;
   int64_t num_validation_ = 0;
   int64_t first_validation_window_ = 0;

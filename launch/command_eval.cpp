@@ -1,145 +1,231 @@
+#include <algorithm>
+#include <cmath>
 #include <cstdio>
+#include <filesystem>
 #include <memory>
+#include <nlohmann/json.hpp>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "configs/schema/decode.h"
 #include "core/base/error.h"
-#include "core/base/log.h"
 #include "core/base/stop.h"
 #include "core/io/file.h"
-#include "data/sampler.h"
 #include "launch/commands.h"
 #include "launch/process.h"
-#include "trainer/checkpoint_comm.h"
-#include "trainer/depth_read_watch.h"
-#include "trainer/evaluate.h"
-#include "trainer/restore.h"
+#include "launch/text_options.h"
+#include "trainer/evaluate_checkpoint.h"
 
 namespace lamina {
 namespace {
 
+using nlohmann::ordered_json;
+
 struct EvalOptions {
-  std::string config, checkpoint, text;
+  std::string config, checkpoint, per_item;
   std::vector<std::string> overrides;
-  bool allow_trained = false, ablate_sources = false;
+  int64_t context = 0;
+  bool as_json = false, with_probes = false;
+  evaluation::ProbeOptions probes;
+  EvaluationOrder order;
 };
 
-// The loss with all sources of the depth reads, then without each in turn.
-struct Evaluations {
-  Evaluation all;
-  struct Ablated {
-    std::string source;
-    double loss = 0;
-  };
-  std::vector<Ablated> ablated;
-};
-
-// The text that the validation targets stand for, so that other compressors can be measured on the same bytes.
-void write_text(const Sampler& sampler, const std::string& path) {
-  std::vector<int32_t> tokens(static_cast<size_t>(sampler.seq_len()));
-  std::vector<int32_t> targets(tokens.size());
-  std::string text;
-  for (int64_t i = 0; i < sampler.num_validation_sequences(); ++i) {
-    sampler.load_validation(i, i + 1, tokens, targets);
-    for (size_t k = 0; k < targets.size(); ++k) text += sampler.tokenizer().text_of(targets[k], tokens[k]);
-  }
-  io::write_file_atomically(path, text);
+// The first word without an option is the experiment file, unless it is a key with its value already.
+Config asked_config(EvalOptions& options) {
+  options.order.checkpoint = options.checkpoint;
+  std::string& first = options.config;
+  if (first.find('=') != std::string::npos && !std::filesystem::exists(first))
+    options.overrides.insert(options.overrides.begin(), std::exchange(first, ""));
+  return first.empty() ? stored_config(options.order.checkpoint, options.overrides)
+                       : load_config(first, options.overrides);
 }
 
-// Any layout gives the same loss: the configuration's pipeline when the ranks allow it, otherwise every rank holds the model.
-void choose_layout(const ParallelConfig& asked, int world_size, Config& config) {
-  config.parallel = asked;
-  if (world_size % asked.pipeline != 0) {
-    log::info("{} rank{}, not a multiple of parallel.pipeline ({}): every rank holds the whole model", world_size,
-              world_size == 1 ? "" : "s", asked.pipeline);
-    config.parallel = {};
+void check(const Config& config, EvalOptions& options) {
+  EvaluationOrder& order = options.order;
+  if (options.with_probes) order.probes = options.probes;
+  if (order.validation.empty() && order.texts.empty() && order.tasks.empty() && !order.probes) {
+    if (config.data.validation.path.empty())
+      throw Error(
+          "data.validation.path: found nothing, expected the folder of the text to evaluate on, or --text, "
+          "--tasks, --probes or --validation");
+    order.validation = {config.data.validation.path};
   }
-  config.parallel.data = world_size / config.parallel.pipeline;
-  if (config.parallel.data % config.parallel.expert != 0) {
-    log::info("{} data-parallel rank{}, not a multiple of parallel.expert ({}): every rank holds all experts",
-              config.parallel.data, config.parallel.data == 1 ? "" : "s", config.parallel.expert);
-    config.parallel.expert = 1;
-  }
-  config.train.global_batch_size = config.train.micro_batch_size * config.parallel.data;
+  if (std::count(order.texts.begin(), order.texts.end(), "-") > 1)
+    throw Error("--text: found - twice, expected it once: standard input can be read once");
+  if (options.context > 0) order.context = options.context;
+  if (!options.per_item.empty() && order.tasks.empty())
+    throw Error("--per-item: found no items, expected --tasks beside it");
+  if (!order.write_text.empty() && order.validation.size() != 1)
+    throw Error("--write-text: found {} validation sets, expected one", order.validation.size());
+  if (!order.ablate_sources) return;
+  if (order.validation.empty()) throw Error("--ablate-sources: found no validation set, expected one");
+  if (config.model.residual == Residual::standard)
+    throw Error(
+        "--ablate-sources: found model.residual: standard, expected full_attnres or block_attnres: the standard "
+        "residual has no sources to choose from");
 }
 
-// The model is the checkpoint's, and must be the configuration's; the data, the batch and the precision are the configuration's.
-std::optional<Evaluations> evaluate_checkpoint(const Config& asked, const EvalOptions& options, const World& world) {
-  comm::Communicator& comm = world.comm;
-  const auto adjust = [&](Config& config) {
-    const int64_t vocab_size = config.model.vocab_size;
-    config.model = asked.model;
-    if (config.model.vocab_size == 0) config.model.vocab_size = vocab_size;
-    config.data = asked.data;
-    config.train.micro_batch_size = asked.train.micro_batch_size;
-    config.train.precision = asked.train.precision;
-    choose_layout(asked.parallel, comm.size(), config);
-  };
-  Restored restored = restore_parameters(options.checkpoint, comm, adjust, world.device.index);
-  const Sampler sampler(asked.data, asked.run.seed, asked.train.global_batch_size, restored.config.model.vocab_size);
-  if (sampler.num_validation_sequences() == 0)
-    throw Error("data.validation.path: found nothing, expected the folder of the text to evaluate on");
-  check_evaluation_data(sampler, asked.data, restored.info, restored.checkpoint.string(), options.allow_trained);
-  if (!options.text.empty() && comm.rank() == 0) write_text(sampler, options.text);
-  restored.engine->set_end_of_document(sampler.end_of_document());
-  const auto run = [&] {
-    return evaluate(*restored.engine, sampler, restored.config, comm, [&] { return stop_requested_anywhere(comm); });
-  };
-  const std::optional<Evaluation> all = run();
-  if (!all) return std::nullopt;
-  Evaluations found{*all, {}};
-  if (!options.ablate_sources) return found;
-  const DepthReadWatch names(restored.config.model);
-  const int num_sources = restored.engine->plan().blocks.num_blocks() + 1;
-  for (int source = 0; source < num_sources; ++source) {
-    restored.engine->ablate_source(source);
-    const std::optional<Evaluation> without = run();
-    if (!without) return std::nullopt;
-    found.ablated.push_back({names.name_of_source(source), without->loss});
-  }
-  return found;
+void print(const evaluation::Perplexity& found) {
+  fmt::print("loss {:.6f}\nperplexity {:.4f}\nbits_per_byte {:.6f}\ntokens {}\nbytes {}\n", found.loss,
+             found.perplexity, found.bits_per_byte, found.num_tokens, found.num_bytes);
 }
 
-void print(const Evaluations& found) {
-  const Evaluation& all = found.all;
-  std::printf("loss %.6f\nperplexity %.4f\nbits_per_byte %.6f\ntokens %lld\nbytes %lld\n", all.loss, all.perplexity,
-              all.bits_per_byte, static_cast<long long>(all.num_tokens), static_cast<long long>(all.num_bytes));
-  for (const Evaluations::Ablated& ablated : found.ablated)
-    fmt::print("without {:<22} loss {:.6f}, {:+.6f}\n", ablated.source, ablated.loss, ablated.loss - all.loss);
+std::string text_of(const evaluation::Mean& mean) {
+  return std::isnan(mean.error) ? fmt::format("{:.4f}", mean.value)
+                                : fmt::format("{:.4f} +- {:.4f}", mean.value, mean.error);
+}
+
+void print(const CheckpointEvaluation& found, bool with_names) {
+  for (const ValidationResult& result : found.validation) {
+    if (with_names) fmt::print("validation {}\n", result.path);
+    print(result.all);
+    for (const auto& [source, loss] : result.ablated)
+      fmt::print("without {:<22} loss {:.6f}, {:+.6f}\n", source, loss, loss - result.all.loss);
+  }
+  for (const auto& [path, result] : found.texts) {
+    fmt::print("text {}\n", path);
+    print(result);
+  }
+  for (const auto& [task, result] : found.tasks)
+    fmt::print("task {}\nitems {}\nacc {}\nacc_norm {}\nacc_bytes {}\nlogprob {}\n", task.path, result.num_items,
+               text_of(result.acc), text_of(result.acc_norm), text_of(result.acc_bytes), text_of(result.logprob));
+}
+
+// A line per length with the accuracy at each depth.
+void print_probes(const CheckpointEvaluation& found) {
+  std::string begun;  // of the line
+  for (const auto& [probe, result] : found.probes) {
+    const std::string line = fmt::format("{} of {} tokens:", probe.name, probe.length);
+    if (line != begun) fmt::print("{}{}", begun.empty() ? "" : "\n", line);
+    begun = line;
+    fmt::print(" {:.2f} at {}", result.acc.value, probe.depth);
+  }
+  if (!begun.empty()) fmt::print("\n");
+}
+
+ordered_json json_of(const std::string& path, const evaluation::Perplexity& found) {
+  return {{"path", path},
+          {"loss", found.loss},
+          {"perplexity", found.perplexity},
+          {"bits_per_byte", found.bits_per_byte},
+          {"tokens", found.num_tokens},
+          {"bytes", found.num_bytes}};
+}
+
+void add(ordered_json& out, const std::string& name, const evaluation::Mean& mean) {
+  out[name] = mean.value;
+  out[name + "_stderr"] = mean.error;  // null where there is none
+}
+
+ordered_json json_of(const CheckpointEvaluation& found) {
+  ordered_json out = {{"checkpoint", found.checkpoint.string()}, {"step", found.step}, {"context", found.context}};
+  for (const ValidationResult& result : found.validation) {
+    ordered_json set = json_of(result.path, result.all);
+    for (const auto& [source, loss] : result.ablated) set["loss_without"][source] = loss;
+    out["validation"].push_back(std::move(set));
+  }
+  for (const auto& [path, result] : found.texts) out["texts"].push_back(json_of(path, result));
+  for (const auto& [task, result] : found.tasks) {
+    ordered_json one = {{"path", task.path}, {"items", result.num_items}};
+    add(one, "acc", result.acc);
+    add(one, "acc_norm", result.acc_norm);
+    add(one, "acc_bytes", result.acc_bytes);
+    add(one, "logprob", result.logprob);
+    out["tasks"].push_back(std::move(one));
+  }
+  for (const auto& [probe, result] : found.probes) {
+    ordered_json one = {
+        {"probe", probe.name}, {"length", probe.length}, {"depth", probe.depth}, {"items", result.num_items}};
+    add(one, "acc", result.acc);
+    add(one, "logprob", result.logprob);
+    out["probes"].push_back(std::move(one));
+  }
+  return out;
+}
+
+void report(const CheckpointEvaluation& found, const EvalOptions& options) {
+  if (!options.per_item.empty()) {
+    std::string lines;
+    for (const auto& [task, result] : found.tasks) lines += evaluation::items_as_json_lines(task, result);
+    io::write_file_atomically(options.per_item, lines);
+  }
+  const bool is_one_set =
+      found.validation.size() == 1 && found.texts.empty() && found.tasks.empty() && found.probes.empty();
+  if (options.as_json) {
+    fmt::print("{}\n", json_of(found).dump());
+  } else {
+    print(found, !is_one_set);
+    print_probes(found);
+  }
+}
+
+void evaluate(EvalOptions& options) {
+  const Config config = asked_config(options);
+  check(config, options);
+  bool stopped = false;
+  const auto evaluate_here = [&](World& world) {
+    const auto found = evaluate_checkpoint(config, options.order, world.comm, world.device.index);
+    stopped = !found;
+    if (found && world.rank == 0) report(*found, options);
+  };
+  run_in_world(config.run, evaluate_here, config.parallel);
+  if (stopped) throw Stopped("nothing was evaluated");
 }
 
 }  // namespace
 
 void register_eval(CLI::App& app) {
   auto options = std::make_shared<EvalOptions>();
-  CLI::App* command = app.add_subcommand("eval", "Validation loss, perplexity and bits per byte of a checkpoint");
-  command->footer("Example:\n  mpirun -n 2 lamina eval configs/tiny.yaml --checkpoint runs/tiny");
-  command->add_option("config", options->config, "Experiment file: data and batch sizes are taken from it")->required();
+  EvaluationOrder& order = options->order;
+  CLI::App* command = app.add_subcommand(
+      "eval", "Loss, perplexity and bits per byte of a checkpoint on texts, and its answers to multiple-choice items");
+  command->footer(
+      "Examples:\n  mpirun -n 2 lamina eval --checkpoint runs/tiny\n"
+      "  lamina eval --checkpoint runs/tiny --text book.txt --context 4096 --tasks hellaswag.jsonl piqa.jsonl --json");
+  command->add_option("config", options->config,
+                      "Experiment file: data, batch, precision and layout are taken from it; without one, from the "
+                      "checkpoint");
   command->add_option("--checkpoint", options->checkpoint, "A checkpoint, or a run folder (its newest)")->required();
-  command->add_option("--write-text", options->text, "Also write the evaluated text to this file");
-  command->add_flag("--allow-trained", options->allow_trained,
+  command->add_option("--validation", order.validation,
+                      "Token folders in place of data.validation.path: of each its last data.validation.num_sequences "
+                      "sequences");
+  command->add_option("--text", order.texts, text_inputs_help);
+  command->add_option("--tasks", order.tasks, "Files of multiple-choice items (docs/formats.md)");
+  CLI::Option* probes = command->add_flag(
+      "--probes", options->with_probes,
+      "Questions about long contexts, made on the fly: a needle in filler, and recall of pairs, by length and depth");
+  command
+      ->add_option("--probe-lengths", options->probes.lengths,
+                   "Tokens of their contexts; default: data.seq_len, twice and four times that")
+      ->check(CLI::PositiveNumber)
+      ->needs(probes);
+  command->add_option("--probe-items", options->probes.num_items, "Questions of each probe, length and depth")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str()
+      ->needs(probes);
+  command->add_option("--probe-seed", options->probes.seed, "Same seed, same questions")
+      ->capture_default_str()
+      ->needs(probes);
+  command
+      ->add_option("--context", options->context,
+                   "Tokens in view, in place of data.seq_len; longer items lose their beginning")
+      ->check(CLI::PositiveNumber);
+  command->add_flag("--json", options->as_json, "One JSON object on standard output");
+  command->add_option("--per-item", options->per_item,
+                      "With --tasks: also write each item's answer and log-probabilities to this file, as JSON lines");
+  command->add_option("--write-text", order.write_text, "Also write the validation set's text to this file");
+  command->add_flag("--allow-trained", order.allow_trained,
                     "Also evaluate sequences that the checkpoint was trained on, which are refused otherwise");
   command->add_flag(
-      "--ablate-sources", options->ablate_sources,
+      "--ablate-sources", order.ablate_sources,
       "Also the loss without each source of the depth reads in turn: the embedding, and each block's sum where "
       "later reads see it (reads of the first block keep the embedding)");
+  add_text_options(*command, order.format);
   command->add_option("overrides", options->overrides, "key.path=value, each replaces one key");
   command->callback([options] {
     stop::catch_signals();
-    const Config config = load_config(options->config, options->overrides);
-    if (options->ablate_sources && config.model.residual == Residual::standard)
-      throw Error(
-          "--ablate-sources: found model.residual: standard, expected full_attnres or block_attnres: the standard "
-          "residual has no sources to choose from");
-    bool stopped = false;
-    const auto evaluate_here = [&](World& world) {
-      const std::optional<Evaluations> result = evaluate_checkpoint(config, *options, world);
-      stopped = !result;
-      if (result && world.rank == 0) print(*result);
-    };
-    run_in_world(config.run, evaluate_here, config.parallel);
-    if (stopped) throw Stopped("nothing was evaluated");
+    evaluate(*options);
   });
 }
 
