@@ -358,8 +358,8 @@ TEST(Reference, AllKeys) {
           "train.optimizer.attn_res_lr_factor", "train.optimizer.groups[].pattern",
           "train.optimizer.groups[].lr_factor", "train.optimizer.groups[].weight_decay",
           "train.optimizer.groups[].rule", "train.lr_schedule.name", "train.lr_schedule.warmup_steps",
-          "train.lr_schedule.decay_steps", "train.lr_schedule.min_lr_ratio", "checkpoint.interval",
-          "checkpoint.minutes", "checkpoint.keep", "checkpoint.init_from", "logging.interval",
+          "train.lr_schedule.decay_steps", "train.lr_schedule.min_lr_ratio", "train.eval.tasks", "train.eval.interval",
+          "checkpoint.interval", "checkpoint.minutes", "checkpoint.keep", "checkpoint.init_from", "logging.interval",
           "logging.layer_stats_interval", "logging.peak_gflops", "logging.tensorboard", "logging.trace_steps",
           "debug.dump_step", "debug.dump_path"));
 }
