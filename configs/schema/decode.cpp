@@ -105,8 +105,11 @@ class Reader {
     } else {
       convert(entry->value, origin + ": " + path, rule, field);
     }
-    if constexpr (std::is_same_v<T, std::string>)
-      if (rule.is_path && given_.expands_paths) field = expand_path(field, origin + ": " + path);
+    if (rule.is_path && given_.expands_paths) {
+      if constexpr (std::is_same_v<T, std::string>) field = expand_path(field, origin + ": " + path);
+      if constexpr (std::is_same_v<T, std::vector<std::string>>)
+        for (std::string& item : field) item = expand_path(item, origin + ": " + path);
+    }
     if (field == initial) given_.at_default.insert(path);
   }
 

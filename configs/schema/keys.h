@@ -298,7 +298,7 @@ void describe(V& v, LrScheduleConfig& c) {
 
 template <class V>
 void describe(V& v, EvalConfig& c) {
-  v.key("tasks", c.tasks, Rule(),
+  v.key("tasks", c.tasks, Rule().path(),
         "Files of multiple-choice items (docs/formats.md), which must differ in name. Items longer than `data.seq_len` "
         "tokens lose their beginning, and the log says how many.");
   v.key("interval", c.interval, Rule().at_least(0),

@@ -97,11 +97,12 @@ TEST_F(ConfigFiles, PathsNameTheHomeFolderAndVariables) {
   write("a.yaml", "include: deep/rest.yaml\nrun: {output_dir: ~/runs/x}\n");
   const Config config =
       load("a.yaml", {"data.train.0.path=$LAMINA_TEST_SCRATCH/a", "data.validation.path=${LAMINA_TEST_SCRATCH}b$$c",
-                      "checkpoint.init_from='~'", "run.name=$x~"});
+                      "train.eval.tasks=[~/a.jsonl, b.jsonl]", "checkpoint.init_from='~'", "run.name=$x~"});
   EXPECT_EQ(config.run.output_dir, "/home/ann/runs/x");
   EXPECT_EQ(config.data.train[0].path, "/big disk/a");
   EXPECT_EQ(config.data.validation.path, "/big diskb$c");
   EXPECT_EQ(config.checkpoint.init_from, "/home/ann");
+  EXPECT_THAT(config.train.eval.tasks, testing::ElementsAre("/home/ann/a.jsonl", "b.jsonl"));
   EXPECT_EQ(config.run.name, "$x~");  // no path
   EXPECT_EQ(parse_config(to_yaml(config), "stored").data.validation.path, "/big diskb$c");
 
