@@ -16,7 +16,7 @@ minimum_cmake=3.22
 
 packages=(g++ cmake ninja-build pkg-config git libdnnl-dev libhdf5-dev libyaml-cpp-dev
   libspdlog-dev libfmt-dev libcli11-dev libsentencepiece-dev libzstd-dev zlib1g-dev liblzma-dev libbz2-dev libxxhash-dev libhwy-dev
-  nlohmann-json3-dev libeigen3-dev libprotobuf-dev protobuf-compiler libcpp-httplib-dev)
+  libpcre2-dev libutf8proc-dev nlohmann-json3-dev libeigen3-dev libprotobuf-dev protobuf-compiler libcpp-httplib-dev)
 test_packages=(ccache libgtest-dev libgmock-dev libbenchmark-dev python3 python3-h5py python3-torch python3-yaml
   clang-format clang-tidy 'chromium|chromium-browser')
 

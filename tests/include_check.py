@@ -60,6 +60,7 @@ THIRD_PARTY = [
     (r"yaml-cpp/", ["configs/schema"]),
     (r"spdlog/", ["core/base"]),
     (r"CLI/|CLI11", ["launch"]),
+    (r"pcre2.*\.h$|utf8proc\.h$", ["data"]),
     (r"(unsupported/)?Eigen/", ["launch/study"]),
     (r"httplib\.h$", ["launch/serve"]),
     (r"google/protobuf/|.*\.pb\.h$", ["trainer/tensorboard"]),
