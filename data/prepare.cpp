@@ -335,7 +335,7 @@ PrepareReport prepare_in_place(const PrepareOptions& options, const Tokenizer& t
 
 PrepareReport prepare(const PrepareOptions& options) {
   if (options.output.empty()) throw Error("no output folder");
-  const std::unique_ptr<Tokenizer> tokenizer = make_tokenizer(options.tokenizer);
+  const std::unique_ptr<Tokenizer> tokenizer = make_tokenizer(options.tokenizer, options.tokenizer_options);
   if (options.in_place) return prepare_in_place(options, *tokenizer);
   const int64_t total_bytes = check_inputs(options.inputs, options.format);
   const InterruptFlag interrupt;

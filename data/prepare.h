@@ -6,19 +6,21 @@
 #include <vector>
 
 #include "data/text_input.h"
+#include "data/tokenizer.h"
 
 namespace lamina {
 
 struct PrepareOptions {
-  std::string tokenizer = "bytes";  // or sentencepiece:FILE
-  std::string output;               // the folder to write
+  std::string tokenizer = "bytes";  // as make_tokenizer takes it
+  TokenizerOptions tokenizer_options;
+  std::string output;  // the folder to write
   std::vector<std::string> inputs;
   TextFormat format;
   // The input, one, holds the tokenizer's tokens already (data/token_input.h) and is only described.
   bool in_place = false;
   std::string token_type;     // of a flat file used in place: u8, u16 or u32
   bool overwrite = false;     // replace a token folder that stands at `output`
-  int num_threads = 0;        // for SentencePiece; 0: all cores. The result doesn't depend on it.
+  int num_threads = 0;        // 0: all cores. The result doesn't depend on it.
   bool show_progress = true;  // on stderr
 };
 

@@ -3,7 +3,7 @@
 //   /tokens            u8, u16 or u32 [num_tokens], documents one after the other, each closed by end_of_document
 //   /document_starts   u64 [num_documents], index of each document's first token
 //   /checksums         u64, XXH3 of the stored bytes of every run of 65536 tokens (the last may be short)
-//   /tokenizer         u8, the SentencePiece model; absent for bytes
+//   /tokenizer         u8, the tokenizer's model (data/tokenizer.h); absent for bytes
 // Where the tokens lie in a file of another program there is no /tokens, but the attributes tokens_file (absolute), tokens_file_bytes,
 // tokens_offset (of the first, in bytes) and token_bytes (1, 2 or 4).
 // Attributes of "/": format, format_version, tokenizer, tokenizer_hash, vocab_size, end_of_document, num_tokens,

@@ -9,6 +9,7 @@
 #include "core/base/error.h"
 #include "core/base/hash.h"
 #include "core/io/file.h"
+#include "data/foreign_tokenizer.h"
 
 namespace lamina {
 
@@ -173,21 +174,29 @@ std::string Tokenizer::decode(std::span<const int32_t> tokens) const {
   return text;
 }
 
-std::unique_ptr<Tokenizer> make_tokenizer(const std::string& spec) {
-  constexpr std::string_view prefix = "sentencepiece:";
-  if (spec == "bytes") return std::make_unique<BytesTokenizer>();
-  if (spec.size() > prefix.size() && spec.starts_with(prefix)) {
-    const std::string file = spec.substr(prefix.size());
-    return std::make_unique<SentencePieceTokenizer>(io::read_file(file), file);
-  }
-  throw Error("unknown tokenizer \"{}\", expected bytes or sentencepiece:FILE", spec);
+std::unique_ptr<Tokenizer> make_tokenizer(const std::string& spec, const TokenizerOptions& options) {
+  constexpr const char* kinds = "bytes, sentencepiece:FILE, huggingface:FILE or tiktoken:FILE";
+  const size_t colon = spec.find(':');
+  const std::string kind = spec.substr(0, colon), file = colon == std::string::npos ? "" : spec.substr(colon + 1);
+  const bool is_foreign = kind == huggingface_name || kind == tiktoken_name;
+  if (spec != "bytes" && ((kind != "sentencepiece" && !is_foreign) || file.empty()))
+    throw Error("unknown tokenizer \"{}\", expected {}", spec, kinds);
+  if (!is_foreign && !options.end_of_document.empty())
+    throw Error("{}: found an end-of-document token, {}; the tokenizer has its own", spec, options.end_of_document);
+  if (kind != tiktoken_name && !(options.pattern.empty() && options.special_tokens.empty()))
+    throw Error("{}: found a pattern or special tokens, expected them with tiktoken:FILE only", spec);
+  if (kind == huggingface_name) return make_stored_tokenizer(kind, huggingface_model(file, options), file);
+  if (kind == tiktoken_name) return make_stored_tokenizer(kind, tiktoken_model(file, options), file);
+  if (kind == "bytes") return std::make_unique<BytesTokenizer>();
+  return std::make_unique<SentencePieceTokenizer>(io::read_file(file), file);
 }
 
 std::unique_ptr<Tokenizer> make_stored_tokenizer(const std::string& name, const std::string& model,
                                                  const std::string& origin) {
   if (name == "bytes") return std::make_unique<BytesTokenizer>();
   if (name == "sentencepiece") return std::make_unique<SentencePieceTokenizer>(model, origin);
-  throw Error("{}: unknown tokenizer \"{}\", expected bytes or sentencepiece", origin, name);
+  if (name == huggingface_name || name == tiktoken_name) return make_foreign_tokenizer(name, model, origin);
+  throw Error("{}: unknown tokenizer \"{}\", expected bytes, sentencepiece, huggingface or tiktoken", origin, name);
 }
 
 }  // namespace lamina

@@ -34,17 +34,26 @@ class Tokenizer {
     return static_cast<int64_t>(text_of(token, previous).size());
   }
 
-  // Two tokenizers are the same when their hashes are: of the model's bytes, or of the name "bytes".
+  // Two tokenizers are the same when their hashes are: of the model's bytes, or of the name "bytes". Of other programs' files: of the
+  // file and what was chosen beside it, such as the token that ends a document.
   virtual const std::string& hash() const = 0;
-  virtual const std::string& name() const = 0;   // "bytes" or "sentencepiece"
+  virtual const std::string& name() const = 0;   // "bytes", "sentencepiece", "huggingface" or "tiktoken"
   virtual const std::string& model() const = 0;  // what a token file keeps of it; empty for bytes
 
   // Where a long document may be cut without changing its tokens: the largest such length in [1, text.size()].
   virtual size_t safe_cut(std::string_view text) const = 0;
 };
 
-// "bytes" or "sentencepiece:FILE". Throws Error for any other text and for a file that isn't a SentencePiece model.
-std::unique_ptr<Tokenizer> make_tokenizer(const std::string& spec);
+// What a file of another program doesn't say.
+struct TokenizerOptions {
+  std::string end_of_document;  // the name of the special token that ends a document
+  std::string pattern;          // tiktoken: what cuts a text into words, or a preset's name: cl100k, o200k, kimi
+  std::vector<std::string> special_tokens;  // tiktoken: NAME=ID
+};
+
+// "bytes", "sentencepiece:FILE", "huggingface:FILE" (a tokenizer.json, or the folder that has one) or "tiktoken:FILE". Throws Error for any
+// other text, for a file that isn't of this kind, and for options that it has no use for.
+std::unique_ptr<Tokenizer> make_tokenizer(const std::string& spec, const TokenizerOptions& options = {});
 
 // From what a token file keeps: name and model; `origin` stands for the file in messages.
 std::unique_ptr<Tokenizer> make_stored_tokenizer(const std::string& name, const std::string& model,
