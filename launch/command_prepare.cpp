@@ -48,16 +48,19 @@ void register_prepare(CLI::App& app) {
       "Examples:\n"
       "  lamina prepare --tokenizer bytes --output data/english book1.txt book2.txt.gz\n"
       "  lamina prepare --tokenizer sentencepiece:bpe.model --output data/web crawl-*.jsonl.zst\n"
+      "  lamina prepare --tokenizer huggingface:Llama-3.1-8B --output data/web crawl-*.jsonl.zst\n"
+      "  lamina prepare --tokenizer tiktoken:Kimi-K2/tiktoken.model --pattern kimi --output data/web crawl.jsonl\n"
       "  jq -c .page crawl.json | lamina prepare --text-key body.text --output data/web -\n"
       "  lamina prepare --tokenizer sentencepiece:llama.model --in-place --output data/pile pile_text_document.bin\n"
       "  lamina prepare --output data/stories --document-separator '\\n\\n\\n' stories.txt");
   command->add_option("inputs", options->inputs, text_inputs_help)->required();
-  command->add_option("--tokenizer", options->tokenizer, "bytes or sentencepiece:FILE")->capture_default_str();
+  command->add_option("--tokenizer", options->tokenizer, tokenizer_help)->capture_default_str();
+  add_tokenizer_options(*command, options->tokenizer_options);
   command->add_option("--output", options->output, "The folder to write")->required();
   add_text_options(*command, options->format);
   command->add_option("--document-separator", options->format.document_separator,
                       "Cut plain text into documents at this text (\\n, \\t, \\r and \\\\ are understood)");
-  command->add_option("--threads", options->num_threads, "Threads for SentencePiece; 0: all cores")
+  command->add_option("--threads", options->num_threads, "Threads that tokenize; 0: all cores")
       ->check(CLI::Range(0, 4096))
       ->capture_default_str();
   CLI::Option* in_place = command->add_flag(

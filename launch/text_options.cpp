@@ -24,6 +24,18 @@ void add_text_options(CLI::App& command, TextFormat& format) {
                    "Pass over JSON records without a text, and count them");
 }
 
+void add_tokenizer_options(CLI::App& command, TokenizerOptions& options) {
+  command.add_option("--end-of-document", options.end_of_document,
+                     "huggingface, tiktoken: the special token that ends a document; default: eos_token of the "
+                     "tokenizer_config.json next to the file");
+  command.add_option("--pattern", options.pattern,
+                     "tiktoken: the regular expression that cuts a text into words, or cl100k, o200k or kimi; default: "
+                     "pattern of the tokenizer_config.json");
+  command.add_option("--special-tokens", options.special_tokens,
+                     "tiktoken: NAME=ID, as many as there are; default: added_tokens_decoder of the "
+                     "tokenizer_config.json, or those that go with the pattern's name");
+}
+
 void print_text_counts(const TextCounts& counts) {
   if (counts.num_replaced > 0)
     fmt::print("replaced by U+FFFD: {} places that were not UTF-8, or NUL\n", counts.num_replaced);
