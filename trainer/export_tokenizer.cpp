@@ -9,37 +9,19 @@
 #include <vector>
 
 #include "core/base/error.h"
+#include "data/byte_letters.h"
+#include "data/foreign_tokenizer.h"
+#include "trainer/export_foreign_tokenizer.h"
+#include "trainer/export_tokenizer_json.h"
 #include "trainer/sentencepiece_model.h"
 
 namespace lamina {
 namespace {
 
-using OrderedJson = nlohmann::ordered_json;
 using Kind = SentencePieceModel::Kind;
 
 constexpr std::string_view space = "\xe2\x96\x81";  // U+2581, for which a space stands in SentencePiece's pieces
 constexpr const char* end_of_bytes = "<|end_of_document|>";
-
-struct Special {
-  std::string text;
-  int64_t id = 0;
-};
-
-OrderedJson special_token(const Special& token) {
-  return {{"id", token.id},  {"content", token.text}, {"single_word", false}, {"lstrip", false},
-          {"rstrip", false}, {"normalized", false},   {"special", true}};
-}
-
-// `begin`: the token before a text.
-OrderedJson begins_with(const Special& begin) {
-  const OrderedJson token = {{"SpecialToken", {{"id", begin.text}, {"type_id", 0}}}};
-  const OrderedJson a = {{"Sequence", {{"id", "A"}, {"type_id", 0}}}},
-                    b = {{"Sequence", {{"id", "B"}, {"type_id", 0}}}};
-  return {{"type", "TemplateProcessing"},
-          {"single", OrderedJson::array({token, a})},
-          {"pair", OrderedJson::array({token, a, b})},
-          {"special_tokens", {{begin.text, {{"id", begin.text}, {"ids", {begin.id}}, {"tokens", {begin.text}}}}}}};
-}
 
 std::string configuration(const Special& end, const std::optional<Special>& unknown,
                           const std::optional<Special>& padding) {
@@ -54,19 +36,9 @@ std::string configuration(const Special& end, const std::optional<Special>& unkn
   return out.dump(2) + "\n";
 }
 
-std::string utf8_of(int code) {  // below 0x800
-  if (code < 0x80) return {static_cast<char>(code)};
-  return {static_cast<char>(0xC0 | (code >> 6)), static_cast<char>(0x80 | (code & 0x3F))};
-}
-
-// The format's own spelling of bytes ("ByteLevel"): printable ones of Latin-1 as themselves, the others from U+0100 on.
 OrderedJson spelling_of_bytes() {
   OrderedJson vocabulary = OrderedJson::object();
-  int next = 256;
-  for (int byte = 0; byte < 256; ++byte) {
-    const bool is_printable = (byte > 32 && byte < 127) || (byte > 160 && byte != 173);
-    vocabulary[utf8_of(is_printable ? byte : next++)] = byte;
-  }
+  for (int byte = 0; byte < 256; ++byte) vocabulary[letter_of_byte(static_cast<unsigned char>(byte))] = byte;
   return vocabulary;
 }
 
@@ -234,7 +206,10 @@ TokenizerFiles files_of_sentencepiece(const Tokenizer& tokenizer) {
 }  // namespace
 
 TokenizerFiles tokenizer_files(const Tokenizer& tokenizer) {
-  return tokenizer.name() == "bytes" ? files_of_bytes(tokenizer) : files_of_sentencepiece(tokenizer);
+  if (tokenizer.name() == "bytes") return files_of_bytes(tokenizer);
+  if (tokenizer.name() == huggingface_name) return files_of_huggingface(tokenizer);
+  if (tokenizer.name() == tiktoken_name) return files_of_tiktoken(tokenizer);
+  return files_of_sentencepiece(tokenizer);
 }
 
 }  // namespace lamina

@@ -4,7 +4,9 @@
 
 #include "configs/schema/decode.h"
 #include "core/base/error.h"
+#include "core/base/log.h"
 #include "core/io/file.h"
+#include "data/foreign_tokenizer.h"
 #include "data/tokenizer.h"
 #include "model/parameters.h"
 #include "trainer/checkpoint.h"
@@ -145,14 +147,22 @@ Config placeholder_experiment(const HfModel& hf) {
 std::optional<StoredTokenizer> tokenizer_in(const fs::path& folder, const std::string& hash) {
   if (hash.empty()) return std::nullopt;
   if (hash == make_tokenizer("bytes")->hash()) return StoredTokenizer{"bytes", ""};
-  fs::path file = folder / sentencepiece_file;
-  if (!fs::exists(file)) file = folder / sentencepiece_file_alone;
-  if (!fs::exists(file)) return std::nullopt;
-  const auto tokenizer = make_tokenizer("sentencepiece:" + file.string());
-  if (tokenizer->hash() != hash)
-    throw Error("{}: tokenizer {} found, expected {}, tokenizer_hash of config.json", file.string(), tokenizer->hash(),
-                hash);
-  return StoredTokenizer{tokenizer->name(), tokenizer->model()};
+  std::string spec;
+  for (const auto& [kind, name] : {std::pair("sentencepiece:", sentencepiece_file),
+                                   {"sentencepiece:", sentencepiece_file_alone},
+                                   {"tiktoken:", tiktoken_file},
+                                   {"tiktoken:", tiktoken_file_alone},
+                                   {"huggingface:", "tokenizer.json"}})
+    if (spec.empty() && fs::exists(folder / name)) spec = kind + (folder / name).string();
+  if (spec.empty()) return std::nullopt;
+  const auto tokenizer = make_tokenizer(spec);
+  if (tokenizer->hash() == hash) return StoredTokenizer{tokenizer->name(), tokenizer->model()};
+  // Other programs write a tokenizer.json anew when they save a model.
+  if (tokenizer->name() != huggingface_name)
+    throw Error("{}: tokenizer {} found, expected {}, tokenizer_hash of config.json", spec, tokenizer->hash(), hash);
+  log::warning("{}: tokenizer {} found, expected {}, tokenizer_hash of config.json; the checkpoint gets none", spec,
+               tokenizer->hash(), hash);
+  return std::nullopt;
 }
 
 }  // namespace

@@ -202,6 +202,68 @@ TEST(ExportTokenizer, Bytes) {
   for (int i = 0; i < 257; ++i) EXPECT_EQ(ids[static_cast<size_t>(i)], i);
 }
 
+std::vector<int32_t> tokens_of(const Tokenizer& tokenizer, const std::string& text) {
+  std::vector<int32_t> tokens;
+  tokenizer.encode(text, tokens);
+  return tokens;
+}
+
+// A folder with these files, as `lamina import` finds it.
+void write_all(const TemporaryFolder& folder, const TokenizerFiles& files) {
+  for (const auto& [name, content] : files.contents) io::write_file_atomically(folder.path() / name, content);
+}
+
+TEST(ExportTokenizer, ATokenizerJsonStaysAsItWas) {
+  const json fixture = json::parse(io::read_file(LAMINA_SOURCE_DIR "/tests/data/tokenizers.json"));
+  const TemporaryFolder folder, exported;
+  const std::string file = fixture.at("cases")[1].at("file").dump(1);
+  io::write_file_atomically(folder.path() / "tokenizer.json", file);
+  io::write_file_atomically(
+      folder.path() / "tokenizer_config.json",
+      R"({"eos_token": "<|begin|>", "chat_template": "x", "tokenizer_class": "Other", "auto_map": {}})");
+  const auto tokenizer = make_tokenizer("huggingface:" + folder.path().string(), {"<|endoftext|>", "", {}});
+  const TokenizerFiles files = tokenizer_files(*tokenizer);
+  EXPECT_EQ(files.contents.at("tokenizer.json"), file);
+  const json configuration = parsed(files, "tokenizer_config.json");
+  EXPECT_EQ(configuration.at("eos_token"), "<|endoftext|>") << "which ended documents";
+  EXPECT_EQ(configuration.at("chat_template"), "x");
+  EXPECT_EQ(configuration.at("tokenizer_class"), "PreTrainedTokenizerFast");
+  EXPECT_FALSE(configuration.contains("auto_map"));
+  write_all(exported, files);
+  EXPECT_EQ(make_tokenizer("huggingface:" + exported.path().string())->hash(), tokenizer->hash());
+}
+
+TEST(ExportTokenizer, ATiktokenFileBecomesATokenizerJsonWithTheSameTokens) {
+  constexpr std::string_view digits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+  std::string file;
+  for (size_t byte = 0; byte < 256; ++byte)
+    file += fmt::format("{}{}== {}\n", digits[byte >> 2], digits[(byte & 3) << 4], byte);
+  file += "dGg= 256\nYmM= 257\nYWI= 258\ndGhl 259\nYWJj 260\nIHRo 261\n";  // th, bc, ab, the, abc, " th"
+  const TemporaryFolder folder, exported;
+  io::write_file_atomically(folder.path() / "tiktoken.model", file);
+  for (const std::string pattern : {"kimi", "o200k", "cl100k", "[a-z ]{1,9}+"}) {
+    const auto tokenizer =
+        make_tokenizer("tiktoken:" + folder.path().string(), {"[EOS]", pattern, {"[BOS]=262", "[EOS]=265"}});
+    const TokenizerFiles files = tokenizer_files(*tokenizer);
+    EXPECT_EQ(files.reason.empty(), pattern != "[a-z ]{1,9}+") << files.reason;
+    EXPECT_EQ(files.contents.at(files.reason.empty() ? "tiktoken.model" : "vocabulary.tiktoken"), file);
+    write_all(exported, files);
+    const std::string name = files.reason.empty() ? "/tiktoken.model" : "/vocabulary.tiktoken";
+    const auto again = make_tokenizer("tiktoken:" + exported.path().string() + name);
+    EXPECT_EQ(again->hash(), tokenizer->hash());
+    if (!files.reason.empty()) continue;
+    const auto as_json = make_tokenizer("huggingface:" + exported.path().string());
+    EXPECT_EQ(as_json->end_of_document(), 265);
+    EXPECT_EQ(as_json->vocab_size(), std::max<int64_t>(tokenizer->vocab_size(), 266));
+    for (const std::string& text :
+         {words(300, 4), std::string("the abc babc 1234567 THE \n\n  [EOS] \xe4\xbd\xa0\xe5\xa5\xbd it's  ")}) {
+      std::vector<int32_t> expected = tokens_of(*tokenizer, text);
+      expected.insert(expected.begin(), 265);  // what a text begins after
+      EXPECT_EQ(tokens_of(*as_json, text), expected) << pattern;
+    }
+  }
+}
+
 // A message of protobuf's wire format.
 std::string field(int number, const std::string& bytes) {
   return static_cast<char>(number << 3 | 2) + std::string(1, static_cast<char>(bytes.size())) + bytes;
