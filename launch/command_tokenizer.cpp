@@ -12,7 +12,7 @@
 namespace lamina {
 namespace {
 
-struct Options {
+struct TokenizerArguments {
   TokenizerTrainingOptions training;
   std::string inspect, text;
   TokenizerOptions inspected;
@@ -24,7 +24,7 @@ std::string as_json(std::string_view text) {
   return nlohmann::json(repair_utf8(text, num_replaced)).dump();
 }
 
-void inspect(const Options& options) {
+void inspect(const TokenizerArguments& options) {
   const auto tokenizer = make_tokenizer(options.inspect, options.inspected);
   const auto row = [](const char* name, const std::string& value) { fmt::print("{:<18}{}\n", name, value); };
   row("kind", tokenizer->name());
@@ -43,7 +43,7 @@ void inspect(const Options& options) {
   row("comes back", tokenizer->decode(tokens) == options.text ? "as it was" : as_json(tokenizer->decode(tokens)));
 }
 
-void train(const Options& options) {
+void train(const TokenizerArguments& options) {
   const TokenizerTrainingReport report = train_tokenizer(options.training);
   print_text_counts(report.text);
   fmt::print("{}: {} pieces from {} bytes of text, {:.1f} s\n", options.training.output, report.vocab_size,
@@ -53,7 +53,7 @@ void train(const Options& options) {
 }  // namespace
 
 void register_tokenizer(CLI::App& app) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<TokenizerArguments>();
   TokenizerTrainingOptions& training = options->training;
   CLI::App* command = app.add_subcommand("tokenizer", "Train a SentencePiece tokenizer, or look at any");
   command->footer(

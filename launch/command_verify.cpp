@@ -15,7 +15,7 @@
 namespace lamina {
 namespace {
 
-struct Options {
+struct VerifyArguments {
   std::string config, layouts, precision;
   std::vector<std::string> overrides;
   int max_ranks = 4;
@@ -40,7 +40,7 @@ std::string choose_precision(const std::string& asked, Config& config) {
   return "";
 }
 
-void verify(const Options& options) {
+void verify(const VerifyArguments& options) {
   if (const int ranks = launcher_ranks().size; ranks > 1)
     throw Error("lamina verify: found {} ranks, expected one process: it runs the ranks of every layout itself", ranks);
   Config config = load_config(options.config, options.overrides);
@@ -70,7 +70,7 @@ void verify(const Options& options) {
 }  // namespace
 
 void register_verify(CLI::App& app) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<VerifyArguments>();
   CLI::App* command = app.add_subcommand(
       "verify",
       "Compare loss and every gradient of a step at other layouts with one rank, on the configuration's data");
