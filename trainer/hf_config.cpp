@@ -268,7 +268,8 @@ std::vector<std::string> reasons_against_kimi_linear(const HfModel& hf) {
     add("residual", name_of_residual(c.residual), "kimi_linear has no Attention Residuals");
   if (has_mixer(c, Mixer::kda) && c.gate_lower_bound)
     add("gate_lower_bound", *c.gate_lower_bound, "kimi_linear has the softplus gate only");
-  if (c.kv_a_layernorm_eps != latent_eps)
+  if (!has_mixer(c, Mixer::mla)) add("mixers", "kda", "kimi_linear's cache needs a layer of latent attention");
+  if (has_mixer(c, Mixer::mla) && c.kv_a_layernorm_eps != latent_eps)
     add("kv_a_layernorm_eps", c.kv_a_layernorm_eps, fmt::format("kimi_linear's is always {}", latent_eps));
   if (c.q_lora_rank && c.rms_norm_eps != latent_eps)
     add("rms_norm_eps", c.rms_norm_eps,
