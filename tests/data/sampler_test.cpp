@@ -271,6 +271,23 @@ TEST_F(SamplerTest, ValidationSequencesThatAnotherRunTrainedOn) {
   EXPECT_EQ(trained(config(10, {{a, 1.0}}, {a, 8, 100}), identity(config(10, {{a, 1.0}, {b, 1.0}}, {b, 8, 100}))), 8);
 }
 
+TEST_F(SamplerTest, EvaluatesWithoutTrainingSources) {
+  const std::string a = source("a", 1000, 1);
+  const Sampler both(config(10, {{a, 1.0}}, {a, 7, 100}), 1, 4, 257), alone(config(10, {}, {a, 7, 100}), 1, 4, 257);
+  std::vector<int32_t> tokens(70), targets(70), expected_tokens(70), expected_targets(70);
+  alone.load_validation(0, 7, tokens, targets);
+  both.load_validation(0, 7, expected_tokens, expected_targets);
+  EXPECT_EQ(tokens, expected_tokens);
+  EXPECT_EQ(targets, expected_targets);
+  EXPECT_EQ(alone.end_of_document(), 256);
+  EXPECT_EQ(alone.tokenizer().hash(), both.tokenizer().hash());
+  EXPECT_EQ(alone.num_trained_validation_sequences(both.identity()), 0);
+  // All of it may be evaluated, and nothing trained on.
+  EXPECT_EQ(Sampler(config(10, {}, {a, 99, 100}), 1, 4, 257).num_validation_sequences(), 99);
+  EXPECT_THROW((void)alone.sample(0, 0), InternalError);
+  EXPECT_THAT(error_of([&] { Sampler sampler(config(10, {}), 1, 4, 257); }), HasSubstr("no sources"));
+}
+
 TEST_F(SamplerTest, WrongSourcesAreNamed) {
   const std::string a = source("a", 1000, 1), small = source("small", 20, 2);
   PrepareOptions o = options("pieces", {path("a.txt")});
