@@ -1,5 +1,5 @@
-// Questions about long contexts, made on the fly: the same for the same seed and tokenizer. Each is an item of four choices, so that guessing is
-// right in a quarter.
+// Questions about long contexts, made on the fly: the same for the same seed and tokenizer. Each is an item of four choices, so that
+// guessing is right in a quarter.
 #pragma once
 
 #include <cstdint>

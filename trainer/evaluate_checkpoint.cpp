@@ -249,15 +249,26 @@ class CheckpointEvaluator {
 }  // namespace
 
 Config stored_config(const std::filesystem::path& path, const std::vector<std::string>& overrides) {
-  std::filesystem::path checkpoint = path;
-  if (std::filesystem::is_directory(path / "checkpoints")) {
-    const auto committed = list_committed_checkpoints(path / "checkpoints");
-    if (committed.empty()) throw Error("{}: holds no checkpoint yet", (path / "checkpoints").string());
-    checkpoint = committed.back();
-  } else if (!std::filesystem::exists(path)) {
+  if (!std::filesystem::exists(path))
     throw Error("{}: no such folder, expected a checkpoint or a run folder", path.string());
+  std::vector<std::filesystem::path> checkpoints = {path};
+  if (std::filesystem::is_directory(path / "checkpoints")) {
+    checkpoints = list_committed_checkpoints(path / "checkpoints");
+    if (checkpoints.empty()) throw Error("{}: holds no checkpoint yet", (path / "checkpoints").string());
   }
-  return parse_config(read_checkpoint_info(checkpoint).config_yaml, checkpoint.string(), overrides);
+  const auto yaml_of = [](const std::filesystem::path& checkpoint) {
+    return read_checkpoint_info(checkpoint).config_yaml;
+  };
+  std::string yaml;
+  for (; checkpoints.size() > 1; checkpoints.pop_back()) {
+    try {
+      yaml = yaml_of(checkpoints.back());
+      break;
+    } catch (const Error&) {  // resolve_checkpoint() says it
+    }
+  }
+  if (yaml.empty()) yaml = yaml_of(checkpoints.back());
+  return parse_config(yaml, checkpoints.back().string(), overrides);
 }
 
 std::optional<CheckpointEvaluation> evaluate_checkpoint(const Config& asked, const EvaluationOrder& order,

@@ -48,7 +48,7 @@ struct CheckpointEvaluation {
   std::vector<std::pair<evaluation::Probe, evaluation::TaskResult>> probes;
 };
 
-// The configuration that the newest checkpoint of a run folder, or this one, was saved with, with changes.
+// The configuration that the newest checkpoint of a run folder whose head is whole, or this one, was saved with, with changes.
 Config stored_config(const std::filesystem::path& path, const std::vector<std::string>& overrides);
 
 // Collective. The model is the checkpoint's, and must be the configuration's; data, batch, precision and layout are the configuration's,

@@ -214,6 +214,9 @@ def check_training(test: Test, changes: dict) -> None:
     del last["tasks"]
     path.write_text("".join(path.read_text().splitlines(True)[:-1]) + json.dumps(last) + "\n")
     lamina.train("resumed", changes)
+    # Of a damaged checkpoint nothing is taken, nor its configuration.
+    (lamina.folder / "resumed" / "checkpoints" / f"step-{STEPS:08d}" / "checkpoint.h5").write_bytes(b"damaged")
+    test.equal("the checkpoint before a damaged one", test.eval("--checkpoint", "resumed")["step"], 2)
     test.equal("resumed", {row["step"]: row.get("tasks") for row in metrics(lamina.folder / "resumed")}, rows)
     events = [event["scalars"] for file in sorted((lamina.folder / "resumed").glob("events.*")) for event in event_files.read(file)[2:]]
     test.equal("events of a resumed run", sum("tasks/items/acc" in scalars for scalars in events), 3)   # step 2 twice
