@@ -163,10 +163,10 @@ check_sanitizers() {
   # Where threads meet. Loops over cores are left out: the sanitizer doesn't see the barriers of libgomp that order them. So are tests
   # that count on several threads per rank (ThreadsOfSteps, PeakRate.Grows...).
   local threaded=(tests_core_base tests_core_io tests_parallel_comm tests_parallel_expert tests_parallel_pipeline tests_parallel_zero tests_data
-    tests_trainer)
+    tests_inference tests_trainer)
   if build_preset cpu-tsan "${threaded[@]}"; then
     # Plans are made by one thread.
-    GTEST_FILTER='-ThreadsOfSteps.*:PeakRate.GrowsWithTheThreads:BlockRoutes.*:Faults.*:PeakSummaries.*:Lowering.*:ProgramFaults.*:Schedule.*:ScheduleFaults.*:Simulate.*:BalancedSplit.*' \
+    GTEST_FILTER='-Decoder*:ThreadsOfSteps.*:PeakRate.GrowsWithTheThreads:BlockRoutes.*:Faults.*:PeakSummaries.*:Lowering.*:ProgramFaults.*:Schedule.*:ScheduleFaults.*:Simulate.*:BalancedSplit.*' \
       TSAN_OPTIONS="suppressions=$root/tests/support/tsan.supp:second_deadlock_stack=1" \
       run_ctest build-tsan --parallel "$(nproc)" -R "^($(IFS='|'; echo "${threaded[*]}"))\$"
   else

@@ -3,7 +3,7 @@
 //   shard-00000.h5 ..   one per rank: the element ranges it owns, as 1-d datasets "/<tensor>[<begin>:<end>]"
 //   checkpoint.h5       "/<tensor>" with its logical shape (virtual datasets over the shards), the run's state as
 //   attributes,
-//                       "/tokenizer": the SentencePiece model, and "/table": every file, tensor and piece with its place in
+//                       "/tokenizer": the tokenizer's file, and "/table": every file, tensor and piece with its place in
 //                       the file and its checksum (JSON)
 //   COMMITTED           written last: size and checksum of checkpoint.h5, and its own checksum
 //
