@@ -44,15 +44,18 @@ fs::path file_of(const std::string& path, const char* name) {
   return fs::is_directory(path) ? fs::path(path) / name : fs::path(path);
 }
 
+// DeepSeek's, with full-width bars and a low line of its own.
+constexpr const char* deepseek_end =
+    "<\xef\xbd\x9c"
+    "end\xe2\x96\x81of\xe2\x96\x81sentence\xef\xbd\x9c>";
+
 std::string usual_end(const json& document) {
   std::string found;
   const auto list = document.find("added_tokens");
   if (list == document.end() || !list->is_array()) return "";
   for (const json& token : *list) {
     if (!token.is_object() || token.value("special", json(false)) != json(true)) continue;
-    for (const char* usual : {"<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]",
-                              "<\xef\xbd\x9c"
-                              "end\xe2\x96\x81of\xe2\x96\x81sentence\xef\xbd\x9c>"}) {
+    for (const char* usual : {"<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]", deepseek_end}) {
       if (token.value("content", json()) != json(usual)) continue;
       if (!found.empty()) return "";  // which of them?
       found = usual;

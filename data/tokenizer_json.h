@@ -14,7 +14,7 @@ namespace lamina {
 
 // `end_of_document`: the name of the special token that ends a document; `padding`: of the one for padding, or empty. Throws Error naming
 // `origin` and the key. Without `model`, `name` and `hash`.
-BpeTokenizerParts parse_tokenizer_json(std::string_view json, const std::string& end_of_document,
+BpeTokenizerParts parse_tokenizer_json(std::string_view text, const std::string& end_of_document,
                                        const std::string& padding, const std::string& origin);
 
 }  // namespace lamina

@@ -98,17 +98,18 @@ class Reader {
     const bool empty = entry->value.kind == Value::Kind::null;
     const std::string& origin = empty ? entry->origin : entry->value.origin;
     const T initial = field;
+    const std::string place = fmt::format("{}: {}", origin, path);
     if constexpr (is_vector<T>) {
       for (size_t i = 0; i < entry->value.items.size(); ++i)
         given_.origin_of[fmt::format("{}[{}]", path, i)] = entry->value.items[i].origin;
       convert_items(entry->value, origin, path, rule, field);
     } else {
-      convert(entry->value, origin + ": " + path, rule, field);
+      convert(entry->value, place, rule, field);
     }
     if (rule.is_path && given_.expands_paths) {
-      if constexpr (std::is_same_v<T, std::string>) field = expand_path(field, origin + ": " + path);
+      if constexpr (std::is_same_v<T, std::string>) field = expand_path(field, place);
       if constexpr (std::is_same_v<T, std::vector<std::string>>)
-        for (std::string& item : field) item = expand_path(item, origin + ": " + path);
+        for (std::string& item : field) item = expand_path(item, place);
     }
     if (field == initial) given_.at_default.insert(path);
   }

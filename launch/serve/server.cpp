@@ -122,16 +122,17 @@ void Server::add_routes() {
         if (response.body.empty()) set_error(response, {response.status, reason_of(response.status)});
         return httplib::Server::HandlerResponse::Handled;
       }));
-  http_->set_exception_handler([](const httplib::Request&, httplib::Response& response, std::exception_ptr pointer) {
-    try {
-      std::rethrow_exception(pointer);
-    } catch (const ApiError& error) {
-      set_error(response, error);
-    } catch (const std::exception& failure) {
-      log::error("a request failed: {}", failure.what());
-      set_error(response, {500, "the server failed at this request"});
-    }
-  });
+  http_->set_exception_handler(
+      [](const httplib::Request&, httplib::Response& response, const std::exception_ptr& pointer) {
+        try {
+          std::rethrow_exception(pointer);
+        } catch (const ApiError& error) {
+          set_error(response, error);
+        } catch (const std::exception& failure) {
+          log::error("a request failed: {}", failure.what());
+          set_error(response, {500, "the server failed at this request"});
+        }
+      });
   http_->set_pre_routing_handler([](const httplib::Request&, httplib::Response&) {
     RequestRecord::current() = {};
     return httplib::Server::HandlerResponse::Unhandled;
