@@ -132,7 +132,7 @@ TEST(StoredTokenizer, IsTheTokenizerItself) {
   EXPECT_EQ(find_tokenizer(info, "c")->hash(), bytes->hash());
   info.tokenizer->name = "words";
   EXPECT_EQ(message([&] { make_tokenizer(info, "c"); }),
-            "c: unknown tokenizer \"words\", expected bytes or sentencepiece");
+            "c: unknown tokenizer \"words\", expected bytes, sentencepiece, huggingface or tiktoken");
 }
 
 TEST(StoredTokenizer, AnotherIsRefused) {
