@@ -20,4 +20,5 @@ if(HTTPLIB_VERSION VERSION_LESS 0.11)
 endif()
 message(STATUS "cpp-httplib ${HTTPLIB_VERSION}: ${HTTPLIB_LINK_LIBRARIES}")
 add_library(lamina_httplib INTERFACE)
-target_link_libraries(lamina_httplib INTERFACE PkgConfig::HTTPLIB)
+# Newer headers call OpenSSL from inline functions, so what the library itself needs is linked here too.
+target_link_libraries(lamina_httplib INTERFACE PkgConfig::HTTPLIB ${HTTPLIB_STATIC_LIBRARIES})
