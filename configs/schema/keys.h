@@ -144,7 +144,7 @@ void describe(V& v, RunConfig& c) {
         "runs on the CPU only.");
   v.key("num_threads", c.num_threads, Rule().at_least(0),
         "Threads per rank; 0: the cores that this process may use, shared with the other ranks on them. A resumed run "
-        "gives the same bits at the same number.");
+        "gives the same bits only with the same number.");
 }
 
 template <class V>
@@ -241,8 +241,8 @@ void describe(V& v, ParallelConfig& c) {
         "Decoder layers of each chunk, `pipeline` x `virtual_stages` entries in chunk order; `auto`: balanced by cost. "
         "Only the first and the last chunk may have 0.");
   v.key("timeout_seconds", c.timeout_seconds, Rule().above(0),
-        "A rank that waits longer than this for another ends the job and names the ranks and hosts that did not come. "
-        "Where ranks wait for files, as in a save, that is told instead, and they go on to wait.");
+        "A rank that waits longer than this for another ends the job and names the missing ranks and hosts. While "
+        "ranks wait for files, as in a save, the log says so instead and they keep waiting.");
 }
 
 template <class V>
@@ -274,13 +274,12 @@ void describe(V& v, OptimizerConfig& c) {
   v.key("beta2", c.beta2, Rule().at_least(0).below(1), "Decay of the second moment.");
   v.key("eps", c.eps, Rule().above(0), "Added to the root of the second moment.");
   v.key("attn_res_lr_factor", c.attn_res_lr_factor, Rule().at_least(0).derived("min(1, 0.15 / (lr x hidden_size))"),
-        "Factor of the learning rate of depth queries and their norms (`*_res_proj.weight`, `*_res_norm.weight`). The "
-        "default lets a step move a depth read's logit by 0.15 at most, about. Not with `residual: standard`.");
+        "Factor of the learning rate of depth queries and their norms (`*_res_proj.weight`, `*_res_norm.weight`). With "
+        "the default, a step moves a depth read's logit by at most about 0.15. Not with `residual: standard`.");
   v.list("groups", c.groups, Rule(),
-         "Tensors with a learning rate, weight decay or rule of their own. A group says at least one of the three; of "
-         "several "
-         "that match a tensor, the last one that gives a key decides it, and every group decides something. Each a "
-         "section of:");
+         "Tensors with a learning rate, weight decay or rule of their own. A group gives at least one of the three. "
+         "Where several match a tensor, the last one that gives a key decides it; a key that decides nothing is an "
+         "error. Each a section of:");
 }
 
 template <class V>
@@ -315,20 +314,19 @@ void describe(V& v, TrainConfig& c) {
   v.key("precision", c.precision, Rule(),
         "Compute type of activations and matrices; `fp64` runs the reference implementations only, for checking.");
   v.key("bf16_products", c.bf16_products, Rule(),
-        "How the CPU multiplies bf16 matrices. `native`: by its bf16 instructions, an error where it has none; `fp32`: "
-        "widened, as fp32; `auto`: each class of shapes as a short measurement at the start says, with the choice of "
-        "the checkpoint where a run goes on on the same kind of processor. `lamina doctor` tells which. Only with "
+        "How the CPU multiplies bf16 matrices. `native`: by its bf16 instructions, an error if it has none; `fp32`: "
+        "widened, as fp32; `auto`: a short measurement at the start decides for each class of shapes; a run resumed on "
+        "the same kind of processor keeps its checkpoint's choice. `lamina doctor` shows it. Only with "
         "`precision: bf16` on the CPU.");
-  v.key("recompute", c.recompute, Rule(), "Activations that the backward pass computes again instead of keeping them.");
+  v.key("recompute", c.recompute, Rule(), "Which activations the backward pass recomputes instead of keeping them.");
   v.key("grad_clip", c.grad_clip, Rule().at_least(0), "Largest global norm of the gradient; 0: off.");
   v.key("router_bias_rate", c.router_bias_rate, Rule().at_least(0),
         "Change per step of the bias that selects experts, up for those with fewer tokens than the mean; none while "
         "`wsd` "
         "decays; 0: off. Only with `model.num_experts`.");
   v.key("max_minutes", c.max_minutes, Rule().at_least(0),
-        "Wall-clock limit of one start of the program: then a checkpoint is saved and the exit status says that the "
-        "run has "
-        "more to do, as after SIGTERM; 0: none.");
+        "Wall-clock limit of one start of the program: at the limit a checkpoint is saved and the exit status is 75, "
+        "as after SIGTERM; 0: none.");
   v.key(
       "on_spike", c.on_spike, Rule(),
       "What is done with a step whose loss or gradient norm is a spike (`spike_threshold`) or not finite, before it "
@@ -353,17 +351,16 @@ void describe(V& v, TrainConfig& c) {
 
 template <class V>
 void describe(V& v, CheckpointConfig& c) {
-  v.key("interval", c.interval, Rule().at_least(0),
-        "Steps between checkpoints; 0: none but by time, and one at the end.");
+  v.key("interval", c.interval, Rule().at_least(0), "Steps between checkpoints; 0: only by time, and one at the end.");
   v.key("minutes", c.minutes, Rule().at_least(0),
-        "A checkpoint also after the first step that ends so many minutes of wall-clock time after the last one; 0: "
+        "Also a checkpoint after the first step that ends this many minutes of wall-clock time after the last one; 0: "
         "none by time.");
   v.key("keep", c.keep, Rule().at_least(0),
-        "Newest checkpoints kept; 0: all. One more until the step after the newest has shown that it is good.");
-  v.key(
-      "init_from", c.init_from, Rule().path(),
-      "Checkpoint whose parameters a new run starts from (its own, or one that `lamina import` made), with this model "
-      "and tokenizer; a run that has a checkpoint of its own resumes from that.");
+        "Number of newest checkpoints kept; 0: all. One more is kept until the step after the newest has shown it to "
+        "be good.");
+  v.key("init_from", c.init_from, Rule().path(),
+        "Checkpoint whose parameters a new run starts from (saved by `lamina train` or made by `lamina import`), with "
+        "this model and tokenizer; a run that has a checkpoint of its own resumes from that.");
 }
 
 template <class V>
