@@ -1,4 +1,4 @@
-// Tokens of a tokenizer.json that stand beside its model: they are found in a text before the model sees it.
+// Tokens of a tokenizer.json that don't belong to its model: they are found in a text before the model sees it.
 #pragma once
 
 #include <array>

@@ -1,5 +1,5 @@
-// Byte-pair encoding: a word is its letters, and of all neighbours that may become one the earliest merge goes first, the leftmost of
-// equals (Sennrich et al. 2016), as `tokenizers` and `tiktoken` do. Immutable; each thread needs a BpeScratch of its own.
+// Byte-pair encoding: a word starts as its letters; of all adjacent pairs that may merge, the one with the earliest merge goes first, the
+// leftmost of equals (Sennrich et al. 2016), as in `tokenizers` and `tiktoken`. Immutable; each thread needs a BpeScratch of its own.
 #pragma once
 
 #include <array>

@@ -1,5 +1,5 @@
 // Tokenizers in the files of other programs: Hugging Face's tokenizer.json and tiktoken's files, with the tokenizer_config.json that lies
-// next to them. What a token file keeps of one is a line of JSON with what the file itself doesn't say, and then the file as it is.
+// next to them. A token file stores one as a line of JSON with what the file itself doesn't say, followed by the file unchanged.
 #pragma once
 
 #include <memory>

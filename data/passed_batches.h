@@ -1,5 +1,5 @@
-// Batches of the data's order that a run passes over. Batch b is the one that step b takes in a run that passes none over; step s takes
-// the s-th of those that are left. So what a step sees is still a function of its number and this list.
+// The batches that a run passes over. Batch b is the one that step b takes in a run that passes none over; step s takes the s-th of the
+// remaining ones. So what a step sees is still a function of its number and this list.
 #pragma once
 
 #include <cstdint>

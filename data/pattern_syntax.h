@@ -1,4 +1,4 @@
-// Regular expressions of other programs' tokenizers, said in PCRE2's words.
+// Regular expressions of other programs' tokenizers, rewritten for PCRE2.
 #pragma once
 
 #include <string>

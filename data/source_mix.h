@@ -1,4 +1,4 @@
-// Which source the n-th sequence comes from, and the how-many-th of that source it is: a function of n in constant time.
+// Which source the n-th sequence comes from, and its index within that source: a function of n in constant time.
 //
 // The sources repeat in a fixed pattern of 65536 slots. Each has its share of the slots (largest remainder), spread
 // evenly: the next slot goes to the source that lags most behind its share, so no prefix is ever far from the weights.

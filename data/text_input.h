@@ -1,5 +1,5 @@
-// Documents out of text files, streamed: plain text, JSON lines and JSON arrays, as they are or compressed (core/io/input_stream.h). What
-// a file is, its content decides.
+// Documents out of text files, streamed: plain text, JSON lines and JSON arrays, as they are or compressed (core/io/input_stream.h). The
+// content decides what a file is.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// A compiled pattern, as tokenizers cut texts with it. Immutable; searches of several threads need a PatternScratch each.
+// A compiled pattern with which a tokenizer cuts texts. Immutable; each thread that searches needs a PatternScratch of its own.
 #pragma once
 
 #include <cstddef>

@@ -1,4 +1,4 @@
-// A model that goes on with sequences: hands out the logits of each one's next token, computing only what is new.
+// Continues sequences with a model: gives the logits of each one's next token, computing only what is new.
 //
 // Nothing here depends on a token's position, for any option of `model`: Kimi Delta Attention is a recurrence, MLA's keys are not rotated,
 // Attention Residuals read within a token. So a sequence may be longer than those of training, as long as memory allows.

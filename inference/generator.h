@@ -1,5 +1,5 @@
 // Text for several requests at a time: each pass of the model computes the next token of every sequence that is being written, and
-// some tokens of the prompts that wait. A request is unaffected by the others, but for the rounding of larger products.
+// some tokens of the prompts that wait. Requests don't affect each other, except for the rounding of larger products.
 #pragma once
 
 #include <cstdint>

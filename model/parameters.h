@@ -4,8 +4,8 @@
 // multiplied with the same input lie next to each other, so that one product serves them all ("fused"): the query projection
 // with kv_a_proj_with_mqa; the six first projections of KDA; gate_proj with up_proj, w1 with w3.
 //
-// Three flat buffers ("groups"): matrices in the compute dtype; those of the routed experts, which other ranks replicate than
-// the rest; and vectors (norm weights, depth queries, convolutions, decays) always in the accumulation dtype, because a bf16
+// Three flat buffers ("groups"): matrices in the compute dtype; those of the routed experts, which are replicated over other
+// ranks than the rest; and vectors (norm weights, depth queries, convolutions, decays) always in the accumulation dtype, because a bf16
 // norm weight near 1 can't take a small step. Each group has a flat gradient buffer in the accumulation dtype.
 #pragma once
 

@@ -2,8 +2,7 @@
 //
 //   shard-00000.h5 ..   one per rank: the element ranges it owns, as 1-d datasets "/<tensor>[<begin>:<end>]"
 //   checkpoint.h5       "/<tensor>" with its logical shape (virtual datasets over the shards), the run's state as
-//   attributes,
-//                       "/tokenizer": the tokenizer's file, and "/table": every file, tensor and piece with its place in
+//                       attributes, "/tokenizer": the tokenizer's file, and "/table": every file, tensor and piece with its place in
 //                       the file and its checksum (JSON)
 //   COMMITTED           written last: size and checksum of checkpoint.h5, and its own checksum
 //
@@ -11,8 +10,8 @@
 // they are compared on the raw bytes, before the HDF5 library sees the file. Nothing is gathered: a rank writes what it
 // owns, and a load takes any range from whatever pieces hold it, so the number of ranks may change.
 //
-// Every floating-point value of a checkpoint is finite: one that is not is refused when it is written, and makes a checkpoint of an
-// older program a damaged one.
+// Every floating-point value of a checkpoint is finite. One that is not is refused at a save; in a checkpoint of an older version it
+// counts as damage.
 //
 // The folder is written as `step-00000100.tmp`, fsynced, renamed, then committed: whatever moment the process dies at,
 // the newest committed checkpoint stays whole. The next save removes what such a death left behind.

@@ -1,4 +1,4 @@
-// The audit trail of one training step (step_dump.h) out of an engine: filled before the pass, after it and after the update.
+// Fills the audit trail of one training step (step_dump.h) from an engine: before the pass, after it and after the update.
 #pragma once
 
 #include <filesystem>

@@ -1,4 +1,4 @@
-// The files of code that stand in an exported folder, compiled in from export/.
+// The code files of an exported folder, compiled in from export/.
 #pragma once
 
 #include <string_view>

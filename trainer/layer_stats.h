@@ -5,7 +5,7 @@
 //   depth_weights  mean softmax weight per source (AttnRes): embedding, finished blocks, open partial sum
 //   depth_entropy, depth_largest   of a token's weights: their entropy in nats and the largest one, means over tokens
 //   query_norm     of the depth query before the step; query_update: of what the step adds to it
-//   source_cosines of the output read: mean cosine of every two sources, (0, 1), (0, 2), .., (1, 2), .., over up to 256 tokens of
+//   source_cosines of the output read: mean cosine of each pair of sources, (0, 1), (0, 2), .., (1, 2), .., over up to 256 tokens of
 //                  each micro-batch
 //   max_logit      of an MLA mixer: the largest attention logit of the step
 //   expert_load    of a mixture of experts: tokens of each expert over the mean; max_violation its maximum less one;

@@ -1,4 +1,4 @@
-// What this rank could do at most: the denominator of the MFU (arXiv 2204.02311, appendix B) where no data sheet says it.
+// The peak rate of this rank: the denominator of the MFU (arXiv 2204.02311, appendix B) where no data sheet gives it.
 #pragma once
 
 #include <string>

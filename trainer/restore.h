@@ -1,6 +1,6 @@
-// A model from a checkpoint, for evaluation, sampling and runs that start from it. What is loaded is the whole model: Error naming
-// the key of `model` in which the checkpoint and the configuration differ (trainer/identity.h), or the tensor that has no place. A run
-// that starts may add Attention Residuals to a model with the standard residual (check_model_to_start_from()).
+// A model from a checkpoint, for evaluation, sampling and runs that start from it. The whole model is loaded, or an Error names the key
+// of `model` in which the checkpoint and the configuration differ (trainer/identity.h), or the tensor that has no place. A new run
+// may add Attention Residuals to a model with the standard residual (check_model_to_start_from()).
 #pragma once
 
 #include <filesystem>

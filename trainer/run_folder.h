@@ -1,5 +1,5 @@
 // The run folder: config.yaml, log.txt, metrics.jsonl, layers.jsonl, spikes.jsonl, events.out.tfevents.*, traces/, checkpoints/, lock,
-// and diverged.json when the last start ended so.
+// and diverged.json when the last start diverged.
 #pragma once
 
 #include <cstdint>

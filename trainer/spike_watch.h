@@ -1,7 +1,7 @@
-// Tells a step that is out of line with those before it. Where it should be: the median of the last few steps. How far it may stray: the
-// noise, from the median of the differences between successive steps, which a trend hardly enters and a few wild steps don't:
-// 1.4826 median |x[i] - x[i-1]| / sqrt(2) is the standard deviation of normal numbers (J. Rice, Bandwidth choice for nonparametric
-// regression, 1984, estimates it so, with squares in the median's place).
+// Detects a step that is out of line with those before it. It is compared with the median of the last few steps, in units of the noise.
+// The noise is estimated from the differences between successive steps, which a trend and a few wild steps hardly affect:
+// 1.4826 median |x[i] - x[i-1]| / sqrt(2) is the standard deviation of normal numbers (as in J. Rice, Bandwidth choice for nonparametric
+// regression, 1984, with the median in place of squares).
 #pragma once
 
 #include <cstdint>

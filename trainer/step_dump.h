@@ -1,7 +1,7 @@
 // The audit trail of one step, as one HDF5 file:
-//   /tokens, /targets [global_batch, seq_len] int32     /token_loss [global_batch, seq_len]     /loss, /aux_loss
-//   scalars /parameters/<name> before the update     /gradients/<name> before clipping     /parameters_after/<name> the
-//   resolved configuration as the attribute `config` of "/", the step as `step`
+//   /tokens, /targets [global_batch, seq_len] int32     /token_loss [global_batch, seq_len]     /loss, /aux_loss scalars
+//   /parameters/<name> before the update     /gradients/<name> before clipping     /parameters_after/<name>
+//   attributes of "/": `config`, the resolved configuration; `step`
 // Floating point data is float32, float64 when the pieces are. Written under a temporary name, then renamed.
 #pragma once
 

@@ -1,4 +1,4 @@
-// Under which names, and where in them, another program may have kept a tensor of a model.
+// Under which names, and in which part of those tensors, another program may store a tensor of a model.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// Time that passes: never set back, of no calendar. And the time for which a thread computes: the cores may be others' meanwhile.
+// A monotonic clock, and the CPU time of a thread, which other programs on the cores don't lengthen.
 #pragma once
 
 #include <time.h>

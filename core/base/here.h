@@ -1,4 +1,4 @@
-// Where and when, for people and files.
+// The host's name and the time as text, for people and files.
 #pragma once
 
 #include <string>

@@ -1,9 +1,9 @@
 // Which thread handles signals. Code that computes may point its stack pointer where it likes: oneDNN's sgemm has it inside a
 // buffer on the heap for most of a call, and a handler that runs there writes over what lies next to the buffer. So one
-// thread that does nothing else handles what comes from outside, and all others block it. That holds for every handler, those
-// that libraries install included (UCX's for SIGHUP, timers of profilers).
-// Left where they happen are the signals that a thread causes itself: faults and abort(), whose handlers (backtraces of Open MPI
-// and UCX) run in a process that is lost anyway, and those whose point is to end or stop the caller of read() or write().
+// thread that does nothing else handles what comes from outside, and all others block it. That holds for every handler, also
+// for those that libraries install (UCX's for SIGHUP, timers of profilers).
+// Signals that a thread causes itself stay on that thread: faults and abort(), whose handlers (backtraces of Open MPI
+// and UCX) run in a process that is lost anyway, and those that end or stop the caller of read() or write().
 #pragma once
 
 namespace lamina::signals {

@@ -1,5 +1,5 @@
 // A request to stop early and be started again: SIGTERM or SIGUSR1 (what schedulers send before they take a machine back), SIGINT
-// (Ctrl-C), or a limit on the time. Long loops poll it; what several ranks do about it they have to agree on.
+// (Ctrl-C), or a limit on the time. Long loops poll it. Several ranks have to agree on what to do about it.
 #pragma once
 
 #include <exception>

@@ -1,6 +1,6 @@
 // What one rank did in a stretch of time, as spans on tracks: for pictures, not for decisions. A recorder belongs to one rank and
-// is used by that rank's thread only. Who records holds a pointer to it, null most of the time: then nothing is looked up,
-// allocated or timed.
+// is used by that rank's thread only. Code that records holds a pointer to it. The pointer is null most of the time: then nothing
+// is looked up, allocated or timed.
 #pragma once
 
 #include <cstddef>

@@ -1,5 +1,5 @@
-// Memory of the host through which copies from and to a GPU go: page-locked, because the driver holds up the host for any other,
-// where nobody notices that a peer has died. It is kept from copy to copy, since locking pages takes long.
+// Host memory through which copies from and to a GPU go. It is page-locked: with any other the driver blocks the host, which then
+// doesn't notice that a peer has died. It is kept from copy to copy, since locking pages takes long.
 #pragma once
 
 #include <cstdint>

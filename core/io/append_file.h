@@ -1,5 +1,5 @@
-// A file that only grows, and of which everything written is with the operating system when append() returns: what a process
-// has logged stands there however it ends.
+// A file that only grows. When append() returns, the operating system has everything that was written: what a process has
+// logged is in the file however the process ends.
 #pragma once
 
 #include <filesystem>

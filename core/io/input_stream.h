@@ -1,6 +1,6 @@
-// A file, or standard input, read from its beginning and decompressed on the way. Its first bytes say how, not its name: gzip (also several
-// members one after the other, and zeros after the last, as on a tape), Zstandard and xz (also several frames or streams), bzip2
-// (the same), or as it is. Memory use doesn't grow with the file. Move-only.
+// A file, or standard input, read from its beginning and decompressed on the way. Its first bytes decide how, not its name: gzip (also
+// several members, and zeros after the last, as on a tape), Zstandard and xz (also several frames or streams), bzip2
+// (the same), or uncompressed. Memory use doesn't grow with the file. Move-only.
 // A damaged or truncated file is an Error that names it; the end of the file is reported only after all checks.
 #pragma once
 

@@ -1,4 +1,4 @@
-// The lines of a text file from its last to its first, of any length: what is read is what is asked for, not the whole file.
+// The lines of a text file, of any length, from the last to the first. Reads only what is asked for, not the whole file.
 #pragma once
 
 #include <cstdint>

@@ -1,7 +1,7 @@
 // Which way the CPU multiplies matrices of bf16: by its own instructions for it, or through fp32 (the operands widened, which is exact,
-// and an fp32 product). Native products read half the bytes; what they compute in a time differs by processor. vdpbf16ps does two
-// multiply-adds where an FMA does one, but starts as often on Zen 4 and 5 and a quarter as often on Intel's, where AMX does many more
-// where there is AMX. So a short measurement decides, for each class of shapes.
+// and an fp32 product). Native products read half the bytes; their arithmetic rate differs by processor. vdpbf16ps does two multiply-adds
+// where an FMA does one; it issues as often as an FMA on Zen 4 and 5, but a quarter as often on Intel's processors, some of which have AMX,
+// which does many more. So a short measurement decides, for each class of shapes.
 #pragma once
 
 #include <array>

@@ -1,5 +1,5 @@
-// One more token of each of several sequences, whose past is at hand: what generating text needs of the mixers. Row i of the operands goes
-// on in the memory of sequence i, which may lie anywhere; no two rows share one.
+// One more token for each of several sequences whose past is cached: what generating text needs from the mixers. Row i of the operands
+// continues sequence i, whose memory may lie anywhere; no two rows share one.
 #pragma once
 
 #include <span>

@@ -1,5 +1,5 @@
 // Rows of tokens in the order of their experts, and products of each expert's rows with that expert's matrix. Dropless: an
-// expert has as many rows as chose it, none included; nothing is padded to a capacity.
+// expert has as many rows as chose it, possibly none; nothing is padded to a capacity.
 #pragma once
 
 #include <cstdint>

@@ -1,7 +1,7 @@
 // Kimi Delta Attention (arXiv 2510.26692, eq. 1 and 6-9): per head, with a state S [K, V] in acc,
 //   S_t = (I - beta_t k_t k_t^T) Diag(exp g_t) S_{t-1} + beta_t k_t v_t^T,     o_t = scale S_t^T q_t
 // `ref` is this recurrence token by token; the others work in chunks of 64 tokens with sub-blocks of 16.
-// Also what stands around it in the layer: norms of queries and keys, gates, and the gated norm of the output.
+// Also the operations around it in the layer: norms of queries and keys, gates, and the gated norm of the output.
 #pragma once
 
 #include <optional>

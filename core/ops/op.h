@@ -4,7 +4,7 @@
 // of implementations, fastest first, that ends in `ref`: plain loops, accumulating in accumulation_dtype(), always built
 // and the oracle of the others. An implementation that can't serve the arguments refuses with a reason, which is logged
 // once, and the next one is asked. `ref` refuses nothing. A context whose stream is a GPU's asks the implementations for GPUs
-// only: operands are there, where nothing of the host's can read them.
+// only: the operands are there, and those of the host can't read them.
 #pragma once
 
 #include <mutex>

@@ -1,4 +1,4 @@
-// Scratch and activations: a bump allocator. The first step books what it needs, slab by slab; settle() then joins the slabs
+// Scratch and activations: a bump allocator. The first step takes what it needs, slab by slab; settle() then joins the slabs
 // into one of the peak's size, so later steps of the same shape allocate nothing.
 #pragma once
 

@@ -1,4 +1,4 @@
-// The arithmetic of reductions, apart from how the bytes came here.
+// The arithmetic of reductions, independent of how the bytes arrived.
 #pragma once
 
 #include <cstdint>

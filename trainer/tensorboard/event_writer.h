@@ -1,4 +1,4 @@
-// TensorBoard's event files, from the rows that go to metrics.jsonl and layers.jsonl: what one shows, the other says.
+// TensorBoard's event files, from the rows that go to metrics.jsonl and layers.jsonl, so both have the same numbers.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// How long a host thread sleeps before it asks a GPU again. Not at all while a wait is as short as most are: Linux makes 50 to 100
-// microseconds of the shortest sleep, and for that long the GPU would stand idle.
+// How long a host thread sleeps before it asks a GPU again. During a short wait, and most are, it doesn't sleep: Linux's shortest
+// sleep takes 50 to 100 microseconds, for which the GPU would stand idle.
 #pragma once
 
 #include <chrono>

@@ -1,4 +1,4 @@
-// The instructions that CUDA C++ has no words for, and launching. Included by kernel.h; the emulator has the same functions.
+// Instructions that CUDA C++ doesn't offer, and launching. Included by kernel.h; the emulator has the same functions.
 #pragma once
 
 #define LAMINA_DYNAMIC_SHARED(type, name)                                 \

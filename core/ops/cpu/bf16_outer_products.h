@@ -1,5 +1,5 @@
-// Sums of outer products of bf16 rows, added to an fp32 matrix: the weight gradient of few rows, where the matrix' own way through
-// the memory takes as long as the arithmetic. The kernel fetches the next elements while it multiplies, which a product into
+// Sums of outer products of bf16 rows, added to an fp32 matrix: the weight gradient of few rows, where moving the matrix
+// through memory takes as long as the arithmetic. The kernel fetches the next elements while it multiplies, which a product into
 // scratch and an addition after it can't.
 #pragma once
 

@@ -1,6 +1,6 @@
 // Which instruction sets kernels are compiled for: AVX-512 (Highway's AVX3), AVX2, and the processor's baseline. SSE4 would gain little
 // over the baseline where nothing is trained; sets beyond AVX3 (those of Ice Lake, Zen 4, Sapphire Rapids, AVX10.2: lower bits) add
-// instructions that no kernel uses. Each would take as long to compile again. Include before any header of Highway.
+// instructions that no kernel uses. Each set takes as long to compile as the others. Include before any header of Highway.
 #pragma once
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
