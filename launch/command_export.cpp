@@ -91,7 +91,7 @@ void register_import(CLI::App& app) {
   command->footer(
       "Examples:\n"
       "  lamina import --from exported/tiny --output imported/tiny --config configs/tiny.yaml\n"
-      "  lamina sample --checkpoint imported/tiny --prompt \"The sea \"\n"
+      "  lamina sample --checkpoint imported/tiny --prompt \"The sea\"\n"
       "  lamina train configs/tiny.yaml run.output_dir=runs/more checkpoint.init_from=imported/tiny\n"
       "The checkpoint has parameters only: a run can start from it, but not resume it.");
   command->add_option("--from", options->from, "Folder with config.json and safetensors files")->required();

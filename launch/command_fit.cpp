@@ -69,7 +69,7 @@ void register_fit(CLI::App& app) {
       "  lamina fit --table docs/examples/attnres_table2.csv --baseline baseline --at '5.6 PFLOP/s-days'\n"
       "A table is comma-separated with a header. Columns: variant, loss, and either compute (FLOP) or parameters and\n"
       "tokens, of which 6 N D is counted, and attention too with all of seq_len, attention_layers, attention_heads,\n"
-      "qk_head_dim, v_head_dim; besides, as one likes, size and seed. Lines that begin with # are comments.");
+      "qk_head_dim, v_head_dim; size and seed are optional. Lines that begin with # are comments.");
   command->add_option("sweep", options->sweep, "Folder that `lamina sweep` wrote");
   command->add_option("--table", options->table, "Points of a table instead of a sweep");
   command->add_option("--metric", options->metric, "validation_loss: the last one; loss: of training, see --window")

@@ -180,7 +180,7 @@ void register_sample(CLI::App& app) {
   inference::Request& request = options->request;
   CLI::App* command = app.add_subcommand("sample", "Generate text from a checkpoint");
   command->footer(
-      "Example:\n  lamina sample --checkpoint runs/tiny --prompt \"The sea \" --max-tokens 300 --temperature 0.7");
+      "Example:\n  lamina sample --checkpoint runs/tiny --prompt \"The sea\" --max-tokens 300 --temperature 0.7");
   command->add_option("--checkpoint", options->checkpoint, "A checkpoint, or a run folder (its newest)")->required();
   CLI::Option* prompt = command->add_option("--prompt", options->prompt, "Text to continue");
   command->add_option("--prompt-file", options->prompt_file, "File with the text to continue; -: standard input")

@@ -80,7 +80,7 @@ void register_serve(CLI::App& app) {
   command->footer(
       "Example:\n  lamina serve runs/tiny --port 8000\n"
       "  curl http://127.0.0.1:8000/v1/completions -H 'Content-Type: application/json' \\\n"
-      "       -d '{\"model\": \"tiny\", \"prompt\": \"The sea \", \"max_tokens\": 50}'");
+      "       -d '{\"model\": \"tiny\", \"prompt\": \"The sea\", \"max_tokens\": 50}'");
   const auto limit = [&](const char* name, int64_t& value, const char* what) {
     command->add_option(name, value, what)->check(CLI::Range(int64_t{1}, int64_t{1} << 40))->capture_default_str();
   };

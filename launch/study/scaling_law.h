@@ -49,7 +49,7 @@ struct MetricOptions {
 std::vector<FitPoint> sweep_points(const SweepData& sweep, const MetricOptions& options,
                                    std::vector<std::string>& warnings);
 
-// A table with a header: variant, loss, and compute [FLOP] or parameters and tokens; size and seed as one likes. Counted compute is
+// A table with a header: variant, loss, and compute [FLOP] or parameters and tokens; size and seed are optional. Counted compute is
 //   (6 N + 3 layers heads seq_len (qk_head_dim + v_head_dim)) D
 // the second term, causal attention with seq_len / 2 keys on average as in model/cost_model.h, with the five columns seq_len,
 // attention_layers, attention_heads, qk_head_dim, v_head_dim: all or none. Error names the file and the line.
