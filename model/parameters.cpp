@@ -8,6 +8,7 @@
 #include "core/device/cpu/parallel_for.h"
 #include "core/device/cuda_device.h"
 #include "core/tensor/host_copy.h"
+#include "model/width_rule.h"
 
 namespace lamina::model {
 namespace {
@@ -21,15 +22,24 @@ class SpecList {
   void at_site(int64_t site) { site_ = static_cast<int>(site); }
   void at_expert(int64_t expert) { expert_ = static_cast<int>(expert); }
 
-  void table(const std::string& name, int64_t rows, int64_t columns) {  // embedding or head
+  void embedding(const std::string& name, int64_t rows, int64_t columns) {
     add(name, {rows, columns}, Init::normal, Group::matrices);
   }
-  void linear(const std::string& name, int64_t rows, int64_t columns, bool joined = false) {
+  void head(const std::string& name, int64_t rows, int64_t columns) {
+    add(name, {rows, columns}, Init::normal, Group::matrices).wide_in = true;
+  }
+  ParameterSpec& linear(const std::string& name, int64_t rows, int64_t columns, bool joined = false) {
     ParameterSpec& spec =
         add(name, {rows, columns}, Init::normal, expert_ >= 0 ? Group::experts : Group::matrices, joined);
-    spec.is_linear = true;
+    spec.is_linear = spec.wide_in = spec.wide_out = true;
     spec.expert = expert_;
+    return spec;
   }
+  // To a number of outputs that the width does not change, and from one.
+  void narrowing(const std::string& name, int64_t rows, int64_t columns, bool joined = false) {
+    linear(name, rows, columns, joined).wide_out = false;
+  }
+  void widening(const std::string& name, int64_t rows, int64_t columns) { linear(name, rows, columns).wide_in = false; }
   ParameterSpec& vector(const std::string& name, const Shape& shape, Init init, bool joined = false) {
     return add(name, shape, init, Group::vectors, joined);
   }
@@ -57,16 +67,16 @@ void add_mla(SpecList& list, const std::string& prefix, const ModelConfig& c) {
   const int64_t heads = c.num_attention_heads, d_qk = c.qk_nope_head_dim + c.qk_rope_head_dim;
   const int64_t kv_rows = c.kv_lora_rank + c.qk_rope_head_dim;
   if (c.q_lora_rank) {
-    list.linear(prefix + "q_a_proj.weight", *c.q_lora_rank, c.hidden_size);
-    list.linear(prefix + "kv_a_proj_with_mqa.weight", kv_rows, c.hidden_size, true);
+    list.narrowing(prefix + "q_a_proj.weight", *c.q_lora_rank, c.hidden_size);
+    list.narrowing(prefix + "kv_a_proj_with_mqa.weight", kv_rows, c.hidden_size, true);
     list.ones(prefix + "q_a_layernorm.weight", *c.q_lora_rank);
-    list.linear(prefix + "q_b_proj.weight", heads * d_qk, *c.q_lora_rank);
+    list.widening(prefix + "q_b_proj.weight", heads * d_qk, *c.q_lora_rank);
   } else {
     list.linear(prefix + "q_proj.weight", heads * d_qk, c.hidden_size);
-    list.linear(prefix + "kv_a_proj_with_mqa.weight", kv_rows, c.hidden_size, true);
+    list.narrowing(prefix + "kv_a_proj_with_mqa.weight", kv_rows, c.hidden_size, true);
   }
   list.ones(prefix + "kv_a_layernorm.weight", c.kv_lora_rank);
-  list.linear(prefix + "kv_b_proj.weight", heads * (c.qk_nope_head_dim + c.v_head_dim), c.kv_lora_rank);
+  list.widening(prefix + "kv_b_proj.weight", heads * (c.qk_nope_head_dim + c.v_head_dim), c.kv_lora_rank);
   list.linear(prefix + "o_proj.weight", c.hidden_size, heads * c.v_head_dim);
 }
 
@@ -77,11 +87,11 @@ void add_kda(SpecList& list, const std::string& prefix, const ModelConfig& c) {
     list.linear(fmt::format("{}{}_proj.weight", prefix, x), width, c.hidden_size, joined);
     joined = true;
   }
-  list.linear(prefix + "f_a_proj.weight", head, c.hidden_size, true);
-  list.linear(prefix + "g_a_proj.weight", head, c.hidden_size, true);
+  list.narrowing(prefix + "f_a_proj.weight", head, c.hidden_size, true);
+  list.narrowing(prefix + "g_a_proj.weight", head, c.hidden_size, true);
   list.linear(prefix + "b_proj.weight", heads, c.hidden_size, true);
-  list.linear(prefix + "f_b_proj.weight", width, head);
-  list.linear(prefix + "g_b_proj.weight", width, head);
+  list.widening(prefix + "f_b_proj.weight", width, head);
+  list.widening(prefix + "g_b_proj.weight", width, head);
   joined = false;
   for (const char* x : {"q", "k", "v"}) {
     list.vector(fmt::format("{}{}_conv1d.weight", prefix, x), {width, 1, c.short_conv_kernel_size}, Init::convolution,
@@ -103,7 +113,7 @@ void add_gated_mlp(SpecList& list, const std::string& prefix, int64_t hidden, in
 
 void add_moe(SpecList& list, const std::string& prefix, const ModelConfig& c) {
   const int64_t width = c.moe_intermediate_size;
-  list.linear(prefix + "gate.weight", c.num_experts, c.hidden_size);
+  list.narrowing(prefix + "gate.weight", c.num_experts, c.hidden_size);
   ParameterSpec& bias = list.vector(prefix + "gate.e_score_correction_bias", {c.num_experts}, Init::zeros);
   bias.decays = false;
   bias.is_trained = false;
@@ -125,7 +135,7 @@ std::vector<ParameterSpec> parameter_specs(const ModelConfig& c) {
   std::vector<ParameterSpec> specs;
   SpecList list(specs);
   const bool attn_res = c.residual != Residual::standard;
-  list.table("model.embed_tokens.weight", c.vocab_size, c.hidden_size);
+  list.embedding("model.embed_tokens.weight", c.vocab_size, c.hidden_size);
   for (int64_t layer = 0; layer < c.num_hidden_layers; ++layer) {
     const std::string prefix = fmt::format("model.layers.{}.", layer);
     const int64_t mixer = 2 * layer, mlp = mixer + 1;
@@ -153,7 +163,8 @@ std::vector<ParameterSpec> parameter_specs(const ModelConfig& c) {
     list.query("model.output_attn_res_proj.weight", c.hidden_size);
   }
   list.ones("model.norm.weight", c.hidden_size);
-  if (!c.tie_word_embeddings) list.table("lm_head.weight", c.vocab_size, c.hidden_size);
+  if (!c.tie_word_embeddings) list.head("lm_head.weight", c.vocab_size, c.hidden_size);
+  for (ParameterSpec& spec : specs) spec.init_scale = width_factors(c, spec).init;
   return specs;
 }
 
@@ -252,7 +263,7 @@ namespace {
 double initial_value(const ParameterSpec& spec, const CounterRng& rng, double initializer_range, uint64_t index) {
   switch (spec.init) {
     case Init::normal:
-      return initializer_range * rng.normal(index);
+      return initializer_range * spec.init_scale * rng.normal(index);
     case Init::ones:
       return 1.0;
     case Init::zeros:

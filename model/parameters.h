@@ -23,7 +23,7 @@
 
 namespace lamina::model {
 
-// normal: initializer_range; convolution: uniform within 1 / sqrt(taps); log_decay: log U(1, 16); decay_bias: the inverse
+// normal: initializer_range x init_scale; convolution: uniform within 1 / sqrt(taps); log_decay: log U(1, 16); decay_bias: the inverse
 // softplus of a time step that is log-uniform between 1e-3 and 1e-1 (Mamba; Kimi Linear's own values are not published).
 enum class Init : uint8_t { normal, ones, zeros, convolution, log_decay, decay_bias };
 
@@ -38,9 +38,12 @@ struct ParameterSpec {
   bool joined_with_previous = false;  // fused with the one before it
   int site = -1;                      // sublayer it belongs to; -1: the embedding, 2 num_hidden_layers: the output site
   int expert = -1;                    // of the routed experts
-  bool is_linear = false;             // matrix of a linear layer: a unit of Muon
-  bool decays = true;                 // weight decay
-  bool is_trained = true;             // false: the router's selection bias, which has neither gradient nor optimizer
+  bool wide_in = false;               // of a matrix: its input grows with hidden_size (not a rank or a head's size)
+  bool wide_out = false;   // its output does (not a rank, a head's size, the experts' number, the vocabulary)
+  double init_scale = 1;   // of initializer_range (width_rule.h)
+  bool is_linear = false;  // matrix of a linear layer: a unit of Muon
+  bool decays = true;      // weight decay
+  bool is_trained = true;  // false: the router's selection bias, which has neither gradient nor optimizer
 };
 
 // Every tensor, in the order in which they lie in memory (depth order).

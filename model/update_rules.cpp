@@ -7,6 +7,7 @@
 #include "configs/schema/decode.h"
 #include "configs/schema/nearest.h"
 #include "core/base/error.h"
+#include "model/width_rule.h"
 
 namespace lamina::model {
 namespace {
@@ -107,6 +108,10 @@ std::vector<UpdateRule> update_rules(const Config& config, std::span<const Param
         throw Error("train.optimizer.groups[{}].rule: found muon for {} {}, expected matrices only", g - num_built_in,
                     spec.name, spec.shape.to_string());
     }
+    const WidthFactors width = width_factors(config.model, spec);
+    const double factor = rule.kind == Kind::muon ? width.muon : width.adamw;
+    rule.lr_factor *= factor;
+    rule.weight_decay /= factor;  // a step takes away rate x factor x decay: as much at every width
     rules.push_back(rule);
   }
   for (size_t g = num_built_in; g < groups.size(); ++g) check_uses(groups[g], g - num_built_in, uses[g], specs);

@@ -20,7 +20,7 @@ struct UpdateRule {
 };
 
 // One per tensor of the whole model. First the built-in group of Attention Residuals, then train.optimizer.groups in their order:
-// of those that match a tensor, the last one that gives a key decides it. Throws Error naming the group and the key: a pattern that
+// of those that match a tensor, the last one that gives a key decides it; then the width's factor (width_rule.h). Throws Error naming the group and the key: a pattern that
 // matches no trained tensor, a key that later groups take from every tensor it matches, Muon for a vector.
 std::vector<UpdateRule> update_rules(const Config& config, std::span<const ParameterSpec> specs);
 std::vector<UpdateRule> update_rules(const Config& config);

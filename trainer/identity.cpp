@@ -28,6 +28,7 @@ std::map<std::string, std::string> keys_of(ModelConfig model) {
   }
   model.mixers = has_kda ? mixers : std::vector<Mixer>{};
   model.initializer_range = model.aux_loss_alpha = 0;
+  model.mup_base_width.reset();
   Config config;
   config.model = model;
   std::map<std::string, std::string> keys = flatten_config(to_yaml(config));

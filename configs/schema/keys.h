@@ -156,6 +156,11 @@ void describe(V& v, ModelConfig& c) {
   v.key("rms_norm_eps", c.rms_norm_eps, Rule().above(0), "Epsilon of the RMS norms.");
   v.key("tie_word_embeddings", c.tie_word_embeddings, Rule(), "The head uses the embedding's matrix.");
   v.key("initializer_range", c.initializer_range, Rule().above(0), "Standard deviation of the initial matrices.");
+  v.key("mup_base_width", c.mup_base_width, Rule().at_least(1),
+        "The `hidden_size` at which learning rate and `initializer_range` were chosen: at another width, initial "
+        "matrices "
+        "and learning rates follow the maximal-update rule, so that these serve there too. Not with "
+        "`tie_word_embeddings`.");
   v.key("residual", c.residual, Rule(), "Residual scheme.");
   v.key("attn_res_block_size", c.attn_res_block_size, Rule().at_least(1),
         "Decoder layers per block, the last block may be short. Only with `residual: block_attnres`.");

@@ -98,6 +98,12 @@ void check_model(const Config& config, const Given& given) {
   if (has_kda(model))
     for (const char* key : {"model.linear_num_heads", "model.linear_head_dim"})
       require_key(key, " with kda in model.mixers", given);
+  if (model.mup_base_width && model.tie_word_embeddings)
+    throw Error(
+        "{}: found {}, expected no such key with model.tie_word_embeddings: true: embedding and head change with the "
+        "width "
+        "in different ways",
+        given.place("model.mup_base_width"), *model.mup_base_width);
   if (has_dense_mlp(model)) require_key("model.intermediate_size", " for the dense MLP", given);
   if (model.num_experts == 0) return;
   for (const char* key : {"model.num_experts_per_token", "model.moe_intermediate_size"})
