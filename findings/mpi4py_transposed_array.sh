@@ -2,10 +2,9 @@
 # mpi4py 4.1.2: a transposed matrix is sent as it lies in memory; beside an ordinary receive buffer every number lands in a wrong place.
 #
 # Guess, written down before the run: Allreduce and the like take arrays in Fortran order and don't look at the order of the other buffer.
-# Seen: yes, for numpy arrays and torch tensors, in Allreduce, Allgather and Sendrecv: shapes agree, the sum of all elements is right, and
-# the matrix is scrambled. A slice with gaps is refused with a BufferError, so one would expect the transpose, which also is no C-ordered
-# buffer, to be refused or understood. numpy.empty_like keeps the order and hides it; numpy.empty or the gradient of x @ w.T in the other
-# order shows it. For Bcast it is enough that two ranks built the same matrix in two ways.
+# Seen: yes. In Allreduce shapes agree, the sum of all elements is right, and the matrix is scrambled; Allgather, Sendrecv and torch tensors
+# do the same. In Bcast it is enough that two ranks made the same matrix in two ways. Nothing is said, though a slice with gaps is refused
+# with a BufferError. numpy.empty_like keeps the order and so hides it; numpy.empty and numpy.zeros of the same shape show it.
 # Fails when the result is the matrix, or the transpose is refused.
 #
 #   mpi4py_transposed_array.sh [VENV]      a virtual environment with mpi4py 4.1.2, mpich 5.0.2 and numpy 2.4.6; else one is made
