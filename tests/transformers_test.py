@@ -129,6 +129,17 @@ for folder in sys.argv[1:]:
             expected = torch.nn.functional.cross_entropy(model(tokens).logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
             without = [name for name, parameter in model.named_parameters() if parameter.grad is None and ".experts." not in name]
             found["more"] = {"beams": beams[0] == beams[1], "loss": abs(loss.item() - expected.item()) < 1e-5, "gradients": not without}
+            # Two documents packed into a row: refused, or apart where a token ends the first.
+            row, positions = torch.full((1, 9), 97), torch.cat([torch.arange(4), torch.arange(5)]).unsqueeze(0)
+            try:
+                model(row, position_ids=positions)
+                found["more"]["packed"] = False
+            except ValueError as error:
+                found["more"]["packed"] = "position_ids" in str(error)
+            if model.config.document_end_token_id is not None:
+                row[0, 3] = model.config.document_end_token_id
+                apart = model(row, position_ids=positions).logits[:, 4:] - model(row[:, 4:]).logits
+                found["more"]["apart"] = apart.abs().max().item() < 1e-3
     except Exception as error:
         found["error"] = f"{type(error).__name__}: {error}"
 print("\n" + json.dumps(out))  # the question whether to trust leaves a line open

@@ -528,6 +528,7 @@ class LaminaModel(LaminaPreTrainedModel):
         if cache is None and (self.config.use_cache if use_cache is None else use_cache):
             cache = LaminaCache()
         tokens = self._describe(input_ids, hidden, attention_mask, cache)
+        self._check_positions(kwargs.get("position_ids"), tokens)
         stream = (StandardStream if self.config.residual == "standard" else DepthStream)(hidden)
         for layer in self.layers:
             layer(stream, tokens, cache)
@@ -557,6 +558,19 @@ class LaminaModel(LaminaPreTrainedModel):
                 mask = mask & (real.unsqueeze(1) | (at == at[past:].unsqueeze(1)))
             mask = mask.expand(B, T, past + T).unsqueeze(1)
         return Tokens(real, documents, past, mask)
+
+    @staticmethod
+    def _check_positions(position_ids, tokens):
+        """Positions that begin again mark a packed document, which would read the one before it unless an end token stands between."""
+        if position_ids is None or position_ids.shape[-1] < 2:
+            return
+        documents = tokens.documents[:, tokens.num_past:]
+        again = (position_ids[..., 1:] <= position_ids[..., :-1]) & (documents[:, 1:] == documents[:, :-1])
+        if tokens.real is not None:
+            real = tokens.real[:, tokens.num_past:]
+            again = again & real[:, 1:] & real[:, :-1]
+        if again.any():
+            raise ValueError("position_ids: begin again inside a row, expected one document a row: packed ones can't be kept apart here")
 
     def _number_documents(self, input_ids, hidden, real, past, cache):
         """[B, S]. A document ends with its end token."""
