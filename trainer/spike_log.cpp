@@ -66,6 +66,11 @@ std::vector<Spike> parse(const std::string& text, const std::string& name) {
 
 }  // namespace
 
+std::vector<Spike> read_spikes(const std::filesystem::path& path) {
+  if (!std::filesystem::exists(path)) return {};
+  return parse(io::read_file(path), path.string());
+}
+
 SpikeLog::SpikeLog(std::filesystem::path path, comm::Communicator& comm) : path_(std::move(path)) {
   std::string text;
   run_and_agree(comm, [&] {

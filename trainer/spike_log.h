@@ -21,6 +21,9 @@ struct Spike {
   std::string reason;
 };
 
+// Of the file, without a process group; none without the file. Errors of SpikeLog.
+std::vector<Spike> read_spikes(const std::filesystem::path& path);
+
 class SpikeLog {
  public:
   SpikeLog() = default;

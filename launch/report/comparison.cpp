@@ -7,7 +7,8 @@
 #include <cmath>
 #include <map>
 #include <set>
-#include <tuple>
+#include <span>
+#include <utility>
 
 #include "configs/schema/decode.h"
 #include "trainer/run_folder.h"
@@ -16,6 +17,7 @@ namespace lamina::report {
 namespace {
 
 using nlohmann::json;
+using study::RowReader;
 using study::RunData;
 
 constexpr std::array metric_quantities = {"loss", "grad_norm"};
@@ -45,26 +47,80 @@ std::optional<Difference> difference(const json& a, const json& b, const char* k
   return std::nullopt;
 }
 
-std::map<int64_t, const json*> by_step(const std::vector<json>& rows) {
-  std::map<int64_t, const json*> found;
-  for (const json& row : rows) found[row["step"].get<int64_t>()] = &row;
-  return found;
+// The rows of one step after the other, by depth.
+class Steps {
+ public:
+  explicit Steps(RowReader next) : next_(std::move(next)), ahead_(next_()) {}
+  struct Place {
+    int64_t layer = 0;
+    std::string sublayer;
+    auto operator<=>(const Place&) const = default;
+  };
+  bool read() {
+    rows_.clear();
+    if (!ahead_) return false;
+    step_ = step_of(*ahead_);
+    while (ahead_ && step_of(*ahead_) == step_) {
+      const Place place{ahead_->value("layer", int64_t{0}), ahead_->value("sublayer", "")};
+      rows_.insert_or_assign(place, std::move(*ahead_));
+      ahead_ = next_();
+    }
+    return true;
+  }
+  int64_t step() const { return step_; }
+  const std::map<Place, json>& rows() const { return rows_; }
+
+ private:
+  static int64_t step_of(const json& row) { return row["step"].get<int64_t>(); }
+  RowReader next_;
+  std::optional<json> ahead_;
+  int64_t step_ = 0;
+  std::map<Place, json> rows_;
+};
+
+// The first of the keys that differs in some place of the step.
+std::optional<Difference> difference_at(const Steps& a, const Steps& b, std::span<const char* const> keys,
+                                        double tolerance) {
+  for (const auto& [place, row] : a.rows()) {
+    const auto other = b.rows().find(place);
+    if (other == b.rows().end()) continue;
+    for (const char* key : keys) {
+      std::optional<Difference> found = difference(row, other->second, key, tolerance);
+      if (!found) continue;
+      found->step = a.step();
+      if (!place.sublayer.empty())
+        found->place = place.sublayer == "output" ? "output" : fmt::format("layer {} {}", place.layer, place.sublayer);
+      return found;
+    }
+  }
+  return std::nullopt;
 }
 
-using Place = std::tuple<int64_t, int64_t, std::string>;  // step, layer, sublayer: in this order also by depth
-std::map<Place, const json*> by_place(const std::vector<json>& rows) {
-  std::map<Place, const json*> found;
-  for (const json& row : rows)
-    found[{row["step"].get<int64_t>(), row.value("layer", int64_t{0}), row.value("sublayer", "")}] = &row;
-  return found;
+bool share_a_place(const Steps& a, const Steps& b) {
+  return std::any_of(a.rows().begin(), a.rows().end(), [&](const auto& row) { return b.rows().contains(row.first); });
 }
 
-template <class Key>
-std::vector<Key> common(const std::map<Key, const json*>& a, const std::map<Key, const json*>& b) {
-  std::vector<Key> keys;
-  for (const auto& [key, row] : a)
-    if (b.contains(key)) keys.push_back(key);
-  return keys;
+Comparison compare(RowReader a_rows, RowReader b_rows, std::span<const char* const> keys) {
+  Comparison out;
+  Steps a(std::move(a_rows)), b(std::move(b_rows));
+  bool has_a = a.read(), has_b = b.read();
+  while (has_a && has_b) {
+    if (a.step() < b.step()) {
+      has_a = a.read();
+    } else if (b.step() < a.step()) {
+      has_b = b.read();
+    } else {
+      if (share_a_place(a, b)) {
+        if (out.num_common++ == 0) out.first_step = a.step();
+        out.last_step = a.step();
+      }
+      if (!out.exact) out.exact = difference_at(a, b, keys, 0);
+      if (out.exact && !out.beyond_rounding) out.beyond_rounding = difference_at(a, b, keys, rounding);
+      has_a = a.read();
+      has_b = b.read();
+    }
+  }
+  return out;
 }
 
 std::string sentence(const std::string& what, const std::optional<Difference>& found) {
@@ -80,47 +136,28 @@ double Difference::relative() const {
   return std::fabs(first - second) / std::max(std::fabs(first), std::fabs(second));
 }
 
-std::optional<Difference> first_metric_difference(const RunData& a, const RunData& b, double tolerance) {
-  const auto left = by_step(a.metrics), right = by_step(b.metrics);
-  for (int64_t step : common(left, right))
-    for (const char* key : metric_quantities)
-      if (auto found = difference(*left.at(step), *right.at(step), key, tolerance)) {
-        found->step = step;
-        return found;
-      }
-  return std::nullopt;
+Comparison compare_metrics(const RunData& a, const RunData& b) {
+  return compare(a.metrics(), b.metrics(), metric_quantities);
 }
 
-std::optional<Difference> first_layer_difference(const RunData& a, const RunData& b, double tolerance) {
-  const auto left = by_place(a.layers), right = by_place(b.layers);
-  for (const Place& place : common(left, right))
-    for (const char* key : layer_quantities)
-      if (auto found = difference(*left.at(place), *right.at(place), key, tolerance)) {
-        const auto& [step, layer, sublayer] = place;
-        found->step = step;
-        found->place = sublayer == "output" ? sublayer : fmt::format("layer {} {}", layer, sublayer);
-        return found;
-      }
-  return std::nullopt;
+Comparison compare_layers(const RunData& a, const RunData& b) {
+  return compare(a.layers(), b.layers(), layer_quantities);
 }
 
 std::vector<std::string> describe_differences(const RunData& a, const RunData& b) {
-  const std::vector<int64_t> steps = common(by_step(a.metrics), by_step(b.metrics));
-  if (steps.empty()) return {"The runs have no step in common: nothing to compare."};
+  const Comparison metrics = compare_metrics(a, b);
+  if (metrics.num_common == 0) return {"The runs have no step in common: nothing to compare."};
   std::vector<std::string> lines{
-      fmt::format("{} steps in common, {} to {}.", steps.size(), steps.front(), steps.back())};
-  const auto exact = first_metric_difference(a, b, 0);
-  lines.push_back(sentence("Loss and gradient norm, bit for bit", exact));
-  if (exact)
-    lines.push_back(sentence("Loss and gradient norm, beyond rounding", first_metric_difference(a, b, rounding)));
-  const auto places = common(by_place(a.layers), by_place(b.layers));
-  if (places.empty()) {
+      fmt::format("{} steps in common, {} to {}.", metrics.num_common, metrics.first_step, metrics.last_step)};
+  lines.push_back(sentence("Loss and gradient norm, bit for bit", metrics.exact));
+  if (metrics.exact) lines.push_back(sentence("Loss and gradient norm, beyond rounding", metrics.beyond_rounding));
+  const Comparison layers = compare_layers(a, b);
+  if (layers.num_common == 0) {
     lines.emplace_back("Sublayers: no step of layers.jsonl in common.");
     return lines;
   }
-  const auto exact_layer = first_layer_difference(a, b, 0);
-  lines.push_back(sentence("Sublayers, bit for bit", exact_layer));
-  if (exact_layer) lines.push_back(sentence("Sublayers, beyond rounding", first_layer_difference(a, b, rounding)));
+  lines.push_back(sentence("Sublayers, bit for bit", layers.exact));
+  if (layers.exact) lines.push_back(sentence("Sublayers, beyond rounding", layers.beyond_rounding));
   return lines;
 }
 

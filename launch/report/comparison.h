@@ -23,10 +23,14 @@ struct Difference {
   double relative() const;  // |a - b| / max(|a|, |b|)
 };
 
-// Of two runs' rows at the steps that both have. `tolerance` 0: other bits; else a relative difference above it.
-// metrics.jsonl: loss, then grad_norm. layers.jsonl: by step and depth; per sublayer what it took and gave, then gradients.
-std::optional<Difference> first_metric_difference(const study::RunData& a, const study::RunData& b, double tolerance);
-std::optional<Difference> first_layer_difference(const study::RunData& a, const study::RunData& b, double tolerance);
+// Of two runs' rows at the steps that both have, in one pass over both. Sublayers: by step and depth; per sublayer what it took and gave,
+// then gradients.
+struct Comparison {
+  int64_t num_common = 0, first_step = 0, last_step = 0;  // steps (of layers.jsonl: with a sublayer) that both have
+  std::optional<Difference> exact, beyond_rounding;  // the first: other bits; a relative difference above `rounding`
+};
+Comparison compare_metrics(const study::RunData& a, const study::RunData& b);  // loss, then grad_norm
+Comparison compare_layers(const study::RunData& a, const study::RunData& b);
 
 // In words, one sentence each.
 std::vector<std::string> describe_differences(const study::RunData& a, const study::RunData& b);

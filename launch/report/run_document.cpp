@@ -1,17 +1,18 @@
 #include "launch/report/run_document.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
-#include <set>
+#include <map>
+#include <vector>
 
 #include "configs/schema/decode.h"
-#include "core/base/error.h"
 #include "launch/report/layer_document.h"
+#include "launch/report/metrics_digest.h"
 #include "launch/report/series.h"
 #include "launch/report/trace_document.h"
 #include "model/cost_model.h"
 #include "trainer/run_folder.h"
+#include "trainer/spike_log.h"
 
 namespace lamina::report {
 namespace {
@@ -19,38 +20,22 @@ namespace {
 using nlohmann::json;
 using study::RunData;
 
-constexpr std::array always_there = {"loss", "grad_norm", "lr", "tokens", "tokens_per_second"};
-constexpr std::array metrics_drawn = {"loss",
-                                      "validation_loss",
-                                      "validation_bits_per_byte",
-                                      "lr",
-                                      "grad_norm",
-                                      "aux_loss",
-                                      "tokens_per_second",
-                                      "mfu",
-                                      "pipeline.bubble",
-                                      "pipeline.bubble_bound",
-                                      "pipeline.efficiency",
-                                      "comm_bytes.pipeline_hidden",
-                                      "comm_bytes.pipeline_blocks",
-                                      "comm_bytes.data",
-                                      "comm_bytes.expert"};
-
-// "tasks.<name>.acc" of every task that was ever answered.
-std::set<std::string> task_keys(const RunData& run) {
-  std::set<std::string> keys;
-  for (const json& row : run.metrics)
-    if (const auto tasks = row.find("tasks"); tasks != row.end() && tasks->is_object())
-      for (const auto& [name, values] : tasks->items()) keys.insert("tasks." + name + ".acc");
-  return keys;
-}
-
-// The last row's that has them: they grow only. An entry per rank.
-json peak_bytes(const RunData& run) {
-  for (auto row = run.metrics.rbegin(); row != run.metrics.rend(); ++row)
-    if (const auto found = row->find("peak_bytes"); found != row->end() && found->is_object()) return *found;
-  return nullptr;
-}
+const std::vector<std::string> metrics_drawn = {"loss",
+                                                "validation_loss",
+                                                "validation_bits_per_byte",
+                                                "lr",
+                                                "grad_norm",
+                                                "aux_loss",
+                                                "tokens_per_second",
+                                                "mfu",
+                                                "pipeline.bubble",
+                                                "pipeline.bubble_bound",
+                                                "pipeline.efficiency",
+                                                "comm_bytes.pipeline_hidden",
+                                                "comm_bytes.pipeline_blocks",
+                                                "comm_bytes.data",
+                                                "comm_bytes.expert"};
+constexpr size_t max_spikes = 1000;  // of a page
 
 int64_t num_ranks(const json& peaks) {
   size_t count = 0;
@@ -60,24 +45,31 @@ int64_t num_ranks(const json& peaks) {
   return static_cast<int64_t>(count);
 }
 
-// Inside steps: without start-up, validation and checkpoints.
-double seconds_in_steps(const RunData& run) {
-  double seconds = 0;
-  const double tokens = static_cast<double>(run.config.train.global_batch_size * run.config.data.seq_len);
-  for (const json& row : run.metrics) {
-    const json& rate = row["tokens_per_second"];
-    if (rate.is_number() && rate.get<double>() > 0) seconds += tokens / rate.get<double>();
-  }
-  return seconds;
+// Of the steps' own time; null where no row has it.
+json ratio(double sum, double time) {
+  return time > 0 ? json(sum / time) : json();
 }
 
-json summary(const RunData& run, const std::map<std::string, std::string>& keys) {
+// The newest ones.
+json spikes_document(const RunData& run, json& left_out) {
+  std::vector<Spike> spikes = read_spikes(RunFolder{run.folder}.spikes());
+  left_out = spikes.size() > max_spikes ? spikes.size() - max_spikes : 0;
+  json out = json::array();
+  for (size_t i = left_out.get<size_t>(); i < spikes.size(); ++i)
+    out.push_back({{"step", spikes[i].step},
+                   {"batch", spikes[i].batch},
+                   {"action", name_of(spikes[i].action)},
+                   {"passed", to_text(spikes[i].passed)},
+                   {"reason", spikes[i].reason}});
+  return out;
+}
+
+json summary(const RunData& run, const MetricsDigest& digest, const std::map<std::string, std::string>& keys) {
   const Config& config = run.config;
-  const json peaks = peak_bytes(run);
-  const int64_t ranks = num_ranks(peaks);
+  const int64_t ranks = num_ranks(digest.peak_bytes);
   json out = {
       {"state", state_text(run)},
-      {"step", run.metrics.back()["step"]},
+      {"step", run.last_row["step"]},
       {"num_steps", config.train.num_steps},
       {"layers", config.model.num_hidden_layers},
       {"hidden_size", config.model.hidden_size},
@@ -89,18 +81,20 @@ json summary(const RunData& run, const std::map<std::string, std::string>& keys)
       {"seq_len", config.data.seq_len},
       {"global_batch_size", config.train.global_batch_size},
       {"micro_batch_size", config.train.micro_batch_size},
-      {"tokens", run.metrics.back()["tokens"]},
+      {"tokens", run.last_row["tokens"]},
       {"planned_tokens", config.train.num_steps * config.train.global_batch_size * config.data.seq_len},
       {"precision", keys.at("train.precision")},
       {"optimizer", keys.at("train.optimizer.name")},
       {"device", config.run.device},
       {"seed", config.run.seed},
-      {"seconds_in_steps", seconds_in_steps(run)},
+      {"seconds_in_steps", digest.seconds_in_steps},
+      {"mean_tokens_per_second", ratio(digest.tokens_in_steps, digest.seconds_in_steps)},
+      {"mean_mfu", ratio(digest.mfu_seconds, digest.mfu_time)},
       {"pipeline", config.parallel.pipeline},
       {"virtual_stages", config.parallel.virtual_stages},
       {"schedule", name_of(config.parallel.schedule)},
       {"expert", config.parallel.expert},
-      {"peak_bytes", peaks},
+      {"peak_bytes", digest.peak_bytes},
   };
   if (config.model.residual == Residual::block_attnres) out["block_size"] = config.model.attn_res_block_size;
   if (config.model.num_experts > 0) out["experts_per_token"] = config.model.num_experts_per_token;
@@ -125,46 +119,27 @@ Limits limits_for(size_t num_runs) {
 std::string state_text(const RunData& run) {
   if (const std::optional<Divergence> divergence = study::find_divergence(run))
     return fmt::format("diverged at step {} of {}", divergence->step, run.config.train.num_steps);
-  const int64_t step = run.metrics.back()["step"].get<int64_t>();
+  const int64_t step = run.last_row["step"].get<int64_t>();
   if (step >= run.config.train.num_steps) return "done";
   return fmt::format("at step {} of {}", step, run.config.train.num_steps);
 }
 
-void check_metrics(const RunData& run) {
-  const std::string path = RunFolder{run.folder}.metrics().string();
-  int64_t last_step = 0;
-  for (const json& row : run.metrics) {
-    const int64_t step = row["step"].get<int64_t>();
-    if (step <= last_step)
-      throw Error("{}: found step {} after step {}, expected steps that rise from 1", path, step, last_step);
-    last_step = step;
-    for (const char* key : always_there) {
-      const auto found = row.find(key);
-      if (found == row.end()) throw Error("{}: step {}: found no '{}', expected a number", path, step, key);
-      const bool may_be_null = std::string_view(key) != "tokens";  // null: not a number, or infinite
-      if (!found->is_number() && !(may_be_null && found->is_null()))
-        throw Error("{}: step {}: found '{}' for '{}', expected a number", path, step, found->dump(), key);
-    }
-  }
-}
-
 json run_document(const RunData& run, const Limits& limits) {
-  check_metrics(run);
+  const MetricsDigest digest = digest_metrics(run, metrics_drawn, /*with_tasks=*/true, limits.points);
   const std::string yaml = to_yaml(run.config);
-  const auto keys = flatten_config(yaml);
-  json series = json::object();
-  std::set<std::string> drawn = task_keys(run);
-  drawn.insert(metrics_drawn.begin(), metrics_drawn.end());
-  for (const std::string& key : drawn) {
-    const Series all = read_series(run.metrics, key);
-    if (!all.step.empty()) series[key] = to_json(thin(all, limits.points));
-  }
-  json layers = layer_document(run, limits);
+  const double time_zero = digest.first_time();
+  json series = json::object(), spikes_left_out;
+  for (const auto& [key, thinner] : digest.series) series[key] = to_json(thinner.series(), time_zero);
+  json spikes = spikes_document(run, spikes_left_out);
   return {{"name", run.name},
           {"folder", run.folder.string()},
-          {"summary", summary(run, keys)},
+          {"summary", summary(run, digest, flatten_config(yaml))},
+          {"time_zero", time_zero},
+          {"starts", to_json(digest.starts, time_zero)},
+          {"spikes", std::move(spikes)},
+          {"spikes_left_out", spikes_left_out},
           {"series", std::move(series)},
-          {"layers", std::move(layers)},
+          {"layers", layer_document(run, limits)},
           {"trace", trace_document(run, limits)},
           {"config", yaml}};
 }

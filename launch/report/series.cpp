@@ -1,8 +1,10 @@
 #include "launch/report/series.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
-#include <limits>
+#include <cstdlib>
 
 #include "core/base/error.h"
 
@@ -11,7 +13,6 @@ namespace {
 
 using nlohmann::json;
 
-// Names may have dots of their own.
 const json* find(const json& row, const std::string& key) {
   if (const auto whole = row.find(key); whole != row.end()) return &*whole;
   for (size_t dot = key.find('.'); dot != std::string::npos; dot = key.find('.', dot + 1)) {
@@ -22,60 +23,105 @@ const json* find(const json& row, const std::string& key) {
   return nullptr;
 }
 
+json milliseconds(double time) {
+  return std::isfinite(time) ? json(std::round(time * 1000) / 1000) : json();
+}
+
 }  // namespace
 
-Series read_series(const std::vector<json>& rows, const std::string& key) {
-  Series series;
-  for (const json& row : rows) {
-    const json* value = find(row, key);
-    if (!value) continue;
-    series.step.push_back(row["step"].get<int64_t>());
-    const auto tokens = row.find("tokens");
-    series.tokens.push_back(tokens != row.end() && tokens->is_number() ? tokens->get<int64_t>() : 0);
-    series.value.push_back(value->is_number() ? value->get<double>() : std::numeric_limits<double>::quiet_NaN());
-  }
-  series.num_rows = series.step.size();
-  return series;
+void Thinner::Stretch::merge(const Stretch& next) {
+  if (std::isnan(low.value) || next.low.value < low.value) low = next.low;
+  if (std::isnan(high.value) || next.high.value > high.value) high = next.high;
+  sum += next.sum;
+  num_rows += next.num_rows;
+  num_numbers += next.num_numbers;
 }
 
-Series thin(const Series& series, size_t max_points) {
-  LAMINA_CHECK(max_points >= 4, "{} points cannot hold the ends and one stretch", max_points);
-  const size_t count = series.step.size();
-  if (count <= max_points) return series;
-  const size_t num_stretches = (max_points - 2) / 2;
-  std::vector<size_t> kept{0};
-  for (size_t stretch = 0; stretch < num_stretches; ++stretch) {
-    const size_t begin = 1 + (count - 2) * stretch / num_stretches;
-    const size_t end = 1 + (count - 2) * (stretch + 1) / num_stretches;
-    size_t low = begin, high = begin;
-    for (size_t i = begin + 1; i < end; ++i) {
-      const double value = series.value[i];
-      if (std::isnan(series.value[low]) || value < series.value[low]) low = i;
-      if (std::isnan(series.value[high]) || value > series.value[high]) high = i;
-    }
-    kept.push_back(std::min(low, high));
-    if (low != high) kept.push_back(std::max(low, high));
-  }
-  kept.push_back(count - 1);
-  Series thinned;
-  thinned.num_rows = series.num_rows;
-  for (size_t i : kept) {
-    thinned.step.push_back(series.step[i]);
-    thinned.tokens.push_back(series.tokens[i]);
-    thinned.value.push_back(series.value[i]);
-  }
-  return thinned;
+Thinner::Thinner(size_t max_points) : max_points_(max_points) {
+  LAMINA_CHECK(max_points >= 4, "{} points cannot hold two stretches", max_points);
 }
 
-json to_json(const Series& series) {
-  return {{"step", series.step}, {"tokens", series.tokens}, {"value", series.value}, {"rows", series.num_rows}};
+void Thinner::halve() {
+  for (size_t i = 0; i < stretches_.size(); i += 2) {
+    Stretch both = stretches_[i];
+    if (i + 1 < stretches_.size()) both.merge(stretches_[i + 1]);
+    stretches_[i / 2] = both;
+  }
+  stretches_.resize((stretches_.size() + 1) / 2);
+  length_ *= 2;
 }
 
-std::vector<size_t> spread(size_t total, size_t count) {
-  std::vector<size_t> indices;
-  count = std::min(count, total);
-  for (size_t i = 0; i < count; ++i) indices.push_back(count == 1 ? total - 1 : i * (total - 1) / (count - 1));
-  return indices;
+void Thinner::add(const Point& point) {
+  if (num_rows_++ == 0) first_ = point;
+  last_ = point;
+  const bool is_number = !std::isnan(point.value);
+  if (is_number) last_number_ = point.value;
+  const Stretch own{point, point, is_number ? point.value : 0, 1, is_number ? size_t{1} : 0};
+  if (!stretches_.empty() && stretches_.back().num_rows < length_) {
+    stretches_.back().merge(own);
+    return;
+  }
+  // A stretch of one row is one point, a longer one two.
+  while (stretches_.size() == (length_ == 1 ? max_points_ : max_points_ / 2)) halve();
+  if (!stretches_.empty() && stretches_.back().num_rows < length_)
+    stretches_.back().merge(own);
+  else
+    stretches_.push_back(own);
+}
+
+Series Thinner::series() const {
+  Series out;
+  out.num_rows = num_rows_;
+  out.stretch = length_;
+  const auto put = [&](const Point& point, const Stretch& stretch) {
+    if (!out.points.empty() && out.points.back().step >= point.step) return;
+    out.points.push_back(point);
+    out.mean.push_back(stretch.num_numbers > 0 ? stretch.sum / static_cast<double>(stretch.num_numbers)
+                                               : std::numeric_limits<double>::quiet_NaN());
+  };
+  for (const Stretch& stretch : stretches_) {
+    const bool low_first = stretch.low.step <= stretch.high.step;
+    if (out.points.empty()) put(first_, stretch);
+    put(low_first ? stretch.low : stretch.high, stretch);
+    put(low_first ? stretch.high : stretch.low, stretch);
+  }
+  if (!stretches_.empty()) put(last_, stretches_.back());
+  return out;
+}
+
+size_t Thinner::num_held() const {
+  return 2 * stretches_.capacity() + 2;
+}
+
+json to_json(const Series& series, double time_zero) {
+  json step = json::array(), tokens = json::array(), time = json::array(), value = json::array();
+  bool has_time = false;
+  for (const Point& point : series.points) {
+    step.push_back(point.step);
+    tokens.push_back(point.tokens);
+    time.push_back(milliseconds(point.time - time_zero));
+    value.push_back(std::isfinite(point.value) ? json(point.value) : json());
+    has_time = has_time || std::isfinite(point.time);
+  }
+  json out = {
+      {"step", step}, {"tokens", tokens}, {"value", value}, {"rows", series.num_rows}, {"stretch", series.stretch}};
+  if (has_time) out["time"] = std::move(time);
+  if (series.stretch > 1) {
+    json mean = json::array();
+    for (const double of_stretch : series.mean) mean.push_back(six_digits(of_stretch));
+    out["mean"] = std::move(mean);
+  }
+  return out;
+}
+
+json six_digits(double value) {
+  return std::isfinite(value) ? json(std::strtod(fmt::format("{:.6g}", value).c_str(), nullptr)) : json();
+}
+
+std::optional<double> value_at(const json& row, const std::string& key) {
+  const json* value = find(row, key);
+  if (!value) return std::nullopt;
+  return value->is_number() ? value->get<double>() : std::numeric_limits<double>::quiet_NaN();
 }
 
 }  // namespace lamina::report

@@ -5,6 +5,7 @@
 #include <map>
 
 #include "core/base/error.h"
+#include "launch/report/metrics_digest.h"
 #include "launch/report/run_document.h"
 #include "launch/report/series.h"
 #include "launch/study/scaling_law.h"
@@ -26,8 +27,8 @@ bool has_begun(const RunFolder& files) {
          std::filesystem::file_size(files.metrics(), no_size) > 0 && !no_size;
 }
 
-json or_null(const std::optional<double>& value) {
-  return value ? json(*value) : json();
+json last_of(const Thinner* series) {
+  return series && series->last_number() ? json(*series->last_number()) : json();
 }
 
 bool is_done(const RunData& run) {
@@ -35,12 +36,10 @@ bool is_done(const RunData& run) {
 }
 
 json run_row(const SweepRun& entry, const RunData& run, size_t max_points) {
-  const double tokens = run.metrics.back()["tokens"].get<double>();
+  const MetricsDigest digest = digest_metrics(run, {"loss", "validation_loss"}, /*with_tasks=*/false, max_points);
+  const double tokens = run.last_row["tokens"].get<double>(), time_zero = digest.first_time();
   json series = json::object();
-  for (const char* key : {"loss", "validation_loss"}) {
-    const Series all = read_series(run.metrics, key);
-    if (!all.step.empty()) series[key] = to_json(thin(all, max_points));
-  }
+  for (const auto& [key, thinner] : digest.series) series[key] = to_json(thinner.series(), time_zero);
   return {{"name", entry.name},
           {"size", entry.size},
           {"variant", entry.variant},
@@ -49,8 +48,10 @@ json run_row(const SweepRun& entry, const RunData& run, size_t max_points) {
           {"active_parameters", model::active_parameters(run.config.model)},
           {"compute", model::training_flops_per_token(run.config.model, run.config.data.seq_len).total() * tokens},
           {"tokens", tokens},
-          {"loss", or_null(study::last_value(run, "loss"))},
-          {"validation_loss", or_null(study::last_value(run, "validation_loss"))},
+          {"loss", last_of(digest.find("loss"))},
+          {"validation_loss", last_of(digest.find("validation_loss"))},
+          {"time_zero", time_zero},
+          {"starts", to_json(digest.starts, time_zero)},
           {"series", series}};
 }
 
@@ -58,17 +59,23 @@ json run_row(const SweepRun& entry, const RunData& run, size_t max_points) {
 class Norms {
  public:
   void add(const SweepRun& entry, const RunData& run) {
-    if (run.layers.empty()) return;
-    const int64_t last = run.layers.back()["step"].get<int64_t>();
     json sites = json::array();
     std::vector<double> values;
-    for (const json& row : run.layers) {
-      if (row["step"].get<int64_t>() != last) continue;
-      const auto rms = row.find("hidden_rms");
-      if (rms == row.end() || !rms->is_number()) continue;
-      sites.push_back({{"layer", row.value("layer", int64_t{0})}, {"sublayer", row.value("sublayer", "")}});
+    int64_t last = 0;
+    const study::RowReader next = run.layers();
+    while (const std::optional<json> row = next()) {
+      const int64_t step = (*row)["step"].get<int64_t>();
+      if (step != last) {
+        sites.clear();
+        values.clear();
+      }
+      last = step;
+      const auto rms = row->find("hidden_rms");
+      if (rms == row->end() || !rms->is_number()) continue;
+      sites.push_back({{"layer", row->value("layer", int64_t{0})}, {"sublayer", row->value("sublayer", "")}});
       values.push_back(rms->get<double>());
     }
+    if (last == 0) return;  // no row
     const auto key = std::pair(entry.size, entry.variant);
     auto [at, is_new] = groups_.try_emplace(key);
     if (is_new) order_.push_back(key);
@@ -215,7 +222,6 @@ json sweep_document(const SweepData& sweep) {
       continue;
     }
     const RunData run = study::read_run(folder.root);
-    check_metrics(run);
     runs.push_back(run_row(entry, run, max_points));
     if (is_done(run)) norms.add(entry, run);
   }

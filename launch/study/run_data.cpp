@@ -2,11 +2,14 @@
 
 #include <fmt/format.h>
 
-#include <sstream>
+#include <cerrno>
+#include <fstream>
+#include <memory>
 
 #include "configs/schema/decode.h"
 #include "core/base/error.h"
 #include "core/io/file.h"
+#include "core/io/lines_from_end.h"
 #include "trainer/checkpoint.h"
 
 namespace lamina::study {
@@ -17,21 +20,51 @@ using nlohmann::json;
 
 constexpr const char* sweep_file = "sweep.json";
 
-std::vector<json> read_rows(const fs::path& path) {
-  std::vector<json> rows;
-  const std::string text = io::read_file(path);
-  std::istringstream in(text);
-  int64_t number = 0;
-  for (std::string line; std::getline(in, line);) {
-    ++number;
-    json row = json::parse(line, nullptr, /*allow_exceptions=*/false);
-    const bool is_row = row.is_object() && row.contains("step") && row["step"].is_number_integer();
-    if (!is_row && in.eof() && !text.ends_with('\n')) break;  // being written
-    if (!is_row)
-      throw Error("{}:{}: found '{}', expected a JSON object with a step", path.string(), number, line.substr(0, 60));
-    rows.push_back(std::move(row));
+bool is_row(const json& row) {
+  return row.is_object() && row.contains("step") && row["step"].is_number_integer();
+}
+
+// Of the first `size` bytes. What stands behind the last line's end is being written.
+class RowFile {
+ public:
+  RowFile(fs::path path, uintmax_t size) : path_(std::move(path)), in_(path_, std::ios::binary), left_(size) {
+    if (!in_) throw Error("{}: can't open: {}", path_.string(), io::describe_errno(errno));
   }
-  return rows;
+  std::optional<json> next() {
+    if (left_ == 0 || !std::getline(in_, line_) || in_.eof() || line_.size() >= left_) return std::nullopt;
+    left_ -= line_.size() + 1;
+    ++number_;
+    json row = json::parse(line_, nullptr, /*allow_exceptions=*/false);
+    if (!is_row(row))
+      throw Error("{}:{}: found '{}', expected a JSON object with a step", path_.string(), number_,
+                  line_.substr(0, 60));
+    return row;
+  }
+
+ private:
+  fs::path path_;
+  std::ifstream in_;
+  uintmax_t left_;  // bytes
+  std::string line_;
+  int64_t number_ = 0;
+};
+
+std::function<RowReader()> rows_of(const fs::path& path) {
+  if (!fs::exists(path)) return [] { return [] { return std::optional<json>(); }; };
+  return [path, size = fs::file_size(path)]() -> RowReader {
+    return [file = std::make_shared<RowFile>(path, size)] { return file->next(); };
+  };
+}
+
+// null where there is none. A last line that is no row is told by a reader, which knows its number.
+json last_row_of(const fs::path& path, const std::function<RowReader()>& rows) {
+  const std::optional<io::Line> line = io::LinesFromEnd(path).next();
+  if (!line) return nullptr;
+  json row = json::parse(line->text, nullptr, /*allow_exceptions=*/false);
+  if (is_row(row)) return row;
+  for (const RowReader next = rows(); next();) continue;
+  throw Error("{}: found '{}' in the last line, expected a JSON object with a step", path.string(),
+              line->text.substr(0, 60));
 }
 
 std::string text_of(const json& object, const char* key, const fs::path& path) {
@@ -54,13 +87,14 @@ RunData read_run(const fs::path& folder) {
   run.folder = folder;
   run.config = parse_config(io::read_file(files.config()), files.config().string());
   run.name = run.config.run.name;
-  run.metrics = read_rows(files.metrics());
-  if (run.metrics.empty()) {
+  run.metrics = rows_of(files.metrics());
+  run.layers = rows_of(files.layers());
+  run.last_row = last_row_of(files.metrics(), run.metrics);
+  if (run.last_row.is_null()) {
     const std::optional<Divergence> divergence = read_divergence(files);
     throw Error("{}: found no rows{}, expected at least one step", files.metrics().string(),
                 divergence ? fmt::format(" (diverged: {})", divergence->reason) : "");
   }
-  if (fs::exists(files.layers())) run.layers = read_rows(files.layers());
   return run;
 }
 
@@ -84,15 +118,7 @@ std::optional<Divergence> find_divergence(const RunFolder& folder, const json& l
 }
 
 std::optional<Divergence> find_divergence(const RunData& run) {
-  return find_divergence(RunFolder{run.folder}, run.metrics.back(), run.config.train.num_steps);
-}
-
-std::optional<double> last_value(const RunData& run, const std::string& key) {
-  for (auto row = run.metrics.rbegin(); row != run.metrics.rend(); ++row) {
-    const auto found = row->find(key);
-    if (found != row->end() && found->is_number()) return found->get<double>();
-  }
-  return std::nullopt;
+  return find_divergence(RunFolder{run.folder}, run.last_row, run.config.train.num_steps);
 }
 
 bool is_sweep(const fs::path& folder) {

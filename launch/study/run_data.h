@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
@@ -13,17 +14,22 @@
 
 namespace lamina::study {
 
-// Of a folder that `lamina train` wrote. Rows are those of metrics.jsonl and layers.jsonl (docs/formats.md), in order; a half-
-// written last line is left out: the run may be going on.
+// The rows of a file in order: the next one at each call, absent after the last. Memory use doesn't grow with the file.
+using RowReader = std::function<std::optional<nlohmann::json>()>;
+
+// Of a folder that `lamina train` wrote. The readers begin at the first row of metrics.jsonl and layers.jsonl (docs/formats.md) as long
+// as these were when the run was read: it may be going on. A half-written last line is no row. A reader throws an Error naming the file
+// and the line for one that is no row.
 struct RunData {
   std::filesystem::path folder;
   std::string name;  // run.name
   Config config;     // of config.yaml; model.vocab_size is resolved
-  std::vector<nlohmann::json> metrics;
-  std::vector<nlohmann::json> layers;  // empty with logging.layer_stats_interval: 0
+  std::function<RowReader()> metrics;
+  std::function<RowReader()> layers;  // of no rows with logging.layer_stats_interval: 0
+  nlohmann::json last_row;            // of metrics.jsonl
 };
 
-// Error naming the folder, the file and the line: no such folder, no config.yaml, no metrics.jsonl, a line that is no row.
+// Error naming the folder, the file and the line: no such folder, no config.yaml, no metrics.jsonl, no row.
 RunData read_run(const std::filesystem::path& folder);
 
 // How far a run is, without reading its rows.
@@ -38,9 +44,6 @@ RunProgress read_progress(const std::filesystem::path& folder);
 // or a validation loss of null, as in folders of older programs. `last_row` may be null.
 std::optional<Divergence> find_divergence(const RunFolder& folder, const nlohmann::json& last_row, int64_t num_steps);
 std::optional<Divergence> find_divergence(const RunData& run);
-
-// The last row's value of a metric that not every row has ("validation_loss"); absent when none has it.
-std::optional<double> last_value(const RunData& run, const std::string& key);
 
 // sweep.json of a sweep's folder: what `lamina sweep` made of its file, the same at every start.
 struct SweepRun {

@@ -21,24 +21,28 @@ namespace fs = std::filesystem;
 
 // ---- Sweeps ----
 
+// The mean over the last `window` steps up to last_step; absent where one of them has no number.
 std::optional<double> mean_of_last(const RunData& run, const std::string& key, int64_t window, int64_t last_step) {
   double sum = 0;
   int64_t count = 0;
-  for (auto row = run.metrics.rbegin(); row != run.metrics.rend(); ++row) {
-    if ((*row)["step"].get<int64_t>() <= last_step - window) break;
+  bool is_whole = true;
+  const RowReader next = run.metrics();
+  while (const std::optional<nlohmann::json> row = next()) {
+    if ((*row)["step"].get<int64_t>() <= last_step - window) continue;
     const auto found = row->find(key);
-    if (found == row->end() || !found->is_number()) return std::nullopt;  // null: it was not finite
+    is_whole = is_whole && found != row->end() && found->is_number();  // null: it was not finite
+    if (!is_whole) continue;
     sum += found->get<double>();
     ++count;
   }
-  return count > 0 ? std::optional(sum / static_cast<double>(count)) : std::nullopt;
+  return is_whole && count > 0 ? std::optional(sum / static_cast<double>(count)) : std::nullopt;
 }
 
 // Why a run is no point yet; "" when it is one.
 std::string unfinished(const RunData& run) {
   if (const std::optional<Divergence> divergence = find_divergence(run))
     return fmt::format("diverged at step {}", divergence->step);
-  const int64_t step = run.metrics.back()["step"].get<int64_t>(), num_steps = run.config.train.num_steps;
+  const int64_t step = run.last_row["step"].get<int64_t>(), num_steps = run.config.train.num_steps;
   return step < num_steps ? fmt::format("at step {} of {}", step, num_steps) : "";
 }
 
@@ -46,25 +50,27 @@ FitPoint point_of(const SweepRun& entry, const RunData& run, const MetricOptions
   const Config& config = run.config;
   const fs::path rows = RunFolder{run.folder}.metrics();
   FitPoint point{entry.variant.empty() ? "all" : entry.variant, entry.size, entry.seed, 0, 0, 0, 0};
-  const auto tokens = last_value(run, "tokens");
-  if (!tokens)
+  const auto tokens = run.last_row.find("tokens");
+  if (tokens == run.last_row.end() || !tokens->is_number())
     throw Error("{}: found no tokens in the last row, expected rows written by `lamina train`", rows.string());
-  point.tokens = *tokens;
+  point.tokens = tokens->get<double>();
   point.parameters = static_cast<double>(model::active_parameters(config.model));
   point.compute = model::training_flops_per_token(config.model, config.data.seq_len).total() * point.tokens;
-  std::optional<double> loss;
+  const std::optional<double> mean =
+      mean_of_last(run, "loss", options.window, config.train.num_steps);  // reads all rows
+  double loss = std::nan("");
   if (options.metric == FitMetric::validation_loss) {
-    const auto found = run.metrics.back().find("validation_loss");
-    if (found == run.metrics.back().end())
+    const auto found = run.last_row.find("validation_loss");
+    if (found == run.last_row.end())
       throw Error("{}: found no validation_loss at the last step, expected one: set data.validation, or --metric loss",
                   rows.string());
     if (found->is_number()) loss = found->get<double>();
-  } else {
-    loss = mean_of_last(run, "loss", options.window, config.train.num_steps);
+  } else if (mean) {
+    loss = *mean;
   }
-  if (!loss || !std::isfinite(*loss) || *loss <= 0)
+  if (!std::isfinite(loss) || loss <= 0)
     throw Error("{}: found a loss that is no positive number at the end, expected one", rows.string());
-  point.loss = *loss;
+  point.loss = loss;
   return point;
 }
 

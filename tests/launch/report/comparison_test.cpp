@@ -8,37 +8,36 @@ namespace lamina::report {
 namespace {
 
 using namespace testing_report;
-using study::RunData;
 using testing::ElementsAre;
 using testing::HasSubstr;
 
-json& layer_of(RunData& run, int64_t step, int64_t layer, const std::string& sublayer) {
+json& layer_of(MadeRun& run, int64_t step, int64_t layer, const std::string& sublayer) {
   for (json& row : run.layers)
     if (row["step"] == step && row["layer"] == layer && row["sublayer"] == sublayer) return row;
   throw std::logic_error("no such row");
 }
 
 TEST(Comparison, SameRunsHaveNoDifference) {
-  const RunData a = make_run(), b = make_run();
-  EXPECT_FALSE(first_metric_difference(a, b, 0));
-  EXPECT_FALSE(first_layer_difference(a, b, 0));
+  const MadeRun a = make_run(), b = make_run();
+  EXPECT_FALSE(compare_metrics(a, b).exact);
+  EXPECT_FALSE(compare_layers(a, b).exact);
   EXPECT_THAT(describe_differences(a, b),
               ElementsAre("4 steps in common, 1 to 4.", "Loss and gradient norm, bit for bit: no difference.",
                           "Sublayers, bit for bit: no difference."));
 }
 
 TEST(Comparison, OneBitIsADifferenceAndIsBelowRounding) {
-  const RunData a = make_run();
-  RunData b = make_run();
+  const MadeRun a = make_run();
+  MadeRun b = make_run();
   const double loss = b.metrics[1]["loss"];
   b.metrics[1]["loss"] = std::nextafter(loss, 10.0);
   b.metrics[3]["grad_norm"] = b.metrics[3]["grad_norm"].get<double>() * (1 + 3e-6);
-  const auto exact = first_metric_difference(a, b, 0);
+  const auto exact = compare_metrics(a, b).exact;
   ASSERT_TRUE(exact);
   EXPECT_EQ(exact->step, 2);
   EXPECT_EQ(exact->quantity, "loss");
   EXPECT_EQ(exact->first, loss);
-  const auto beyond = first_metric_difference(a, b, rounding);
+  const auto beyond = compare_metrics(a, b).beyond_rounding;
   ASSERT_TRUE(beyond);
   EXPECT_EQ(beyond->step, 4);
   EXPECT_EQ(beyond->quantity, "grad_norm");
@@ -48,42 +47,42 @@ TEST(Comparison, OneBitIsADifferenceAndIsBelowRounding) {
 }
 
 TEST(Comparison, TheLossComesBeforeTheGradientNormOfItsStep) {
-  const RunData a = make_run();
-  RunData b = make_run();
+  const MadeRun a = make_run();
+  MadeRun b = make_run();
   b.metrics[2]["grad_norm"] = 9.0;
   b.metrics[2]["loss"] = 9.0;
-  EXPECT_EQ(first_metric_difference(a, b, 0)->quantity, "loss");
+  EXPECT_EQ(compare_metrics(a, b).exact->quantity, "loss");
 }
 
 TEST(Comparison, SublayersAreSearchedByStepThenDepth) {
-  const RunData a = make_run();
-  RunData b = make_run();
+  const MadeRun a = make_run();
+  MadeRun b = make_run();
   layer_of(b, 4, 0, "mixer")["hidden_rms"] = 1.0;
   layer_of(b, 2, 3, "output")["hidden_rms"] = 1.0;
   layer_of(b, 2, 1, "mlp")["grad_norm"] = 1.0;
-  auto found = first_layer_difference(a, b, rounding);
+  auto found = compare_layers(a, b).beyond_rounding;
   ASSERT_TRUE(found);
   EXPECT_EQ(found->step, 2);
   EXPECT_EQ(found->place, "layer 1 mlp");
   EXPECT_EQ(found->quantity, "grad_norm");
   layer_of(b, 2, 1, "mlp") = layer_of(b, 2, 1, "mlp");
   layer_of(b, 2, 1, "mlp")["grad_norm"] = 21.0 / 7;
-  EXPECT_EQ(first_layer_difference(a, b, rounding)->place, "output");
+  EXPECT_EQ(compare_layers(a, b).beyond_rounding->place, "output");
 }
 
 TEST(Comparison, ArraysAreComparedElementByElement) {
-  RunData a = make_run(), b = make_run();
+  MadeRun a = make_run(), b = make_run();
   layer_of(a, 2, 1, "mixer")["depth_weights"] = {0.5, 0.25, 0.25};
   layer_of(b, 2, 1, "mixer")["depth_weights"] = {0.5, 0.25, 0.26};
-  const auto found = first_layer_difference(a, b, 0);
+  const auto found = compare_layers(a, b).exact;
   ASSERT_TRUE(found);
   EXPECT_EQ(found->quantity, "depth_weights[2]");
   EXPECT_EQ(found->second, 0.26);
 }
 
 TEST(Comparison, OnlyCommonStepsAndPlacesCount) {
-  const RunData a = make_run();
-  RunData b = make_run();
+  const MadeRun a = make_run();
+  MadeRun b = make_run();
   b.metrics.erase(b.metrics.begin());
   b.metrics.push_back(metric_row(5));
   b.layers.clear();
@@ -95,8 +94,8 @@ TEST(Comparison, OnlyCommonStepsAndPlacesCount) {
 }
 
 TEST(Comparison, ListsTheKeysThatDiffer) {
-  const std::vector<RunData> runs = {make_run({.name = "a"}), make_run({.name = "b", .lr = "2.0e-3"}),
-                                     make_run({.name = "c", .residual = "standard"})};
+  const std::vector<study::RunData> runs = {make_run({.name = "a"}), make_run({.name = "b", .lr = "2.0e-3"}),
+                                            make_run({.name = "c", .residual = "standard"})};
   const json document = comparison_document(runs);
   std::vector<std::string> keys;
   for (const json& entry : document["configuration"]) keys.push_back(entry["key"]);

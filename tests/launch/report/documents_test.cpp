@@ -10,7 +10,6 @@ namespace lamina::report {
 namespace {
 
 using namespace testing_report;
-using study::RunData;
 using testing::HasSubstr;
 
 // ---- metrics.jsonl ----
@@ -29,7 +28,7 @@ TEST(RunDocument, HoldsEveryRowOfAShortRun) {
 }
 
 TEST(RunDocument, DrawsTheTasksThatWereAnswered) {
-  RunData run = make_run();
+  MadeRun run = make_run();
   run.metrics[1]["tasks"] = {{"piqa", {{"acc", 0.5}, {"acc_norm", 0.25}}}};
   run.metrics[3]["tasks"] = {{"piqa", {{"acc", 0.75}}}, {"arc.easy", {{"acc", 0.25}}}};
   const json series = run_document(run, limits_for(1))["series"];
@@ -38,8 +37,22 @@ TEST(RunDocument, DrawsTheTasksThatWereAnswered) {
   EXPECT_EQ(series["tasks.arc.easy.acc"]["value"], json({0.25}));
 }
 
+TEST(RunDocument, TellsSpikesOfTheirFile) {
+  const TemporaryFolder folder;
+  MadeRun run = make_run();
+  run.folder = folder.path();
+  EXPECT_EQ(run_document(run, limits_for(1))["spikes"], json::array());
+  io::write_file_atomically(
+      folder.path() / "spikes.jsonl",
+      "{\"step\": 3, \"batch\": 7, \"action\": \"skip\", \"passed\": \"7\", \"reason\": \"loss 9\"}\n");
+  const json spikes = run_document(run, limits_for(1))["spikes"];
+  EXPECT_EQ(spikes, json::parse(R"([{"step": 3, "batch": 7, "action": "skip", "passed": "7", "reason": "loss 9"}])"));
+  io::write_file_atomically(folder.path() / "spikes.jsonl", "nonsense\n");
+  EXPECT_THAT(message_of([&] { run_document(run, limits_for(1)); }), HasSubstr("spikes.jsonl:1: found `nonsense`"));
+}
+
 TEST(RunDocument, KnowsTheRanksFromTheLastPeaks) {
-  RunData run = make_run();
+  MadeRun run = make_run();
   run.config.parallel.pipeline = 2;
   run.metrics[1]["peak_bytes"] = {{"activations", {1, 2, 3, 4, 5, 6}}};
   run.metrics[3]["peak_bytes"] = {{"activations", {7, 8, 9, 10}}};
@@ -51,33 +64,33 @@ TEST(RunDocument, KnowsTheRanksFromTheLastPeaks) {
 }
 
 TEST(RunDocument, RefusesBrokenRowsByFileAndStep) {
-  const auto message = [](const std::function<void(RunData&)>& breaks) {
-    RunData run = make_run();
+  const auto message = [](const std::function<void(MadeRun&)>& breaks) {
+    MadeRun run = make_run();
     breaks(run);
     return message_of([&] { run_document(run, limits_for(1)); });
   };
-  EXPECT_EQ(message([](RunData& run) { run.metrics[2].erase("loss"); }),
+  EXPECT_EQ(message([](MadeRun& run) { run.metrics[2].erase("loss"); }),
             "runs/made-up/metrics.jsonl: step 3: found no 'loss', expected a number");
-  EXPECT_EQ(message([](RunData& run) { run.metrics[2]["lr"] = "high"; }),
+  EXPECT_EQ(message([](MadeRun& run) { run.metrics[2]["lr"] = "high"; }),
             "runs/made-up/metrics.jsonl: step 3: found '\"high\"' for 'lr', expected a number");
-  EXPECT_EQ(message([](RunData& run) { run.metrics[2]["step"] = 2; }),
+  EXPECT_EQ(message([](MadeRun& run) { run.metrics[2]["step"] = 2; }),
             "runs/made-up/metrics.jsonl: found step 2 after step 2, expected steps that rise from 1");
-  EXPECT_THAT(message([](RunData& run) { run.layers[0]["layer"] = 3; }),
+  EXPECT_THAT(message([](MadeRun& run) { run.layers[0]["layer"] = 3; }),
               HasSubstr("runs/made-up/layers.jsonl: step 2: found layer 3 with sublayer \"mixer\""));
-  EXPECT_THAT(message([](RunData& run) { run.layers[0].erase("sublayer"); }), HasSubstr("sublayer null"));
-  EXPECT_EQ(message([](RunData& run) { run.layers[1] = run.layers[0]; }),
+  EXPECT_THAT(message([](MadeRun& run) { run.layers[0].erase("sublayer"); }), HasSubstr("sublayer null"));
+  EXPECT_EQ(message([](MadeRun& run) { run.layers[1] = run.layers[0]; }),
             "runs/made-up/layers.jsonl: step 2: found layer 0 \"mixer\" twice");
 }
 
 TEST(RunDocument, TakesALossThatIsNoNumber) {
-  RunData run = make_run();
+  MadeRun run = make_run();
   run.metrics[2]["loss"] = nullptr;  // as written of NaN
   const json value = json::parse(run_document(run, limits_for(1))["series"]["loss"]["value"].dump());
   EXPECT_EQ(value, json({5.0, 2.5, nullptr, 1.25}));
 }
 
 TEST(RunDocument, OfALongRunIsSmall) {
-  RunData run = make_run();
+  MadeRun run = make_run();
   run.metrics.clear();
   run.layers.clear();
   for (int64_t step = 1; step <= 20000; ++step) run.metrics.push_back(metric_row(step));
@@ -85,11 +98,13 @@ TEST(RunDocument, OfALongRunIsSmall) {
     for (int64_t layer = 0; layer < 3; ++layer)
       for (const char* sublayer : {"mixer", "mlp"}) run.layers.push_back(layer_row(step, layer, sublayer, 1.0 / 3));
   const json document = run_document(run, limits_for(1));
-  EXPECT_LE(document["series"]["loss"]["step"].size(), 2000u);
+  EXPECT_LE(document["series"]["loss"]["step"].size(), 4002u);
   EXPECT_EQ(document["series"]["loss"]["rows"], 20000);
+  EXPECT_EQ(document["series"]["loss"]["stretch"], 16);
   EXPECT_EQ(document["layers"]["logged"], 2000);
-  EXPECT_EQ(document["layers"]["steps"].size(), 240u);
-  EXPECT_EQ(document["layers"]["steps"].back(), 20000);
+  EXPECT_EQ(document["layers"]["per_column"], 16);
+  EXPECT_EQ(document["layers"]["steps"].size(), 125u);
+  EXPECT_EQ(document["layers"]["last_steps"].back(), 20000);
   EXPECT_LT(document.dump().size(), 1000000u);
 }
 
@@ -109,8 +124,47 @@ TEST(LayerDocument, IsSublayersByLoggedSteps) {
   EXPECT_TRUE(layers["experts"].is_null());
 }
 
-RunData with_depth_weights(const std::string& residual, const std::vector<size_t>& counts) {
-  RunData run = make_run({.residual = residual});
+TEST(LayerDocument, AColumnOfManyStepsHasTheirExtremes) {
+  MadeRun run = make_run();
+  run.layers.clear();
+  for (int64_t step = 1; step <= 100; ++step)
+    run.layers.push_back(layer_row(step, 0, "mixer", step == 70 ? 900 : 10.0 + step));
+  Limits limits = limits_for(1);
+  limits.map_cells = 7 * 16;  // sublayers, the output among them, x columns
+  const json layers = layer_document(run, limits);
+  EXPECT_EQ(layers["logged"], 100);
+  EXPECT_EQ(layers["per_column"], 8);
+  EXPECT_EQ(layers["steps"], json({1, 9, 17, 25, 33, 41, 49, 57, 65, 73, 81, 89, 97}));
+  EXPECT_EQ(layers["last_steps"].back(), 100);
+  EXPECT_EQ(layers["quantities"]["hidden_rms"][0][8], 900);
+  EXPECT_EQ(layers["smallest"]["hidden_rms"][0][8], 75);
+  EXPECT_EQ(layers["smallest"]["hidden_rms"][0][12], 107);
+  EXPECT_EQ(layers["quantities"]["hidden_rms"][0][12], 110);
+}
+
+TEST(LayerDocument, FramesAreEvenlySpreadAndEndWithTheLast) {
+  MadeRun run = make_run();
+  run.layers.clear();
+  for (int64_t step = 1; step <= 100; ++step) {
+    run.layers.push_back(layer_row(step, 0, "mixer", 1));
+    run.layers.back()["depth_weights"] = {1.0};
+  }
+  Limits limits = limits_for(1);
+  limits.map_values = 8 * 16;  // eight steps; the reads have 1 + 2 + 2 + 2 + 2 + 3 + 3 weights
+  const json depth = layer_document(run, limits)["depth"];
+  EXPECT_EQ(depth["steps"], json({1, 17, 33, 49, 65, 81, 97, 100}));
+  EXPECT_EQ(depth["weights"].size(), 8u);
+}
+
+TEST(LayerDocument, RefusesStepsThatFall) {
+  MadeRun run = make_run();
+  run.layers.push_back(layer_row(2, 0, "mixer", 1));
+  EXPECT_THAT(message_of([&] { layer_document(run, limits_for(1)); }),
+              HasSubstr("layers.jsonl: found step 2 after step 4, expected steps that rise"));
+}
+
+MadeRun with_depth_weights(const std::string& residual, const std::vector<size_t>& counts) {
+  MadeRun run = make_run({.residual = residual});
   for (size_t i = 0; i < run.layers.size(); ++i)
     run.layers[i]["depth_weights"] = std::vector<double>(counts[i % 7], 1.0 / static_cast<double>(counts[i % 7]));
   return run;
@@ -134,7 +188,7 @@ TEST(LayerDocument, FullDepthWeightsHaveAColumnPerSublayer) {
 }
 
 TEST(LayerDocument, CosinesAreOfTheOutputsSources) {
-  RunData run = with_depth_weights("block_attnres", {1, 2, 2, 2, 2, 3, 3});
+  MadeRun run = with_depth_weights("block_attnres", {1, 2, 2, 2, 2, 3, 3});
   for (size_t i = 6; i < run.layers.size(); i += 7) run.layers[i]["source_cosines"] = {0.5, -0.25, 0.125};
   const json cosines = layer_document(run, limits_for(1))["cosines"];
   EXPECT_EQ(cosines["sources"], json({"embedding", "block 0", "block 1"}));
@@ -155,7 +209,7 @@ TEST(LayerDocument, RefusesDepthWeightsOfAnotherModel) {
 }
 
 TEST(LayerDocument, HasTheLoadOfEveryExpert) {
-  RunData run = make_run();
+  MadeRun run = make_run();
   for (json& row : run.layers)
     if (row["layer"] == 1 && row["sublayer"] == "mlp") row["expert_load"] = {0.25, 1.75};
   const json experts = layer_document(run, limits_for(1))["experts"];
@@ -192,7 +246,7 @@ class Traces : public testing::Test {
     return message_of([&] { trace_document(run, limits_for(1)); });
   }
   TemporaryFolder folder;
-  RunData run = make_run();
+  MadeRun run = make_run();
   json trace;
 };
 
@@ -260,7 +314,7 @@ study::SweepData make_sweep(const fs::path& folder) {
 TEST(SweepDocument, TellsRunsNormsAndWhyThereIsNoFit) {
   const TemporaryFolder folder;
   const study::SweepData sweep = make_sweep(folder.path());
-  RunData run = make_run();
+  MadeRun run = make_run();
   write_run(run, folder.path() / "s-a-1");
   for (json& row : run.layers) row["hidden_rms"] = 3 * row["hidden_rms"].get<double>();
   write_run(run, folder.path() / "s-a-2");
@@ -284,7 +338,7 @@ TEST(SweepDocument, TellsRunsNormsAndWhyThereIsNoFit) {
 
 TEST(SweepDocument, RefusesABrokenRun) {
   const TemporaryFolder folder;
-  RunData run = make_run();
+  MadeRun run = make_run();
   run.metrics[1].erase("grad_norm");
   write_run(run, folder.path() / "s-b-1");
   EXPECT_THAT(message_of([&] { sweep_document(make_sweep(folder.path())); }),
@@ -293,7 +347,7 @@ TEST(SweepDocument, RefusesABrokenRun) {
 
 TEST(SweepDocument, RefusesNormsOfOtherModels) {
   const TemporaryFolder folder;
-  RunData run = make_run();
+  MadeRun run = make_run();
   write_run(run, folder.path() / "s-a-1");
   run.layers.pop_back();
   write_run(run, folder.path() / "s-a-2");

@@ -9,7 +9,6 @@ namespace lamina::report {
 namespace {
 
 using namespace testing_report;
-using study::RunData;
 using testing::HasSubstr;
 using testing::Not;
 
@@ -61,7 +60,7 @@ TEST(Page, OfOneRunHasItsData) {
 TEST(Page, OfTwoRunsComparesThem) {
   const TemporaryFolder folder;
   write_run(make_run({.name = "a"}), folder.path() / "a");
-  RunData other = make_run({.name = "b"});
+  MadeRun other = make_run({.name = "b"});
   other.metrics[1]["loss"] = 7.0;
   write_run(other, folder.path() / "b");
   const json document = json::parse(data_of(make_page({folder.path() / "a", folder.path() / "b"})));

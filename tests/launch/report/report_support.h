@@ -59,8 +59,29 @@ inline json layer_row(int64_t step, int64_t layer, const std::string& sublayer, 
   return row;
 }
 
-inline study::RunData make_run(const MadeUp& made_up = {}) {
-  study::RunData run;
+// A run whose rows can be changed before it is read.
+struct MadeRun {
+  fs::path folder;
+  std::string name;
+  Config config;
+  std::vector<json> metrics, layers;
+
+  operator study::RunData() const {  // NOLINT(google-explicit-constructor): stands for one
+    return {folder, name, config, reader_of(metrics), reader_of(layers), metrics.empty() ? json() : metrics.back()};
+  }
+
+ private:
+  static std::function<study::RowReader()> reader_of(const std::vector<json>& rows) {
+    return [rows]() -> study::RowReader {
+      return [rows, next = size_t{0}]() mutable {
+        return next < rows.size() ? std::optional(rows[next++]) : std::nullopt;
+      };
+    };
+  }
+};
+
+inline MadeRun make_run(const MadeUp& made_up = {}) {
+  MadeRun run;
   run.folder = "runs/" + made_up.name;
   run.name = made_up.name;
   run.config = config_of(made_up);
@@ -81,7 +102,7 @@ inline std::string lines(const std::vector<json>& rows) {
 }
 
 // As `lamina train` leaves it.
-inline void write_run(const study::RunData& run, const fs::path& folder) {
+inline void write_run(const MadeRun& run, const fs::path& folder) {
   fs::create_directories(folder);
   io::write_file_atomically(folder / "config.yaml", to_yaml(run.config));
   io::write_file_atomically(folder / "metrics.jsonl", lines(run.metrics));

@@ -5,7 +5,9 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <set>
+
+#include "launch/report/metrics_digest.h"
+#include "tests/launch/report/report_support.h"
 
 namespace lamina::report {
 namespace {
@@ -13,87 +15,182 @@ namespace {
 using nlohmann::json;
 using testing::ElementsAre;
 
-Series wave(size_t count) {
-  Series series;
+constexpr double none = std::numeric_limits<double>::quiet_NaN();
+
+std::vector<Point> wave(size_t count) {
+  std::vector<Point> points;
   for (size_t i = 0; i < count; ++i) {
     const auto step = static_cast<int64_t>(i) + 1;
-    series.step.push_back(step);
-    series.tokens.push_back(100 * step);
-    series.value.push_back(std::sin(0.37 * static_cast<double>(i)) + 1e-6 * static_cast<double>(i));
+    points.push_back({step, 100 * step, none, std::sin(0.37 * static_cast<double>(i)) + 1e-6 * static_cast<double>(i)});
   }
-  series.num_rows = count;
-  return series;
+  return points;
 }
 
-TEST(Series, ReadsRowsThatHaveTheKey) {
-  const std::vector<json> rows = {{{"step", 1}, {"tokens", 10}, {"loss", 2.5}},
-                                  {{"step", 2}, {"tokens", 20}, {"validation_loss", 3.0}},
-                                  {{"step", 3}, {"tokens", 30}, {"loss", nullptr}, {"bytes", {{"data", 7}}}}};
-  const Series loss = read_series(rows, "loss");
-  EXPECT_THAT(loss.step, ElementsAre(1, 3));
-  EXPECT_THAT(loss.tokens, ElementsAre(10, 30));
-  EXPECT_EQ(loss.value[0], 2.5);
-  EXPECT_TRUE(std::isnan(loss.value[1]));
-  EXPECT_THAT(read_series(rows, "bytes.data").value, ElementsAre(7));
-  EXPECT_TRUE(read_series(rows, "bytes.expert").step.empty());
-  EXPECT_TRUE(read_series(rows, "loss.data").step.empty());
-  EXPECT_EQ(to_json(loss).dump(), R"({"rows":2,"step":[1,3],"tokens":[10,30],"value":[2.5,null]})");
+Series thin(const std::vector<Point>& points, size_t max_points) {
+  Thinner thinner(max_points);
+  for (const Point& point : points) thinner.add(point);
+  return thinner.series();
+}
+
+std::vector<double> values(const Series& series) {
+  std::vector<double> out;
+  for (const Point& point : series.points) out.push_back(point.value);
+  return out;
+}
+
+TEST(Series, FindsTheKeysOfARow) {
+  const json row = {{"step", 3}, {"loss", 2.5}, {"lr", nullptr}, {"bytes", {{"data", 7}}}, {"a.b", 4}};
+  EXPECT_EQ(value_at(row, "loss"), 2.5);
+  EXPECT_TRUE(std::isnan(value_at(row, "lr").value()));
+  EXPECT_EQ(value_at(row, "bytes.data"), 7);
+  EXPECT_EQ(value_at(row, "a.b"), 4);
+  EXPECT_FALSE(value_at(row, "bytes.expert"));
+  EXPECT_FALSE(value_at(row, "loss.data"));
+}
+
+TEST(Series, IsWrittenWithItsTimesAndGaps) {
+  const Series series = thin({{1, 10, 1000.5, 2.5}, {3, 30, none, none}}, 8);
+  EXPECT_EQ(to_json(series, 1000).dump(),
+            R"({"rows":2,"step":[1,3],"stretch":1,"time":[0.5,null],"tokens":[10,30],"value":[2.5,null]})");
 }
 
 TEST(Series, ThinningKeepsTheEndsAndEachStretchsExtremes) {
-  Series series = wave(100000);
-  series.value[54321] = 40;   // a spike of one step
-  series.value[54322] = -40;  // and a hole
-  const Series thinned = thin(series, 500);
-  EXPECT_LE(thinned.step.size(), 500u);
-  EXPECT_GE(thinned.step.size(), 450u);
+  std::vector<Point> points = wave(100000);
+  points[54321].value = 40;   // a spike of one step
+  points[54322].value = -40;  // and a hole
+  const Series thinned = thin(points, 500);
+  EXPECT_EQ(thinned.stretch, 512u);
+  EXPECT_GE(thinned.points.size(), 2 * 100000u / 512);
+  EXPECT_LE(thinned.points.size(), 502u);
   EXPECT_EQ(thinned.num_rows, 100000u);
-  EXPECT_TRUE(thinned.is_thinned());
-  EXPECT_EQ(thinned.step.front(), 1);
-  EXPECT_EQ(thinned.step.back(), 100000);
-  EXPECT_EQ(*std::max_element(thinned.value.begin(), thinned.value.end()), 40);
-  EXPECT_EQ(*std::min_element(thinned.value.begin(), thinned.value.end()), -40);
-  for (size_t i = 0; i < thinned.step.size(); ++i) {  // each is a row, and they stay in order
-    const auto at = static_cast<size_t>(thinned.step[i] - 1);
-    EXPECT_EQ(thinned.value[i], series.value[at]);
-    EXPECT_EQ(thinned.tokens[i], series.tokens[at]);
-    const int64_t before = i > 0 ? thinned.step[i - 1] : 0;
-    EXPECT_GT(thinned.step[i], before);
+  EXPECT_EQ(thinned.points.front().step, 1);
+  EXPECT_EQ(thinned.points.back().step, 100000);
+  const std::vector<double> kept = values(thinned);
+  EXPECT_EQ(*std::max_element(kept.begin(), kept.end()), 40);
+  EXPECT_EQ(*std::min_element(kept.begin(), kept.end()), -40);
+  for (size_t i = 0; i < thinned.points.size(); ++i) {  // each is a row, and they stay in order
+    const Point& point = thinned.points[i];
+    EXPECT_EQ(point.value, points[static_cast<size_t>(point.step - 1)].value);
+    EXPECT_EQ(point.tokens, 100 * point.step);
+    EXPECT_GT(point.step, i > 0 ? thinned.points[i - 1].step : 0);
+    const size_t begin = static_cast<size_t>(point.step - 1) / 512 * 512, end = std::min<size_t>(begin + 512, 100000);
+    double low = INFINITY, high = -INFINITY, sum = 0;
+    for (size_t row = begin; row < end; ++row) {
+      low = std::min(low, points[row].value);
+      high = std::max(high, points[row].value);
+      sum += points[row].value;
+    }
+    const bool is_end = point.step == 1 || point.step == 100000;
+    EXPECT_TRUE(is_end || point.value == low || point.value == high) << point.step;
+    EXPECT_NEAR(thinned.mean[i], sum / static_cast<double>(end - begin), 1e-12);
   }
 }
 
 TEST(Series, ShortOnesStayWhole) {
-  const Series series = wave(500);
-  const Series same = thin(series, 500);
-  EXPECT_EQ(same.step, series.step);
-  EXPECT_EQ(same.value, series.value);
-  EXPECT_FALSE(same.is_thinned());
+  const std::vector<Point> points = wave(500);
+  const Series same = thin(points, 500);
+  ASSERT_EQ(same.points.size(), 500u);
+  for (size_t i = 0; i < 500; ++i) EXPECT_EQ(same.points[i].value, points[i].value);
+  EXPECT_EQ(same.stretch, 1u);
 }
 
 TEST(Series, ThinningPassesOverGapsButKeepsAStretchOfThem) {
-  Series series = wave(1000);
-  for (size_t i = 400; i < 700; ++i) series.value[i] = std::numeric_limits<double>::quiet_NaN();
-  series.value[100] = std::numeric_limits<double>::quiet_NaN();
-  const Series thinned = thin(series, 22);  // ten stretches of a hundred
-  const auto num_gaps =
-      std::count_if(thinned.value.begin(), thinned.value.end(), [](double v) { return std::isnan(v); });
-  EXPECT_GE(num_gaps, 2);
-  EXPECT_LE(num_gaps, 3);
+  std::vector<Point> points = wave(1024);
+  for (size_t i = 384; i < 640; ++i) points[i].value = none;  // two stretches
+  points[100].value = none;
+  const Series thinned = thin(points, 16);  // eight stretches of 128
+  EXPECT_EQ(thinned.stretch, 128u);
+  const std::vector<double> kept = values(thinned);
+  EXPECT_EQ(std::count_if(kept.begin(), kept.end(), [](double v) { return std::isnan(v); }), 2);
+  Thinner thinner(8);
+  for (const Point& point : points) thinner.add(point);
+  thinner.add({2000, 0, none, none});
+  EXPECT_EQ(thinner.last_number(), points.back().value);
 }
 
-TEST(Series, AMillionStepsTakeAFewKilobytes) {
-  const std::string text = to_json(thin(wave(1000000), 2000)).dump();
-  EXPECT_LT(text.size(), 120000u);
+// What is held, and what is written, are bounded by `max_points` alone.
+TEST(Series, AMillionStepsAreHeldInTheMemoryOfAFew) {
+  for (const size_t count : {size_t{5000}, size_t{1000000}}) {
+    Thinner thinner(4000);
+    size_t most = 0;
+    for (const Point& point : wave(count)) {
+      thinner.add(point);
+      most = std::max(most, thinner.num_held());
+    }
+    EXPECT_LE(most, 2 * 4096 + 2u);  // a vector's capacity doubles
+    EXPECT_LT(to_json(thinner.series()).dump().size(), 300000u);
+  }
 }
 
-TEST(Spread, HasTheEndsAndNothingTwice) {
-  EXPECT_THAT(spread(5, 9), ElementsAre(0, 1, 2, 3, 4));
-  EXPECT_THAT(spread(10, 4), ElementsAre(0, 3, 6, 9));
-  EXPECT_THAT(spread(3, 1), ElementsAre(2));
-  EXPECT_TRUE(spread(0, 3).empty());
-  const auto many = spread(1001, 240);
-  EXPECT_EQ(std::set<size_t>(many.begin(), many.end()).size(), 240u);
-  EXPECT_EQ(many.back(), 1000u);
+// ---- metrics.jsonl in one pass ----
+
+json timed(int64_t step, const std::string& time, int64_t start, double rate = 64) {
+  json row = testing_report::metric_row(step);
+  row["time"] = time;
+  row["start"] = start;
+  row["tokens_per_second"] = rate;  // a step has 64 tokens: one second
+  return row;
+}
+
+TEST(MetricsDigest, TellsStartsAndTimesThatRunWithoutThePauses) {
+  testing_report::MadeRun run = testing_report::make_run();
+  run.metrics = {timed(1, "2026-11-30T23:59:58Z", 1), timed(2, "2026-12-01T00:00:08Z", 1),
+                 timed(3, "2026-12-02T00:00:00Z", 2, 6.4), timed(4, "2026-12-02T00:00:05Z", 2)};
+  const MetricsDigest digest = digest_metrics(run, {"loss"}, false, 100);
+  const double zero = 1796083198;  // date -d 2026-11-30T23:59:58Z +%s
+  EXPECT_EQ(digest.first_time(), zero);
+  ASSERT_EQ(digest.starts.size(), 2u);
+  EXPECT_EQ(digest.starts[1].number, 2);
+  EXPECT_EQ(digest.starts[1].step, 3);
+  EXPECT_EQ(digest.starts[1].time, zero + 86402);
+  EXPECT_EQ(digest.starts[0].running, 1);  // the first step's own second
+  EXPECT_EQ(digest.starts[1].running,
+            1 + 10 + 10);  // the first start, and the ten seconds of the second one's first step
+  std::vector<double> times;
+  for (const Point& point : digest.find("loss")->series().points) times.push_back(point.time - zero);
+  EXPECT_THAT(times, ElementsAre(0, 10, 86402, 86407));
+  EXPECT_EQ(digest.seconds_in_steps, 13);
+}
+
+TEST(MetricsDigest, SpreadsStepsWithinTheirSecond) {
+  testing_report::MadeRun run = testing_report::make_run();
+  run.metrics.clear();
+  for (int64_t step = 1; step <= 8; ++step)  // a quarter of a second each
+    run.metrics.push_back(timed(step, step <= 4 ? "2026-11-30T00:00:00Z" : "2026-11-30T00:00:02Z", 1, 256));
+  const Series series = digest_metrics(run, {"loss"}, false, 100).find("loss")->series();
+  std::vector<double> times;
+  for (const Point& point : series.points) times.push_back(point.time - series.points[0].time);
+  EXPECT_THAT(times, ElementsAre(0, 0.25, 0.5, 0.75, 2, 2.25, 2.5, 2.75));
+}
+
+TEST(MetricsDigest, SaysNothingWithoutTimes) {
+  testing_report::MadeRun run = testing_report::make_run();
+  const MetricsDigest digest = digest_metrics(run, {"loss"}, false, 100);
+  ASSERT_EQ(digest.starts.size(), 1u);
+  EXPECT_TRUE(std::isnan(digest.starts[0].time));
+  EXPECT_EQ(to_json(digest.starts, 0)[0]["running"], json());
+  EXPECT_FALSE(to_json(digest.find("loss")->series()).contains("time"));
+  run.metrics[1]["time"] = "yesterday";
+  EXPECT_TRUE(std::isnan(digest_metrics(run, {"loss"}, false, 100).find("loss")->series().points[1].time));
+}
+
+TEST(MetricsDigest, HoldsNoRows) {
+  study::RunData run = testing_report::make_run();
+  run.metrics = []() -> study::RowReader {
+    return [step = int64_t{0}]() mutable -> std::optional<json> {
+      if (step == 200000) return std::nullopt;
+      json row = testing_report::metric_row(++step);
+      if (step == 123456) row["loss"] = 1000;
+      return row;
+    };
+  };
+  const MetricsDigest digest = digest_metrics(run, {"loss", "grad_norm", "comm_bytes.data"}, false, 500);
+  EXPECT_EQ(digest.series.size(), 3u);
+  size_t held = 0;
+  for (const auto& [key, series] : digest.series) held += series.num_held();
+  EXPECT_LE(held, 3 * (2 * 512 + 2u));
+  const std::vector<double> kept = values(digest.find("loss")->series());
+  EXPECT_EQ(*std::max_element(kept.begin(), kept.end()), 1000);
 }
 
 }  // namespace
