@@ -4,6 +4,7 @@
     report_test.py LAMINA SCREENSHOTS     keeps pictures of the pages in the folder SCREENSHOTS
 """
 import json
+import os
 import re
 import shutil
 import struct
@@ -378,6 +379,27 @@ def check_errors(lamina: Lamina, good: Path) -> None:
     same(left, [good / "report.html"], "files that failed reports leave")
 
 
+def check_memory(lamina: Lamina, run: Path) -> None:
+    """Thirty times the rows take no more memory; they would, some 200 MB, if they were held."""
+    row, peaks = metrics(run)[-1], []
+    for count in (2000, 60000):
+        folder = lamina.folder / f"rows-{count}"
+        folder.mkdir()
+        shutil.copy(run / "config.yaml", folder)
+        text = json.dumps(row).replace(f'"step": {row["step"]},', '"step": STEP,', 1)
+        with (folder / "metrics.jsonl").open("w") as out:  # not in memory: a child's peak counts what its parent held at its start
+            out.writelines(text.replace("STEP", str(step)) + "\n" for step in range(1, count + 1))
+        # A sanitizer keeps what was freed, up to a limit.
+        process = subprocess.Popen([lamina.binary, "report", str(folder)], stdout=subprocess.DEVNULL,
+                                   env={**lamina.environment, "ASAN_OPTIONS": "detect_leaks=0:quarantine_size_mb=1"})
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        same(process.returncode, 0, f"lamina report of {count} rows")
+        peaks.append(usage.ru_maxrss / 1024)
+        shutil.rmtree(folder)
+    assert peaks[1] < peaks[0] + 40, f"peak memory of 2,000 and of 60,000 rows: {peaks} MiB"
+
+
 def main() -> int:
     screenshots = Path(sys.argv[2]).resolve()
     screenshots.mkdir(parents=True, exist_ok=True)
@@ -406,6 +428,7 @@ def main() -> int:
         for name, theme, width in (("run-light", "light", 1280), ("run-dark", "dark", 1280), ("run-narrow", "light", 480)):
             browser.shoot(page, screenshots / f"{name}.png", theme, width)
 
+        check_memory(lamina, one)
         first = folder / EVIL_FOLDER
         lamina.train("first", {**PLAIN, "run": {"name": EVIL, "output_dir": str(first)}})
         other = lamina.train("other", {**PLAIN, "run": {"name": "other"}}, overrides=("train.optimizer.lr=0.01",))

@@ -63,16 +63,16 @@ function scaled(value, base, names, digits = 4) {
   }
   return Number(value.toPrecision(digits)) + (names[level] ? '\u00a0' + names[level] : '');
 }
-const count = value => scaled(value, 1000, ['', 'k', 'M', 'B', 'T']);
-const bytes = value => scaled(value, 1024, ['B', 'KiB', 'MiB', 'GiB', 'TiB']);
+const count = (value, digits) => scaled(value, 1000, ['', 'k', 'M', 'B', 'T'], digits);
+const bytes = (value, digits) => scaled(value, 1024, ['B', 'KiB', 'MiB', 'GiB', 'TiB'], digits);
 const flop = value => short(value, 3) + ' FLOP';
-const percent = value => isNumber(value) ? Number((100 * value).toPrecision(3)) + '\u00a0%' : '\u2013';
+const percent = (value, digits = 3) => isNumber(value) ? Number((100 * value).toPrecision(digits)) + '\u00a0%' : '\u2013';
 
-function seconds(value) {
+function seconds(value, digits = 3) {
   if (!isNumber(value)) return '\u2013';
-  if (value < 1e-3) return Number((1e6 * value).toPrecision(3)) + '\u00a0\u00b5s';
-  if (value < 1) return Number((1e3 * value).toPrecision(3)) + '\u00a0ms';
-  if (value < 120) return Number(value.toPrecision(3)) + '\u00a0s';
+  if (value < 1e-3) return Number((1e6 * value).toPrecision(digits)) + '\u00a0\u00b5s';
+  if (value < 1) return Number((1e3 * value).toPrecision(digits)) + '\u00a0ms';
+  if (value < 120) return Number(value.toPrecision(digits)) + '\u00a0s';
   const minutes = Math.round(value / 60);
   return minutes < 60 ? minutes + '\u00a0min' : Math.floor(minutes / 60) + '\u00a0h ' + minutes % 60 + '\u00a0min';
 }
@@ -159,9 +159,9 @@ const dash = index => dashes[index % dashes.length];
 // Viridis (Smith and van der Walt): equal steps look equal, also in grey and without red and green.
 const viridis = [[68, 1, 84], [71, 39, 119], [62, 73, 137], [48, 103, 141], [37, 130, 142], [30, 157, 136], [53, 183, 120],
                  [109, 206, 88], [181, 221, 43], [253, 231, 36]];
-function shade(t) {
-  const at = Math.min(Math.max(t, 0), 1) * (viridis.length - 1), i = Math.min(Math.floor(at), viridis.length - 2);
-  const mix = viridis[i].map((c, k) => Math.round(c + (viridis[i + 1][k] - c) * (at - i)));
+function shade(t, palette = viridis) {
+  const at = Math.min(Math.max(t, 0), 1) * (palette.length - 1), i = Math.min(Math.floor(at), palette.length - 2);
+  const mix = palette[i].map((c, k) => Math.round(c + (palette[i + 1][k] - c) * (at - i)));
   return 'rgb(' + mix.join(',') + ')';
 }
 

@@ -29,7 +29,8 @@ function navigation(parts) {
   document.body.append(tip);
   const parts = (content.kind === 'sweep' ? sweepPage(page, content.sweep) : runsPage(page, content)).filter(Boolean);
   page.append(navigation(parts), ...parts,
-              el('footer', {}, 'Made by lamina report ' + content.program + ' on ' + content.made_at + '. This file asks the network for nothing.'));
+              el('footer', {}, 'Made by lamina report ' + content.program + ' on ' + content.made_at +
+                 '. This file asks the network for nothing.'));
   drawWaiting();
   view.redraws.forEach(redraw => redraw());
   document.body.dataset.ready = 'true';

@@ -20,8 +20,25 @@ function table(columns, rows, caption) {
   const note = kept.length < rows.length
     ? el('p', {class: 'note'}, kept.length + ' of ' + whole(rows.length) + ' rows, evenly spread, the first and the last among them.')
     : null;
-  return el('div', {class: 'table', tabindex: '0', role: 'region', 'aria-label': caption || 'Table'}, note,
-            el('table', {}, caption ? el('caption', {}, caption) : null, el('thead', {}, head), el('tbody', {}, body)));
+  return scrolling(el('div', {class: 'table', tabindex: '0', role: 'region', 'aria-label': caption || 'Table'},
+    el('table', {}, caption ? el('caption', {}, caption) : null, el('thead', {}, head), el('tbody', {}, body))), note);
+}
+
+// Says where there is more than is seen: a shadow at each side that goes on, and words.
+function scrolling(box, note) {
+  const hint = el('p', {class: 'note scroll-hint', hidden: true});
+  const frame = el('div', {class: 'scrolling'}, note, hint, el('div', {class: 'scrolled'}, box));
+  const look = () => {
+    const wide = box.scrollWidth - box.clientWidth, high = box.scrollHeight - box.clientHeight;
+    const more = {left: box.scrollLeft > 1, right: box.scrollLeft < wide - 1, top: box.scrollTop > 1, bottom: box.scrollTop < high - 1};
+    for (const [side, is] of Object.entries(more)) box.parentNode.classList.toggle('more-' + side, is);
+    hint.hidden = wide <= 1 && high <= 1;
+    const what = [wide > 1 ? 'columns \u2192' : null, high > 1 ? 'rows \u2193' : null].filter(Boolean);
+    hint.textContent = 'Scroll for more ' + what.join(' and ');
+  };
+  box.addEventListener('scroll', look, {passive: true});
+  new ResizeObserver(() => requestAnimationFrame(look)).observe(box);
+  return frame;
 }
 
 // Behind a plot, closed until it is asked for.
@@ -41,6 +58,9 @@ function curvesTable(xTitle, series, extra = []) {
 }
 
 function thinningNote(series) {
-  const rows = Math.max(...series.map(s => s.rows || 0)), points = Math.max(...series.map(s => s.x.length));
-  return rows > points ? whole(points) + ' of ' + whole(rows) + ' rows are in this page: of each stretch the smallest and the largest.' : null;
+  const thinned = series.filter(s => s.stretch > 1);
+  if (thinned.length === 0) return null;
+  const most = thinned.reduce((a, b) => a.rows >= b.rows ? a : b);
+  return 'Thinned: ' + whole(most.x.length) + ' of ' + whole(most.rows) + ' rows are in this page, the smallest and the largest of every ' +
+         whole(most.stretch) + '.';
 }
