@@ -38,7 +38,7 @@ def holds_what_it_should(tree: Path, source: Path, build: Path) -> None:
         expect(found == expected and expected, f"{kind}: found {sorted(found)}, expected {sorted(expected)}")
     programs = {str(file.relative_to(tree)) for file in tree.rglob("*") if os.access(file, os.X_OK) and file.is_file()}
     expected = {"bin/lamina", "bin/lamina-mpirun", "share/lamina/launch/mpirun.sh", "share/lamina/launch/read_parquet.py",
-                "share/lamina/launch/convert_tasks.py"}
+                "share/lamina/launch/convert_tasks.py", "share/lamina/launch/wandb_offline.py"}
     expect(programs == expected, f"programs {programs}, expected {expected}")
     for file in tree.rglob("*"):
         if file.is_file() and file.name != "lamina":
