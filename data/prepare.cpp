@@ -241,62 +241,95 @@ class BatchEncoder {
   StreamingHash hash_;
 };
 
-// Checks the tokens of another program's file and describes them: every id is the tokenizer's, and every document ends as its own do. The
+// Checks the tokens of other programs' files and describes them: every id is the tokenizer's, and every document ends as its own do. The
 // hash is that of the text that they stand for.
-PrepareReport describe_in_place(const TokenInput& input, const Tokenizer& tokenizer, TokenFileWriter& writer,
-                                StreamingHash& hash, const std::function<void(int64_t)>& progress) {
-  const std::string name = input.file.string();
-  const int32_t end_of_document = tokenizer.end_of_document();
-  std::ifstream in(input.file, std::ios::binary);
-  in.seekg(input.offset);
-  PrepareReport report;
-  std::vector<char> stored(static_cast<size_t>(tokens_per_piece * input.token_bytes));
-  std::vector<int32_t> document;
-  std::string text;
-  int32_t previous = end_of_document;
-  auto next_end = input.document_ends.begin();
-  for (int64_t index = 0; index < input.num_tokens; ++index) {
-    const int64_t at = index % tokens_per_piece;
-    if (at == 0) {
-      progress(index * input.token_bytes);
-      const int64_t count = std::min(tokens_per_piece, input.num_tokens - index);
-      if (!in.read(stored.data(), count * input.token_bytes)) throw Error("{}: can't read token {}", name, index);
+class InPlaceDescriber {
+ public:
+  using Progress = std::function<void(int64_t)>;  // bytes done
+
+  InPlaceDescriber(const Tokenizer& tokenizer, TokenFileWriter& writer, Progress progress)
+      : tokenizer_(tokenizer),
+        writer_(writer),
+        progress_(std::move(progress)),
+        previous_(tokenizer.end_of_document()) {}
+
+  // The tokens that come next.
+  void add(const TokenInput& input) {
+    std::ifstream in(input.file, std::ios::binary);
+    in.seekg(input.offset);
+    std::vector<char> stored(static_cast<size_t>(tokens_per_piece * input.token_bytes));
+    auto next_end = input.document_ends.begin();
+    for (int64_t index = 0; index < input.num_tokens; ++index) {
+      const int64_t at = index % tokens_per_piece;
+      if (at == 0) {
+        progress_(bytes_done_ + index * input.token_bytes);
+        const int64_t count = std::min(tokens_per_piece, input.num_tokens - index);
+        if (!in.read(stored.data(), count * input.token_bytes))
+          throw Error("{}: can't read token {}", input.file.string(), index);
+      }
+      uint32_t id = 0;
+      std::memcpy(&id, stored.data() + at * input.token_bytes, static_cast<size_t>(input.token_bytes));
+      const bool should_end = next_end != input.document_ends.end() && *next_end == index + 1;
+      if (should_end) ++next_end;
+      check(input, index, id, should_end);
+      take(static_cast<int32_t>(id));
     }
-    uint32_t id = 0;
-    std::memcpy(&id, stored.data() + at * input.token_bytes, static_cast<size_t>(input.token_bytes));
-    if (id >= static_cast<uint64_t>(tokenizer.vocab_size()))
+    bytes_done_ += input.num_tokens * input.token_bytes;
+  }
+
+  void finish() {
+    writer_.append(std::exchange(document_, {}));
+    hash_text();
+  }
+
+  int64_t num_bytes() const { return num_bytes_; }
+  std::string text_hash() const { return hash_to_hex(hash_.digest()); }
+
+ private:
+  void check(const TokenInput& input, int64_t index, uint32_t id, bool should_end) const {
+    const std::string name = input.file.string();
+    if (id >= static_cast<uint64_t>(tokenizer_.vocab_size()))
       throw Error("{}: found token id {} at index {}, expected ids below the tokenizer's {}", name, id, index,
-                  tokenizer.vocab_size());
-    const auto token = static_cast<int32_t>(id);
-    const bool ends_document = token == end_of_document;
-    const bool should_end = next_end != input.document_ends.end() && *next_end == index + 1;
-    if (should_end) ++next_end;
-    if (!input.document_ends.empty() && ends_document != should_end)
+                  tokenizer_.vocab_size());
+    const int32_t end_of_document = tokenizer_.end_of_document();
+    if (!input.document_ends.empty() && (static_cast<int32_t>(id) == end_of_document) != should_end)
       throw Error(
           "{}: found {} at index {}, where the index file has {}; expected {} at the end of each document and nowhere "
           "else",
-          name, token, index, should_end ? "the end of a document" : "no end", end_of_document);
-    text += tokenizer.text_of(token, std::exchange(previous, token));
-    if (!ends_document) document.push_back(token);
-    if (ends_document || document.size() == static_cast<size_t>(tokens_per_piece)) {
-      writer.append(document);
-      document.clear();
-      hash.update(text.data(), text.size());
-      report.num_bytes += static_cast<int64_t>(std::exchange(text, {}).size());
-    }
-    if (!ends_document) continue;
-    writer.end_document();
-    const char mark = '\xff';
-    hash.update(&mark, 1);
+          name, id, index, should_end ? "the end of a document" : "no end", end_of_document);
   }
-  writer.append(document);
-  hash.update(text.data(), text.size());
-  report.num_bytes += static_cast<int64_t>(text.size());
-  if (writer.num_documents() == 0)
-    throw Error("{}: found no end of a document among {} tokens, expected the tokenizer's {}", name, input.num_tokens,
-                end_of_document);
-  return report;
-}
+
+  void take(int32_t token) {
+    const bool ends_document = token == tokenizer_.end_of_document();
+    text_ += tokenizer_.text_of(token, std::exchange(previous_, token));
+    if (!ends_document) document_.push_back(token);
+    if (ends_document || document_.size() == static_cast<size_t>(tokens_per_piece)) {
+      writer_.append(document_);
+      document_.clear();
+      hash_text();
+    }
+    if (!ends_document) return;
+    writer_.end_document();
+    const char mark = '\xff';
+    hash_.update(&mark, 1);
+  }
+
+  void hash_text() {
+    hash_.update(text_.data(), text_.size());
+    num_bytes_ += static_cast<int64_t>(text_.size());
+    text_.clear();
+  }
+
+  const Tokenizer& tokenizer_;
+  TokenFileWriter& writer_;
+  Progress progress_;
+  int32_t previous_;
+  std::vector<int32_t> document_;
+  std::string text_;
+  StreamingHash hash_;
+  int64_t num_bytes_ = 0;
+  int64_t bytes_done_ = 0;
+};
 
 std::string join_names(const std::vector<std::string>& inputs) {
   std::string names;
@@ -308,25 +341,36 @@ std::string join_names(const std::vector<std::string>& inputs) {
 }
 
 PrepareReport prepare_in_place(const PrepareOptions& options, const Tokenizer& tokenizer) {
-  if (options.inputs.size() != 1)
-    throw Error("found {} inputs, expected one to be used in place", options.inputs.size());
-  const TokenInput input = open_token_input(options.inputs.front(), options.token_type);
-  if (input.num_tokens == 0) throw Error("{}: found no tokens", input.file.string());
+  const TokenInputs inputs = open_token_inputs(options.inputs, options.token_type);
+  int64_t total_tokens = 0;
+  std::vector<std::string> names;
+  for (const TokenInput& input : inputs.files) {
+    total_tokens += input.num_tokens;
+    names.push_back(input.file.string());
+  }
   const InterruptFlag interrupt;
   OutputFolder output(options.output, options.overwrite);
-  Progress progress("prepare", input.num_tokens * input.token_bytes, options.show_progress);
-  TokenFileWriter writer(output.temporary() / "tokens.h5", tokenizer, &input);
-  StreamingHash hash;
-  PrepareReport report = describe_in_place(input, tokenizer, writer, hash, [&](int64_t bytes) {
+  Progress progress("prepare", total_tokens * inputs.files.front().token_bytes, options.show_progress);
+  TokenFileWriter writer(output.temporary() / "tokens.h5", tokenizer, inputs.files);
+  InPlaceDescriber describer(tokenizer, writer, [&](int64_t bytes) {
     interrupt.check();
     progress.update(bytes);
   });
+  for (const TokenInput& input : inputs.files) describer.add(input);
+  describer.finish();
+  PrepareReport report;
   report.num_tokens = writer.num_tokens();
   report.num_documents = writer.num_documents();
+  report.num_bytes = describer.num_bytes();
   report.vocab_size = tokenizer.vocab_size();
-  writer.finish(report.num_bytes, hash_to_hex(hash.digest()), input.file.filename().string());
+  if (report.num_documents == 0)
+    throw Error("{}: found no end of a document among {} tokens, expected the tokenizer's {}", names.front(),
+                total_tokens, tokenizer.end_of_document());
+  writer.finish(report.num_bytes, describer.text_hash(), join_names(names));
   interrupt.check();
   output.put_in_place();
+  report.files_in_place = std::move(names);
+  report.passed_over = inputs.passed_over;
   report.seconds = progress.seconds();
   return report;
 }

@@ -16,7 +16,7 @@ struct PrepareOptions {
   std::string output;  // the folder to write
   std::vector<std::string> inputs;
   TextFormat format;
-  // The input, one, holds the tokenizer's tokens already (data/token_input.h) and is only described.
+  // The inputs hold the tokenizer's tokens already (data/token_input.h) and are only described.
   bool in_place = false;
   std::string token_type;     // of a flat file used in place: u8, u16 or u32
   bool overwrite = false;     // replace a token folder that stands at `output`
@@ -31,6 +31,8 @@ struct PrepareReport {
   int64_t vocab_size = 0;
   int64_t num_changed_documents = 0;  // that don't come back from their tokens as they were
   TextCounts text;
+  std::vector<std::string> files_in_place;  // one after the other
+  std::vector<std::string> passed_over;     // entries of folders that are no token files
   double seconds = 0;
 };
 

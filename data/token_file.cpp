@@ -1,17 +1,13 @@
 #include "data/token_file.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <cstring>
+#include <nlohmann/json.hpp>
+#include <sstream>
 #include <utility>
 
 #include "core/base/error.h"
 #include "core/base/hash.h"
-#include "core/io/file.h"
 #include "core/io/hdf5.h"
 
 namespace lamina {
@@ -56,6 +52,78 @@ int64_t num_pieces(int64_t num_tokens) {
   return (num_tokens + tokens_per_piece - 1) / tokens_per_piece;
 }
 
+// What lies in files of others.
+std::vector<TokenInput> read_files(const Hdf5File& file) {
+  std::vector<TokenInput> inputs;
+  if (!file.has("/files")) {  // of an older program
+    TokenInput& input = inputs.emplace_back();
+    input.file = file.read_string("/", "tokens_file");
+    input.file_bytes = file.read_int("/", "tokens_file_bytes");
+    input.offset = file.read_int("/", "tokens_offset");
+    input.num_tokens = file.read_int("/", "num_tokens");
+    return inputs;
+  }
+  std::string lines(static_cast<size_t>(file.info("/files").num_elements()), '\0');
+  file.read("/files", ElementType::u8, 0, static_cast<int64_t>(lines.size()), lines.data());
+  std::istringstream in(lines);
+  for (std::string line; std::getline(in, line);) {
+    try {
+      const nlohmann::json json = nlohmann::json::parse(line);
+      TokenInput& input = inputs.emplace_back();
+      input.file = json.at("file").get<std::string>();
+      input.file_bytes = json.at("bytes").get<int64_t>();
+      input.offset = json.at("offset").get<int64_t>();
+      input.num_tokens = json.at("tokens").get<int64_t>();
+    } catch (const nlohmann::json::exception& failure) {
+      throw Error("{}: /files: line {}: {}; the file is damaged", file.path().string(), inputs.size(), failure.what());
+    }
+  }
+  return inputs;
+}
+
+std::string files_to_lines(std::span<const TokenInput> inputs) {
+  std::string lines;
+  for (const TokenInput& input : inputs)
+    lines += nlohmann::ordered_json{{"file", input.file.string()},
+                                    {"bytes", input.file_bytes},
+                                    {"offset", input.offset},
+                                    {"tokens", input.num_tokens}}
+                 .dump() +
+             "\n";
+  return lines;
+}
+
+StoredTokens find_tokens(const Hdf5File& file, int64_t num_tokens) {
+  const std::string name = file.path().string();
+  if (file.has("/tokens")) {
+    const io::DatasetInfo info = file.info("/tokens");
+    if (info.type != ElementType::u8 && info.type != ElementType::u16 && info.type != ElementType::u32)
+      throw Error("{}: /tokens: expected u8, u16 or u32", name);
+    expect_length(file, "/tokens", num_tokens);
+    StoredTokens tokens(io::size_of(info.type));
+    const std::vector<int64_t> offsets = file.chunk_offsets("/tokens");
+    expect_length(file, "/checksums", static_cast<int64_t>(offsets.size()));
+    tokens.add(file.path(), offsets, tokens_per_piece, num_tokens);
+    return tokens;
+  }
+  StoredTokens tokens(file.read_int("/", "token_bytes"));
+  const int64_t width = tokens.token_bytes();
+  for (const TokenInput& input : read_files(file)) {
+    std::error_code error;
+    const auto found = fs::file_size(input.file, error);
+    if (error) throw Error("{}: not found, expected the tokens of {} there", input.file.string(), name);
+    if (static_cast<int64_t>(found) != input.file_bytes || input.offset < 0 || input.offset > input.file_bytes ||
+        (width != 1 && width != 2 && width != 4) || input.num_tokens < 1 ||
+        input.num_tokens > (input.file_bytes - input.offset) / width)
+      throw Error("{}: found {} bytes, expected the {} that {} describes; prepare it again", input.file.string(), found,
+                  input.file_bytes, name);
+    tokens.add(input.file, {input.offset}, input.num_tokens, input.num_tokens);
+  }
+  if (tokens.num_tokens() != num_tokens)
+    throw Error("{}: /files: found {} tokens, expected {}; the file is damaged", name, tokens.num_tokens(), num_tokens);
+  return tokens;
+}
+
 template <class T>
 int32_t widen(const char* stored, std::span<int32_t> tokens) {
   uint32_t largest = 0;
@@ -70,105 +138,37 @@ int32_t widen(const char* stored, std::span<int32_t> tokens) {
 
 }  // namespace
 
+TokenFile::TokenFile(fs::path folder, TokenFileInfo info, StoredTokens tokens)
+    : folder_(std::move(folder)), info_(std::move(info)), tokens_(std::move(tokens)) {
+  const int64_t pieces = num_pieces(num_tokens());
+  checksums_.resize(static_cast<size_t>(pieces));
+  is_checked_ = std::make_unique<std::atomic<uint8_t>[]>(static_cast<size_t>(pieces));
+}
+
 TokenFile TokenFile::open(const fs::path& folder) {
   std::error_code error;
   if (!fs::is_directory(folder, error))
     throw Error("{}: no such folder, expected one written by `lamina prepare`", folder.string());
-  TokenFile result;
-  result.folder_ = folder;
-  const fs::path path = result.file();
+  const fs::path path = folder / "tokens.h5";
   if (!fs::exists(path, error))
-    throw Error("{}: not found, expected a folder written by `lamina prepare`", path.string());
+    throw Error(
+        "{}: not found, expected a folder written by `lamina prepare` (with --in-place where the tokens are there)",
+        path.string());
   const Hdf5File file = Hdf5File::open(path);
-  result.info_ = read_info(file);
-  const TokenFileInfo& info = result.info_;
+  TokenFileInfo info = read_info(file);
   if (info.num_tokens <= 0 || info.vocab_size <= 0 || info.end_of_document < 0 ||
       info.end_of_document >= info.vocab_size)
     throw Error("{}: found {} tokens of a vocabulary of {} with end of document {}; the file is damaged", path.string(),
                 info.num_tokens, info.vocab_size, info.end_of_document);
-  result.find_tokens(file);
-  expect_length(file, "/checksums", num_pieces(info.num_tokens));
-  expect_length(file, "/document_starts", info.num_documents);
-  expect_length(file, "/checksums", static_cast<int64_t>(result.chunk_offsets_.size()));
-  do result.descriptor_ = ::open(result.tokens_path_.c_str(), O_RDONLY | O_CLOEXEC);
-  while (result.descriptor_ < 0 && errno == EINTR);
-  if (result.descriptor_ < 0)
-    throw Error("{}: can't open: {}", result.tokens_path_.string(), io::describe_errno(errno));
-  for (const int64_t piece : {int64_t{0}, num_pieces(info.num_tokens) - 1}) {
-    uint64_t checksum = 0;
-    file.read("/checksums", ElementType::u64, piece, 1, &checksum);
-    result.check_piece(piece, checksum);
-  }
+  StoredTokens tokens = find_tokens(file, info.num_tokens);
+  TokenFile result(folder, std::move(info), std::move(tokens));
+  const auto pieces = static_cast<int64_t>(result.checksums_.size());
+  expect_length(file, "/checksums", pieces);
+  expect_length(file, "/document_starts", result.info_.num_documents);
+  file.read("/checksums", ElementType::u64, 0, pieces, result.checksums_.data());
+  result.check_piece(0);
+  result.check_piece(pieces - 1);
   return result;
-}
-
-void TokenFile::find_tokens(const Hdf5File& file) {
-  const std::string name = file.path().string();
-  if (!file.has_attribute("/", "tokens_file")) {
-    tokens_path_ = file.path();
-    const io::DatasetInfo tokens = file.info("/tokens");
-    if (tokens.type != ElementType::u8 && tokens.type != ElementType::u16 && tokens.type != ElementType::u32)
-      throw Error("{}: /tokens: expected u8, u16 or u32", name);
-    token_bytes_ = io::size_of(tokens.type);
-    expect_length(file, "/tokens", info_.num_tokens);
-    chunk_offsets_ = file.chunk_offsets("/tokens");
-    return;
-  }
-  tokens_path_ = file.read_string("/", "tokens_file");
-  token_bytes_ = file.read_int("/", "token_bytes");
-  const int64_t offset = file.read_int("/", "tokens_offset"), bytes = file.read_int("/", "tokens_file_bytes");
-  std::error_code error;
-  const auto found = fs::file_size(tokens_path_, error);
-  if (error) throw Error("{}: not found, expected the tokens of {} there", tokens_path_.string(), name);
-  if (static_cast<int64_t>(found) != bytes || offset < 0 || offset > bytes ||
-      (token_bytes_ != 1 && token_bytes_ != 2 && token_bytes_ != 4) ||
-      info_.num_tokens > (bytes - offset) / token_bytes_)
-    throw Error("{}: found {} bytes, expected the {} that {} describes; prepare it again", tokens_path_.string(), found,
-                bytes, name);
-  for (int64_t piece = 0; piece < num_pieces(info_.num_tokens); ++piece)
-    chunk_offsets_.push_back(offset + piece * tokens_per_piece * token_bytes_);
-}
-
-TokenFile::~TokenFile() {
-  if (descriptor_ >= 0) ::close(descriptor_);
-}
-
-TokenFile::TokenFile(TokenFile&& other) noexcept
-    : folder_(std::move(other.folder_)),
-      tokens_path_(std::move(other.tokens_path_)),
-      info_(std::move(other.info_)),
-      token_bytes_(other.token_bytes_),
-      descriptor_(std::exchange(other.descriptor_, -1)),
-      chunk_offsets_(std::move(other.chunk_offsets_)) {}
-
-TokenFile& TokenFile::operator=(TokenFile&& other) noexcept {
-  std::swap(folder_, other.folder_);
-  std::swap(tokens_path_, other.tokens_path_);
-  std::swap(info_, other.info_);
-  std::swap(token_bytes_, other.token_bytes_);
-  std::swap(descriptor_, other.descriptor_);
-  std::swap(chunk_offsets_, other.chunk_offsets_);
-  return *this;
-}
-
-void TokenFile::read_bytes(int64_t begin, int64_t count, char* out) const {
-  while (count > 0) {
-    const int64_t in_chunk = begin % tokens_per_piece;
-    const int64_t run = std::min(count, tokens_per_piece - in_chunk);
-    off_t offset = chunk_offsets_[static_cast<size_t>(begin / tokens_per_piece)] + in_chunk * token_bytes_;
-    for (auto left = static_cast<size_t>(run * token_bytes_); left > 0;) {
-      const ssize_t got = ::pread(descriptor_, out, left, offset);
-      if (got < 0 && errno == EINTR) continue;
-      if (got < 0) throw Error("{}: can't read: {}", tokens_path_.string(), io::describe_errno(errno));
-      if (got == 0)
-        throw Error("{}: the file ends inside /tokens at token {}; it was truncated", tokens_path_.string(), begin);
-      out += got;
-      offset += got;
-      left -= static_cast<size_t>(got);
-    }
-    begin += run;
-    count -= run;
-  }
 }
 
 void TokenFile::read(int64_t begin, std::span<int32_t> tokens) const {
@@ -176,25 +176,41 @@ void TokenFile::read(int64_t begin, std::span<int32_t> tokens) const {
   LAMINA_CHECK(begin >= 0 && begin <= num_tokens() - count, "tokens [{}, {}) of {}", begin, begin + count,
                num_tokens());
   if (tokens.empty()) return;
-  std::vector<char> stored(static_cast<size_t>(count * token_bytes_));
-  read_bytes(begin, count, stored.data());
-  const int32_t largest = token_bytes_ == 1   ? widen<uint8_t>(stored.data(), tokens)
-                          : token_bytes_ == 2 ? widen<uint16_t>(stored.data(), tokens)
-                                              : widen<uint32_t>(stored.data(), tokens);
+  check_pieces_once(begin, count);
+  const int64_t width = tokens_.token_bytes();
+  std::vector<char> stored(static_cast<size_t>(count * width));
+  tokens_.read(begin, count, stored.data());
+  const int32_t largest = width == 1   ? widen<uint8_t>(stored.data(), tokens)
+                          : width == 2 ? widen<uint16_t>(stored.data(), tokens)
+                                       : widen<uint32_t>(stored.data(), tokens);
   if (largest >= vocab_size())
     throw Error("{}: found token id {} in tokens [{}, {}), expected ids below {}; the file is damaged",
-                tokens_path_.string(), largest, begin, begin + count, vocab_size());
+                tokens_.file_of(begin).string(), largest, begin, begin + count, vocab_size());
 }
 
-void TokenFile::check_piece(int64_t piece, uint64_t expected) const {
+void TokenFile::check_pieces_once(int64_t begin, int64_t count) const {
+  if (tokens_.have_changed(begin, count))
+    for (size_t piece = 0; piece < checksums_.size(); ++piece) is_checked_[piece] = 0;
+  for (int64_t piece = begin / tokens_per_piece; piece * tokens_per_piece < begin + count; ++piece) {
+    std::atomic<uint8_t>& is_checked = is_checked_[static_cast<size_t>(piece)];
+    if (is_checked != 0) continue;
+    check_piece(piece);
+    is_checked = 1;
+  }
+}
+
+void TokenFile::check_piece(int64_t piece) const {
   const int64_t begin = piece * tokens_per_piece;
   const int64_t count = std::min(tokens_per_piece, num_tokens() - begin);
-  std::vector<char> stored(static_cast<size_t>(count * token_bytes_));
-  read_bytes(begin, count, stored.data());
-  const uint64_t found = hash64(stored.data(), stored.size());
-  if (found != expected)
-    throw Error("{}: tokens [{}, {}) have checksum {}, expected {}; the file is damaged", tokens_path_.string(), begin,
-                begin + count, hash_to_hex(found), hash_to_hex(expected));
+  std::vector<char> stored(static_cast<size_t>(count * tokens_.token_bytes()));
+  tokens_.read(begin, count, stored.data());
+  const uint64_t found = hash64(stored.data(), stored.size()), expected = checksums_[static_cast<size_t>(piece)];
+  if (found == expected) return;
+  const std::string first = tokens_.file_of(begin).string(), last = tokens_.file_of(begin + count - 1).string();
+  throw Error(
+      "{}: tokens [{}, {}){} have checksum {}, expected {}; the file is damaged, or changed since it was prepared",
+      first, begin, begin + count, first == last ? "" : " of the folder, up to " + last, hash_to_hex(found),
+      hash_to_hex(expected));
 }
 
 std::unique_ptr<Tokenizer> TokenFile::make_tokenizer() const {
@@ -212,16 +228,13 @@ std::unique_ptr<Tokenizer> TokenFile::make_tokenizer() const {
 }
 
 void TokenFile::verify() const {
-  const Hdf5File hdf5 = Hdf5File::open(file());
   const int64_t pieces = num_pieces(num_tokens());
   StreamingHash all;
+  all.update(checksums_.data(), checksums_.size() * sizeof(uint64_t));
   int64_t num_documents = 0;
   std::vector<int32_t> tokens;
   for (int64_t piece = 0; piece < pieces; ++piece) {
-    uint64_t checksum = 0;
-    hdf5.read("/checksums", ElementType::u64, piece, 1, &checksum);
-    all.update(&checksum, sizeof(checksum));
-    check_piece(piece, checksum);
+    check_piece(piece);
     const int64_t begin = piece * tokens_per_piece;
     tokens.resize(static_cast<size_t>(std::min(tokens_per_piece, num_tokens() - begin)));
     read(begin, tokens);
@@ -272,26 +285,28 @@ struct TokenFileWriter::State {
   }
 };
 
-TokenFileWriter::TokenFileWriter(const fs::path& file, const Tokenizer& tokenizer, const TokenInput* elsewhere) {
+TokenFileWriter::TokenFileWriter(const fs::path& file, const Tokenizer& tokenizer,
+                                 std::span<const TokenInput> elsewhere) {
   const int64_t vocab_size = tokenizer.vocab_size();
   const ElementType type = vocab_size <= 256     ? ElementType::u8
                            : vocab_size <= 65536 ? ElementType::u16
                                                  : ElementType::u32;
-  state_ = std::make_unique<State>(State{.file = Hdf5File::create(file),
-                                         .tokenizer = tokenizer.name(),
-                                         .tokenizer_hash = tokenizer.hash(),
-                                         .vocab_size = vocab_size,
-                                         .end_of_document = tokenizer.end_of_document(),
-                                         .token_bytes = elsewhere ? elsewhere->token_bytes : io::size_of(type),
-                                         .is_elsewhere = elsewhere != nullptr,
-                                         .piece = {},
-                                         .starts = {},
-                                         .checksums = {}});
-  if (elsewhere) {
-    state_->file.write_attribute("/", "tokens_file", elsewhere->file.string());
-    state_->file.write_attribute("/", "tokens_file_bytes", static_cast<int64_t>(fs::file_size(elsewhere->file)));
-    state_->file.write_attribute("/", "tokens_offset", elsewhere->offset);
-    state_->file.write_attribute("/", "token_bytes", elsewhere->token_bytes);
+  state_ = std::make_unique<State>(
+      State{.file = Hdf5File::create(file),
+            .tokenizer = tokenizer.name(),
+            .tokenizer_hash = tokenizer.hash(),
+            .vocab_size = vocab_size,
+            .end_of_document = tokenizer.end_of_document(),
+            .token_bytes = elsewhere.empty() ? io::size_of(type) : elsewhere.front().token_bytes,
+            .is_elsewhere = !elsewhere.empty(),
+            .piece = {},
+            .starts = {},
+            .checksums = {}});
+  if (!elsewhere.empty()) {
+    const std::string lines = files_to_lines(elsewhere);
+    state_->file.write("/files", ElementType::u8, std::vector<int64_t>{static_cast<int64_t>(lines.size())},
+                       lines.data());
+    state_->file.write_attribute("/", "token_bytes", elsewhere.front().token_bytes);
   } else {
     state_->file.create_appendable("/tokens", type, tokens_per_piece);
   }

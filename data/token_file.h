@@ -4,12 +4,15 @@
 //   /document_starts   u64 [num_documents], index of each document's first token
 //   /checksums         u64, XXH3 of the stored bytes of every run of 65536 tokens (the last may be short)
 //   /tokenizer         u8, the tokenizer's model (data/tokenizer.h); absent for bytes
-// Where the tokens lie in a file of another program there is no /tokens, but the attributes tokens_file (absolute), tokens_file_bytes,
-// tokens_offset (of the first, in bytes) and token_bytes (1, 2 or 4).
+// Where the tokens lie in files of another program there is no /tokens, but the attribute token_bytes (1, 2 or 4) and
+//   /files             u8, a line of JSON for each file in order: file (absolute), bytes (its length), offset (of its first token, in
+//                      bytes) and tokens (how many)
+// Programs before /files wrote one file as the attributes tokens_file, tokens_file_bytes and tokens_offset.
 // Attributes of "/": format, format_version, tokenizer, tokenizer_hash, vocab_size, end_of_document, num_tokens,
 // num_documents, num_bytes (of text), sources, text_hash, tokens_hash (XXH3 of /checksums).
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <filesystem>
 #include <memory>
@@ -17,6 +20,7 @@
 #include <string>
 #include <vector>
 
+#include "data/stored_tokens.h"
 #include "data/token_input.h"
 #include "data/tokenizer.h"
 
@@ -45,20 +49,17 @@ class Hdf5File;
 
 class TokenFile {
  public:
-  // Reads the description and checks lengths and the first and last piece. Throws Error for a folder that is missing,
-  // damaged, truncated or of another format.
+  // Reads the description and checks the lengths of all files and the first and last piece. Throws Error for a folder that is
+  // missing, damaged, truncated or of another format.
   static TokenFile open(const std::filesystem::path& folder);
-  ~TokenFile();
-  TokenFile(TokenFile&& other) noexcept;
-  TokenFile& operator=(TokenFile&& other) noexcept;
-
   const std::filesystem::path& folder() const { return folder_; }
   const TokenFileInfo& info() const { return info_; }
   int64_t num_tokens() const { return info_.num_tokens; }
   int64_t vocab_size() const { return info_.vocab_size; }
   const std::string& tokenizer_hash() const { return info_.tokenizer_hash; }
 
-  // Tokens [begin, begin + tokens.size()). May be called from several threads; each id is checked against vocab_size.
+  // Tokens [begin, begin + tokens.size()). May be called from several threads; each id is checked against vocab_size. Of each piece the
+  // checksum is compared before its first use, and again once its file's length or time of change is another.
   void read(int64_t begin, std::span<int32_t> tokens) const;
 
   std::unique_ptr<Tokenizer> make_tokenizer() const;  // from the stored copy
@@ -67,24 +68,24 @@ class TokenFile {
   void verify() const;
 
  private:
-  TokenFile() = default;
+  TokenFile(std::filesystem::path folder, TokenFileInfo info, StoredTokens tokens);
   std::filesystem::path file() const { return folder_ / "tokens.h5"; }
-  void find_tokens(const io::Hdf5File& file);
-  void read_bytes(int64_t begin, int64_t count, char* out) const;  // as stored
-  void check_piece(int64_t piece, uint64_t expected) const;
+  void check_piece(int64_t piece) const;
+  void check_pieces_once(int64_t begin, int64_t count) const;
 
   std::filesystem::path folder_;
-  std::filesystem::path tokens_path_;  // the file that the tokens lie in
   TokenFileInfo info_;
-  int64_t token_bytes_ = 0;  // 1, 2 or 4
-  int descriptor_ = -1;
-  std::vector<int64_t> chunk_offsets_;  // in the file; 8 bytes per 65536 tokens
+  StoredTokens tokens_;
+  std::vector<uint64_t> checksums_;                     // per piece: 8 bytes for 65536 tokens
+  std::unique_ptr<std::atomic<uint8_t>[]> is_checked_;  // per piece
 };
 
-// Appends documents to a new tokens.h5. Of tokens that lie elsewhere only the description is written: what is appended must be they.
+// Appends documents to a new tokens.h5. Of tokens that lie elsewhere only the description is written: what is appended must be they, in
+// their order.
 class TokenFileWriter {
  public:
-  TokenFileWriter(const std::filesystem::path& file, const Tokenizer& tokenizer, const TokenInput* elsewhere = nullptr);
+  TokenFileWriter(const std::filesystem::path& file, const Tokenizer& tokenizer,
+                  std::span<const TokenInput> elsewhere = {});
   ~TokenFileWriter();
   TokenFileWriter(TokenFileWriter&&) noexcept;
   TokenFileWriter& operator=(TokenFileWriter&&) noexcept;

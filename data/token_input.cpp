@@ -1,11 +1,14 @@
 #include "data/token_input.h"
 
+#include <algorithm>
 #include <bit>
 #include <cstring>
 #include <fstream>
+#include <map>
 #include <string_view>
 
 #include "core/base/error.h"
+#include "data/utf8.h"
 
 namespace lamina {
 
@@ -64,6 +67,14 @@ std::string first_bytes(const fs::path& path) {
   return {head, static_cast<size_t>(in.gcount())};
 }
 
+void set_file(TokenInput& input, const fs::path& path) {
+  input.file = fs::canonical(path);
+  input.file_bytes = static_cast<int64_t>(fs::file_size(path));
+  const std::string name = input.file.string();
+  if (valid_utf8(name) != name.size())
+    throw Error("{}: found {} in its name, expected UTF-8", name, describe_utf8_fault(name.substr(valid_utf8(name))));
+}
+
 int64_t num_tokens_of(const fs::path& path, int64_t offset, int64_t token_bytes) {
   const int64_t bytes = static_cast<int64_t>(fs::file_size(path)) - offset;
   if (bytes % token_bytes != 0)
@@ -74,6 +85,8 @@ int64_t num_tokens_of(const fs::path& path, int64_t offset, int64_t token_bytes)
 // megatron/core/datasets/indexed_dataset.py: mark, version, type, two counts, then lengths of sequences (i32), where they begin (i64) and
 // the sequences at which documents begin (i64, the last one is the end).
 TokenInput open_megatron(const fs::path& index, const fs::path& data) {
+  if (!fs::is_regular_file(data))
+    throw Error("{}: not found, expected the tokens of {}", data.string(), index.string());
   NumberReader in(index);
   if (in.bytes(megatron_mark.size()) != megatron_mark)
     throw Error("{}: found no Megatron index, expected the one of {}", index.string(), data.string());
@@ -106,7 +119,7 @@ TokenInput open_megatron(const fs::path& index, const fs::path& data) {
     if (end > 0 && (input.document_ends.empty() || end > input.document_ends.back()))
       input.document_ends.push_back(end);
   }
-  input.file = fs::canonical(data);
+  set_file(input, data);
   input.num_tokens = num_tokens_of(data, 0, input.token_bytes);
   if (input.num_tokens != ends.back())
     throw Error("{}: found {} tokens, expected the {} of {}", data.string(), input.num_tokens, ends.back(),
@@ -138,7 +151,7 @@ TokenInput open_numpy(const fs::path& path) {
                 path.string(), type);
   if (shape.find(',') != shape.size() - 1)  // "(5,"
     throw Error("{}: found a NumPy array of shape {}), expected one axis", path.string(), shape);
-  input.file = fs::canonical(path);
+  set_file(input, path);
   input.offset = static_cast<int64_t>(numpy_mark.size() + 2 + (major == 1 ? 2 : 4) + length);
   input.num_tokens = num_tokens_of(path, input.offset, input.token_bytes);
   if (shape != fmt::format("({},", input.num_tokens))
@@ -165,9 +178,61 @@ TokenInput open_token_input(const fs::path& path, const std::string& token_type)
     throw Error(
         "{}: found neither a Megatron data set nor a NumPy array, expected --token-type u8, u16 or u32 for a flat file",
         path.string());
-  input.file = fs::canonical(path);
+  set_file(input, path);
   input.num_tokens = num_tokens_of(path, 0, input.token_bytes);
   return input;
+}
+
+namespace {
+
+// The token files of a folder by name; what else is there goes to `passed_over`.
+std::vector<std::string> token_files_in(const fs::path& folder, std::vector<std::string>& passed_over) {
+  std::vector<std::string> names, files;
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder))
+    names.push_back(entry.path().filename().string() + (entry.is_directory() ? "/" : ""));
+  std::sort(names.begin(), names.end());
+  for (const std::string& name : names) {
+    const fs::path path = folder / name;
+    const std::string ending = path.extension().string();
+    if (ending == ".bin" || ending == ".npy" || ending == ".idx")
+      files.push_back(path.string());
+    else
+      passed_over.push_back(path.string());
+  }
+  if (files.empty())
+    throw Error("{}: found no token file in this folder, expected .bin (with its .idx) or .npy", folder.string());
+  return files;
+}
+
+}  // namespace
+
+TokenInputs open_token_inputs(const std::vector<std::string>& paths, const std::string& token_type) {
+  TokenInputs inputs;
+  std::vector<std::string> files;
+  for (const std::string& path : paths) {
+    if (fs::is_directory(path)) {
+      const std::vector<std::string> inside = token_files_in(path, inputs.passed_over);
+      files.insert(files.end(), inside.begin(), inside.end());
+    } else {
+      files.push_back(path);
+    }
+  }
+  std::map<fs::path, std::string> named_by;
+  for (const std::string& path : files) {
+    TokenInput input = open_token_input(path, token_type);
+    const auto [before, is_new] = named_by.try_emplace(input.file, fs::path(path).extension().string());
+    if (!is_new) {
+      // shards/* names a data set by its .bin and its .idx.
+      if (before->second == fs::path(path).extension()) throw Error("{}: named twice, expected each file once", path);
+      continue;
+    }
+    if (input.num_tokens == 0) throw Error("{}: found no tokens", input.file.string());
+    if (!inputs.files.empty() && input.token_bytes != inputs.files.front().token_bytes)
+      throw Error("{}: found tokens of {} bytes, expected {} as in {}", input.file.string(), input.token_bytes,
+                  inputs.files.front().token_bytes, inputs.files.front().file.string());
+    inputs.files.push_back(std::move(input));
+  }
+  return inputs;
 }
 
 }  // namespace lamina

@@ -1,4 +1,4 @@
-#include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <memory>
 
@@ -39,6 +39,11 @@ std::string unescape(const std::string& text) {
   return result;
 }
 
+std::string shorten(const std::vector<std::string>& names) {
+  if (names.size() <= 4) return fmt::format("{}", fmt::join(names, ", "));
+  return fmt::format("{}, {}, .., {}", names[0], names[1], names.back());
+}
+
 }  // namespace
 
 void register_prepare(CLI::App& app) {
@@ -52,6 +57,7 @@ void register_prepare(CLI::App& app) {
       "  lamina prepare --tokenizer tiktoken:Kimi-K2/tiktoken.model --pattern kimi --output data/web crawl.jsonl\n"
       "  jq -c .page crawl.json | lamina prepare --text-key body.text --output data/web -\n"
       "  lamina prepare --tokenizer sentencepiece:llama.model --in-place --output data/pile pile_text_document.bin\n"
+      "  lamina prepare --tokenizer huggingface:gpt2 --in-place --token-type u16 --output data/web shards/\n"
       "  lamina prepare --output data/stories --document-separator '\\n\\n\\n' stories.txt");
   command->add_option("inputs", options->inputs, text_inputs_help)->required();
   command->add_option("--tokenizer", options->tokenizer, tokenizer_help)->capture_default_str();
@@ -63,10 +69,11 @@ void register_prepare(CLI::App& app) {
   command->add_option("--threads", options->num_threads, "Threads that tokenize; 0: all cores")
       ->check(CLI::Range(0, 4096))
       ->capture_default_str();
-  CLI::Option* in_place = command->add_flag(
-      "--in-place", options->in_place,
-      "The input is one file of the tokenizer's tokens (Megatron's .bin, NumPy or flat), used where it lies");
-  command->add_option("--token-type", options->token_type, "Of a flat file used in place: u8, u16 or u32")
+  CLI::Option* in_place = command->add_flag("--in-place", options->in_place,
+                                            "The inputs are files of the tokenizer's tokens (Megatron's .bin, NumPy or "
+                                            "flat) or folders of them, used where they "
+                                            "lie, one after the other");
+  command->add_option("--token-type", options->token_type, "Of flat files used in place: u8, u16 or u32")
       ->check(CLI::IsMember({"u8", "u16", "u32"}))
       ->needs(in_place);
   for (const char* of_text :
@@ -77,6 +84,10 @@ void register_prepare(CLI::App& app) {
     options->format.document_separator = unescape(options->format.document_separator);
     const PrepareReport report = prepare(*options);
     print_text_counts(report.text);
+    if (!report.passed_over.empty())
+      fmt::print("passed over: {} (neither .bin nor .npy)\n", shorten(report.passed_over));
+    if (report.files_in_place.size() > 1)
+      fmt::print("{} files, one after the other: {}\n", report.files_in_place.size(), shorten(report.files_in_place));
     if (report.num_changed_documents > 0)
       fmt::print(
           "changed by the tokenizer: {} documents don't come back from their tokens as they were; bits per byte will "

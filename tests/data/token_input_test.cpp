@@ -4,6 +4,7 @@
 #include <fstream>
 
 #include "core/io/file.h"
+#include "core/io/hdf5.h"
 #include "tests/data/support.h"
 
 namespace lamina {
@@ -161,9 +162,93 @@ TEST_F(TokenInputTest, WhatDoesNotFitIsRefused) {
   EXPECT_THAT(index(megatron_index({3, 2}, 8, 4)), HasSubstr("found sequence 1 at byte 12, expected it at 6"));
   EXPECT_THAT(index(megatron_index({3, 2}, 8, 2).substr(0, 60)), HasSubstr("m.idx"));
   EXPECT_THAT(index("no index at all"), HasSubstr("found no Megatron index"));
-  PrepareOptions two = in_place("out", path("a"), "u16");
-  two.inputs.push_back(path("a"));
-  EXPECT_THAT(error_of([&] { prepare(two); }), HasSubstr("found 2 inputs"));
+}
+
+// A folder of files is the one file that they make when they are put together.
+TEST_F(TokenInputTest, AFolderOfFilesIsOneSource) {
+  const std::string text = words(500'000, 4);
+  std::vector<int32_t> tokens;
+  for (size_t begin = 0; begin < text.size(); begin += 10'000) {
+    make_tokenizer("bytes")->encode(text.substr(begin, 10'000), tokens);
+    tokens.push_back(256);
+  }
+  write("whole", stored<uint16_t>(tokens));
+  // Cut at places that are neither those of checksums nor ends of documents; 300 files are more than are kept open.
+  std::filesystem::create_directories(path("shards/other"));
+  write("shards/README.md", "what this is");
+  std::vector<std::string> names;
+  const size_t step = tokens.size() / 299;
+  for (size_t begin = 0, i = 0; begin < tokens.size(); begin += step, ++i) {
+    const std::vector<int32_t> part(
+        tokens.begin() + static_cast<std::ptrdiff_t>(begin),
+        tokens.begin() + static_cast<std::ptrdiff_t>(std::min(begin + step, tokens.size())));
+    const std::string data = stored<uint16_t>(part);
+    if (i % 2 == 0)
+      names.push_back(write(fmt::format("shards/{:03}.npy", i), numpy("<u2", fmt::format("({},)", part.size()), data)));
+    else
+      names.push_back(write(fmt::format("shards/{:03}.bin", i), data));
+  }
+  ASSERT_EQ(names.size(), 300u);
+  EXPECT_THAT(refusal(path("shards"), "u16"), HasSubstr("000.npy: found a NumPy array, which tells its type"));
+  for (std::string& name : names) {
+    if (!name.ends_with(".bin")) continue;
+    const std::string data = io::read_file(name);
+    std::filesystem::remove(name);
+    name.replace(name.size() - 3, 3, "npy");
+    std::ofstream(name, std::ios::binary) << numpy("<u2", fmt::format("({},)", data.size() / 2), data);
+  }
+  const PrepareReport report = prepare(in_place("linked", path("shards")));
+  EXPECT_EQ(report.files_in_place, names);
+  EXPECT_THAT(report.passed_over, ::testing::ElementsAre(path("shards/README.md"), path("shards/other/")));
+  const PrepareReport whole = prepare(in_place("one", path("whole"), "u16"));
+  EXPECT_EQ(report.num_documents, whole.num_documents);
+  EXPECT_EQ(report.num_bytes, whole.num_bytes);
+  const TokenFile linked = TokenFile::open(path("linked")), one = TokenFile::open(path("one"));
+  linked.verify();
+  EXPECT_TRUE(all_tokens(linked) == tokens);
+  EXPECT_EQ(linked.info().tokens_hash, one.info().tokens_hash);
+  EXPECT_EQ(linked.info().text_hash, one.info().text_hash);
+  std::vector<int32_t> part(70'000);
+  linked.read(300'001, part);
+  EXPECT_TRUE(std::equal(part.begin(), part.end(), tokens.begin() + 300'001));
+  const std::string before = io::read_file(path("linked/tokens.h5"));
+  prepare(in_place("linked", path("shards/")));
+  EXPECT_TRUE(io::read_file(path("linked/tokens.h5")) == before);
+  // The last file is one that is opened for each read.
+  std::filesystem::remove(names.back());
+  EXPECT_THAT(error_of([&] { linked.read(linked.num_tokens() - 1, std::span(part).first(1)); }),
+              HasSubstr("299.npy: can't open"));
+}
+
+TEST_F(TokenInputTest, SeveralFilesThatDoNotFitAreRefused) {
+  const std::vector<int32_t> tokens{104, 105, 256, 104, 256};
+  const std::string data = stored<uint16_t>(tokens);
+  std::filesystem::create_directories(path("d"));
+  const auto folder = [&](const std::string& type) { return refusal(path("d"), type); };
+  EXPECT_THAT(folder("u16"), HasSubstr("d: found no token file in this folder, expected .bin (with its .idx) or .npy"));
+  write("d/1.bin", data);
+  EXPECT_THAT(folder(""), AllOf(HasSubstr("d/1.bin: found neither"), HasSubstr("--token-type u8, u16 or u32")));
+  write("d/2.bin", "");
+  EXPECT_THAT(folder("u16"), HasSubstr("d/2.bin: found no tokens"));
+  write("d/2.bin", stored<uint16_t>({104, 300, 256}));
+  EXPECT_THAT(folder("u16"),
+              HasSubstr("d/2.bin: found token id 300 at index 1, expected ids below the tokenizer's 257"));
+  write("d/1.npy", numpy("<u2", "(5,)", data));
+  write("d/2.npy", numpy("<u4", "(5,)", stored<uint32_t>(tokens)));
+  std::filesystem::remove(path("d/1.bin"));
+  std::filesystem::remove(path("d/2.bin"));
+  EXPECT_THAT(folder(""), AllOf(HasSubstr("d/2.npy: found tokens of 4 bytes, expected 2 as in"), HasSubstr("d/1.npy")));
+  PrepareOptions twice = in_place("out", path("d/1.npy"));
+  twice.inputs.push_back(path("d/../d/1.npy"));
+  EXPECT_THAT(error_of([&] { prepare(twice); }), HasSubstr("1.npy: named twice"));
+  // Both files of a data set, as a shell's pattern names them.
+  write("m.bin", data);
+  write("m.idx", megatron_index({3, 2}, 8, 2));
+  PrepareOptions both = in_place("out", path("m.bin"));
+  both.inputs.push_back(path("m.idx"));
+  EXPECT_EQ(prepare(both).num_tokens, 5);
+  std::filesystem::remove(path("m.bin"));
+  EXPECT_THAT(refusal(path("m.idx")), HasSubstr("m.bin: not found, expected the tokens of"));
 }
 
 TEST_F(TokenInputTest, AFileThatChangedIsNoticed) {
@@ -176,6 +261,64 @@ TEST_F(TokenInputTest, AFileThatChangedIsNoticed) {
   EXPECT_THAT(opening(), AllOf(HasSubstr("flat: tokens [0, 5) have checksum"), HasSubstr("damaged")));
   std::filesystem::remove(path("flat"));
   EXPECT_THAT(opening(), HasSubstr("flat: not found, expected the tokens of"));
+}
+
+// Neither the first piece nor the last, which opening compares.
+TEST_F(TokenInputTest, AChangeInTheMiddleIsNoticedBeforeItIsUsed) {
+  std::vector<int32_t> tokens(4 * tokens_per_piece, 104);
+  tokens.back() = 256;
+  write("flat", stored<uint16_t>(tokens));
+  prepare(in_place("out", path("flat"), "u16"));
+  const auto change = [&](int64_t token, char value) {
+    std::fstream file(path("flat"), std::ios::in | std::ios::out | std::ios::binary);
+    file.seekp(2 * token);
+    file.put(value);
+  };
+  std::vector<int32_t> read(10);
+  const TokenFile running = TokenFile::open(path("out"));
+  running.read(tokens_per_piece, read);
+  // While it is open: the same place again, which was right before.
+  change(tokens_per_piece + 60'000, 'x');
+  const auto wrong =
+      AllOf(HasSubstr("flat: tokens [65536, 131072) have checksum"), HasSubstr("changed since it was prepared"));
+  EXPECT_THAT(error_of([&] { running.read(tokens_per_piece, read); }), wrong);
+  // Between two starts.
+  const TokenFile started = TokenFile::open(path("out"));
+  EXPECT_NO_THROW(started.read(2 * tokens_per_piece, read));
+  EXPECT_THAT(error_of([&] { started.read(2 * tokens_per_piece - 1, read); }), wrong);
+  // What only looks changed is none.
+  change(tokens_per_piece + 60'000, 104);
+  EXPECT_NO_THROW(running.read(tokens_per_piece, read));
+  EXPECT_NO_THROW(started.read(2 * tokens_per_piece - 1, read));
+}
+
+// A folder that a program without /files wrote.
+TEST_F(TokenInputTest, OneFileDescribedByAttributesIsRead) {
+  const std::vector<int32_t> tokens{104, 105, 256, 104, 256};
+  write("flat", "12" + stored<uint16_t>(tokens));
+  write("tokens", stored<uint16_t>(tokens));
+  prepare(in_place("out", path("tokens"), "u16"));
+  const io::Hdf5File now = io::Hdf5File::open(path("out/tokens.h5"));
+  std::filesystem::create_directories(path("old"));
+  io::Hdf5File old = io::Hdf5File::create(path("old/tokens.h5"));
+  for (const char* name : {"format", "tokenizer", "tokenizer_hash", "sources", "text_hash", "tokens_hash"})
+    old.write_attribute("/", name, now.read_string("/", name));
+  for (const char* name :
+       {"format_version", "vocab_size", "end_of_document", "num_tokens", "num_documents", "num_bytes", "token_bytes"})
+    old.write_attribute("/", name, now.read_int("/", name));
+  for (const char* name : {"/checksums", "/document_starts"}) {
+    const int64_t count = now.info(name).num_elements();
+    std::vector<uint64_t> values(static_cast<size_t>(count));
+    now.read(name, io::ElementType::u64, 0, count, values.data());
+    old.write(name, io::ElementType::u64, std::vector<int64_t>{count}, values.data());
+  }
+  old.write_attribute("/", "tokens_file", path("flat"));
+  old.write_attribute("/", "tokens_file_bytes", int64_t{12});
+  old.write_attribute("/", "tokens_offset", int64_t{2});
+  old.close();
+  const TokenFile file = TokenFile::open(path("old"));
+  EXPECT_EQ(all_tokens(file), tokens);
+  file.verify();
 }
 
 }  // namespace
