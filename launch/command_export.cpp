@@ -38,6 +38,9 @@ void register_export(CLI::App& app) {
   struct Options {
     std::string checkpoint, output, dtype = "bf16";
     double max_shard_gb = 5;
+    std::string quantize;
+    int64_t group_size = 128;
+    bool quantize_depth_queries = false;
   };
   auto options = std::make_shared<Options>();
   CLI::App* command =
@@ -46,6 +49,7 @@ void register_export(CLI::App& app) {
       "Examples:\n"
       "  lamina export --checkpoint runs/tiny --output exported/tiny\n"
       "  lamina export --checkpoint runs/tiny/checkpoints/step-00000400 --output exported/tiny-fp32 --dtype fp32\n"
+      "  lamina export --checkpoint runs/tiny --output exported/tiny-int4 --quantize int4 --group-size 64\n"
       "Writes model-00001-of-000NN.safetensors .., model.safetensors.index.json, config.json and\n"
       "generation_config.json, from any layout.\n"
       "A model that transformers' built-in kimi_linear computes is written as that. Any other (Attention Residuals, a\n"
@@ -61,9 +65,29 @@ void register_export(CLI::App& app) {
   command->add_option("--max-shard-size", options->max_shard_gb, "Largest file of tensors, GB (10^9 bytes)")
       ->capture_default_str()
       ->check(CLI::PositiveNumber.description("X"));
+  CLI::Option* quantize =
+      command
+          ->add_option(
+              "--quantize", options->quantize,
+              "Round the matrices of attention, MLPs and experts to int8 or int4, a scale per group, and write the\n"
+              "rounded values in --dtype: no packed integers, the folder is no smaller, and every reader shows what\n"
+              "quantization costs. Kept are embedding, head, norms, convolutions, routers and gates")
+          ->check(CLI::IsMember({"int8", "int4"}));
+  command
+      ->add_option("--group-size", options->group_size,
+                   "With --quantize: input channels that share a scale; a row's last group may have fewer")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber)
+      ->needs(quantize);
+  command
+      ->add_flag("--quantize-depth-queries", options->quantize_depth_queries,
+                 "With --quantize: the queries of Attention Residuals too, which are kept otherwise")
+      ->needs(quantize);
   command->callback([options] {
     const auto comm = comm::make_self_communicator();
     ExportOptions how;
+    if (!options->quantize.empty())
+      how.quantization = {options->quantize == "int4" ? 4 : 8, options->group_size, options->quantize_depth_queries};
     how.dtype = options->dtype == "fp32" ? DType::f32 : DType::bf16;
     how.program = program_name();
     how.max_shard_bytes = static_cast<int64_t>(std::min(options->max_shard_gb * 1e9, 9e18));
@@ -77,6 +101,9 @@ void register_export(CLI::App& app) {
       fmt::print(
           "token ids      null: the checkpoint doesn't know its tokenizer, and its training data is not there\n");
     if (!summary.no_tokenizer.empty()) fmt::print("tokenizer      not for AutoTokenizer: {}\n", summary.no_tokenizer);
+    if (how.quantization)
+      fmt::print("rounded        {} tensors: {}; written in {}\n", summary.num_quantized, describe(*how.quantization),
+                 options->dtype);
     print("exported", output, summary);
   });
 }

@@ -9,10 +9,11 @@ Run it with a Python that has h5py, torch and yaml, as for the integration tests
 Every tensor has its place, the logits are those of the float64 reference and the losses of single tokens those of a step dump within
 1e-5 of the largest in fp32, and 64 greedily generated tokens are the same with and without the cache. Models that `lamina export` writes
 as kimi_linear load as they are; those of Lamina's own architecture with trust_remote_code, and without it transformers refuses them.
-What transformers saves of either is imported again. AutoTokenizer gives the tokens of `lamina prepare`. Nothing asks the network.
+What transformers saves of either is imported again. A quantized export has the loss there that `lamina eval` finds of its import. AutoTokenizer gives the tokens of `lamina prepare`. Nothing asks the network.
 """
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -284,6 +285,30 @@ def check_tokenizers(lamina: Lamina, environment: Path) -> None:
         print(f"tokenizer {kind}: {sum(map(len, expected[kind]))} tokens of {len(TEXTS)} texts are the same", flush=True)
 
 
+def check_quantized(lamina: Lamina, environment: Path, trained: Path) -> None:
+    """The loss of a text, of two roundings and the exact weights."""
+    sentence = text(60)[:300]
+    (lamina.folder / "sentence.txt").write_text(sentence)
+    tokens = numpy.array([[256, *sentence.encode()]])
+    exports = {"exact": [], "int8": ["--quantize", "int8"], "int4": ["--quantize", "int4", "--group-size", "16", "--quantize-depth-queries"]}
+    folders = {name: lamina.folder / f"quantized-{name}" for name in exports}
+    for name, options in exports.items():
+        run(lamina, "export", "--checkpoint", str(trained), "--output", str(folders[name]), "--dtype", "fp32", *options)
+        numpy.save(folders[name] / "tokens.npy", tokens)
+    found, losses = read(environment, list(folders.values())), []
+    for name, folder in folders.items():
+        expect("error" not in found[str(folder)], f"quantized: {name}: {found[str(folder)]}")
+        logits = torch.from_numpy(numpy.load(folder / "logits.npy").astype("float64"))
+        theirs = torch.nn.functional.cross_entropy(logits[0, :-1], torch.from_numpy(tokens[0, 1:])).item()
+        run(lamina, "import", "--from", str(folder), "--output", f"{folder}-back")
+        told = run(lamina, "eval", "--checkpoint", f"{folder}-back", "--text", "sentence.txt", "--context", "512", "train.precision=fp32")
+        ours = float(re.search(r"^loss (\S+)$", told, re.MULTILINE).group(1))
+        print(f"quantized: {name}: loss {theirs:.6f}, lamina eval {ours:.6f}", flush=True)
+        expect(abs(ours - theirs) < TOLERANCE * max(1.0, theirs), f"quantized: {name}: lamina eval {told}, transformers {theirs}")
+        losses.append(ours)
+    expect(len({round(loss, 4) for loss in losses}) == 3, f"quantized: losses {losses} are no different")
+
+
 def run(lamina: Lamina, *arguments: str) -> str:
     done = lamina.run(list(arguments))
     expect(done.returncode == 0, f"{arguments}: {done.stderr}")
@@ -301,6 +326,7 @@ def main() -> None:
         check_tokenizers(lamina, environment)
         right = {name: export(lamina, name, model) for name, model in RIGHT.items()}
         own = {name: export(lamina, name, model) for name, (model, _) in OWN.items()}
+        check_quantized(lamina, environment, lamina.folder / "block-kimi-bounded")
         rounded = {name: export(lamina, name, RIGHT[name], "bf16") for name in ("kimi", "mla-dense-tied")}
         found = read(environment, [exported[0] for group in (right, own, rounded) for exported in group.values()])
         print(f"transformers {found['version']}", flush=True)

@@ -2,6 +2,7 @@
 
 #include <map>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <utility>
 
 #include "configs/schema/decode.h"
@@ -75,6 +76,14 @@ HfModel describe(const fs::path& checkpoint, const CheckpointInfo& info, const C
   return hf;
 }
 
+// What was done to the weights by this export, and by the one that the checkpoint was imported from; empty: nothing.
+std::string rounding_of(const CheckpointInfo& info, const ExportOptions& options) {
+  const auto before = info.extra.find(rounded_weights);
+  std::string text = options.quantization ? describe(*options.quantization) : "";
+  if (before != info.extra.end()) text += (text.empty() ? "" : "; before that ") + before->second;
+  return text;
+}
+
 DType stored_dtype(const std::vector<CheckpointTensor>& stored, const std::string& name) {
   for (const CheckpointTensor& tensor : stored)
     if (tensor.name == name) return tensor.dtype;
@@ -119,6 +128,12 @@ ExportSummary export_checkpoint(const fs::path& checkpoint, const fs::path& outp
   summary.reasons = reasons_against_kimi_linear(hf);
   summary.has_token_ids = !hf.tokenizer.ids.eos.empty();
   summary.no_tokenizer = tokenizer_parts.reason;
+  if (options.quantization && options.quantization->depth_queries && config.model.residual == Residual::standard)
+    throw Error("{}: model.residual: found standard, which has no depth queries to quantize", checkpoint.string());
+  std::set<std::string> quantized;
+  if (options.quantization)
+    for (const std::string& name : quantized_tensors(config.model, *options.quantization)) quantized.insert(name);
+  summary.num_quantized = static_cast<int64_t>(quantized.size());
   NewFolder folder(output);
   ModelHash hash;
   nlohmann::ordered_json weight_map = nlohmann::ordered_json::object();
@@ -130,7 +145,15 @@ ExportSummary export_checkpoint(const fs::path& checkpoint, const fs::path& outp
       const bool is_tied_head = config.model.tie_word_embeddings && entry.name == head_tensor;
       reader.load({fmt::format("parameters/{}", is_tied_head ? embedding_tensor : entry.name), entry.shape, 0,
                    entry.shape.num_elements(), view});
-      convert_values(values, stored_as, entry.dtype);
+      DType dtype = stored_as;
+      if (quantized.contains(entry.name)) {
+        convert_values(values, dtype, DType::f64);
+        dtype = DType::f64;
+        const auto count = static_cast<size_t>(entry.shape.num_elements());
+        quantize_values({reinterpret_cast<double*>(values.data()), count}, entry.shape[-1], *options.quantization,
+                        entry.name);
+      }
+      convert_values(values, dtype, entry.dtype);
       writer.write(values.data(), static_cast<int64_t>(values.size()));
       hash.add(entry, values);
       weight_map[entry.name] = shard.name;
@@ -144,14 +167,17 @@ ExportSummary export_checkpoint(const fs::path& checkpoint, const fs::path& outp
   summary.hash = hash.digest();
   nlohmann::ordered_json index;
   index["metadata"] = {{"total_size", summary.num_bytes}, {"total_parameters", summary.num_parameters}};
+  const std::string rounding = rounding_of(reader.info(), options);
+  if (!rounding.empty()) index["metadata"][rounded_weights] = rounding;
   index["weight_map"] = std::move(weight_map);
   std::map<std::string, std::string> texts = tokenizer_parts.contents;
   texts["model.safetensors.index.json"] = index.dump(2) + "\n";
   texts["config.json"] = to_hf_config(hf);
   texts["generation_config.json"] = to_generation_config(hf.tokenizer.ids);
-  texts["README.md"] =
-      model_card(checkpoint, reader.info(), config, hf,
-                 {options.program, tokenizer ? tokenizer->name() : "", tokenizer_parts.reason.empty()});
+  texts["README.md"] = model_card(
+      checkpoint, reader.info(), config, hf,
+      {options.program, tokenizer ? tokenizer->name() : "", tokenizer_parts.reason.empty(), rounding,
+       options.quantization ? quantized_kinds(config.model, *options.quantization) : std::vector<std::string>{}});
   if (!summary.reasons.empty()) texts[modeling_file] = modeling_code();
   for (const auto& [name, text] : texts) io::write_file_atomically(folder.path() / name, text);
   folder.publish();

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "configs/schema/config.h"
+#include "trainer/quantize.h"
 #include "trainer/safetensors.h"
 
 namespace lamina {
@@ -17,6 +18,7 @@ struct ExportOptions {
   DType dtype = DType::bf16;  // or f32; A_log and dt_bias are always f32
   int64_t max_shard_bytes = 5'000'000'000;
   std::string program = "lamina";  // that exports, for the folder's README.md
+  std::optional<Quantization> quantization;
 };
 
 // A tied model's head is written out: its tensor has the embedding's values.
@@ -38,13 +40,14 @@ struct ExportSummary {
   std::vector<std::string>
       reasons;                // of an export: why it is written as Lamina's own architecture; empty: as kimi_linear
   bool has_token_ids = true;  // of an export: false where the checkpoint doesn't know its tokenizer
+  int64_t num_quantized = 0;  // tensors
   std::string no_tokenizer;   // of an export: why AutoTokenizer finds none in the folder; empty: it finds one
   size_t num_new = 0;  // of an import: parameters that the model there doesn't have (check_model_to_start_from())
   uint64_t hash = 0;   // XXH3 over names, dtypes, shapes and bytes of all tensors, however they are cut into shards
 };
 
 // `checkpoint`: of any layout. `output` must not exist, or be an empty folder; it appears whole or not at all. Any element is
-// rounded once, to nearest.
+// rounded once, to nearest; of a quantized tensor what it was rounded to before.
 ExportSummary export_checkpoint(const std::filesystem::path& checkpoint, const std::filesystem::path& output,
                                 const ExportOptions& options);
 
@@ -54,6 +57,10 @@ ExportSummary export_checkpoint(const std::filesystem::path& checkpoint, const s
 // `checkpoint` must not exist.
 ExportSummary import_model(const std::filesystem::path& from, const std::filesystem::path& checkpoint,
                            const std::optional<Config>& experiment);
+
+// In an exported folder's index (metadata), and in CheckpointInfo::extra of a checkpoint that was imported from it: how its weights were
+// rounded before they were written (describe(Quantization)).
+inline constexpr const char* rounded_weights = "rounded_weights";
 
 // CheckpointInfo::extra["contents"] of a checkpoint that import_model made.
 inline constexpr const char* parameters_only = "parameters";

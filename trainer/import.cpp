@@ -57,6 +57,7 @@ class ExportedModel {
     return {std::move(values), dtype};
   }
   int64_t num_shards() const { return static_cast<int64_t>(shards_.size()); }
+  const std::string& rounding() const { return rounding_; }  // rounded_weights of the index
 
  private:
   void read_index() {
@@ -83,6 +84,8 @@ class ExportedModel {
     if (metadata.is_object() && metadata.contains("total_size") && metadata.at("total_size") != bytes)
       throw Error("{}: total_size {} found, expected the {} bytes of its tensors", path,
                   metadata.at("total_size").dump(), bytes);
+    if (metadata.is_object() && metadata.contains(rounded_weights) && metadata.at(rounded_weights).is_string())
+      rounding_ = metadata.at(rounded_weights);
   }
 
   void open_shard(const std::string& name) {
@@ -129,6 +132,7 @@ class ExportedModel {
   std::map<std::string, SafetensorsFile> shards_;
   std::map<std::string, std::string> place_;     // shard of each tensor
   std::map<std::string, TensorSource> sources_;  // of each tensor of the model
+  std::string rounding_;
 };
 
 Config placeholder_experiment(const HfModel& hf) {
@@ -197,6 +201,7 @@ ExportSummary import_model(const fs::path& from, const fs::path& checkpoint, con
   info.data_parallel = 1;
   info.program_version = program_version;
   info.extra = {{"contents", parameters_only}, {"imported_from", from.string()}};
+  if (!exported.rounding().empty()) info.extra[rounded_weights] = exported.rounding();
   store_tokenizer(info, hf.tokenizer);
   info.tokenizer = tokenizer_in(from, hf.tokenizer.hash);
   CheckpointWriter writer(checkpoint, info);

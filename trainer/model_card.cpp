@@ -99,6 +99,13 @@ std::string model_card(const fs::path& checkpoint, const CheckpointInfo& info, c
   };
   row("model", architecture_of(hf));
   row("dtype", hf.dtype == DType::bf16 ? "bfloat16 (`A_log` and `dt_bias` float32)" : "float32");
+  if (!facts.rounded_weights.empty()) {
+    std::string kinds;
+    for (const std::string& kind : facts.rounded_kinds)
+      kinds += fmt::format("{}`{}`", kinds.empty() ? ". Of " : ", ", kind);
+    row("rounded weights", fmt::format("{}; the values are written in the dtype above, not as packed integers{}",
+                                       facts.rounded_weights, kinds));
+  }
   if (extra("contents") == parameters_only) {
     row("from",
         fmt::format("imported from `{}`; what it was trained on is for that model to say", extra("imported_from")));

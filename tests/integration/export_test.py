@@ -5,6 +5,7 @@ Lamina: 8 bytes of length, a JSON header, bytes without gaps; and compared with 
     export_test.py LAMINA
 """
 import json
+import re
 import struct
 import sys
 import tempfile
@@ -154,6 +155,64 @@ def there_and_back(lamina: Lamina, name: str, run_folder: Path, changes: dict) -
             begins_from(lamina, f"{name}-begins", back, checkpoint, changes)
 
 
+def in_few_bits(values: numpy.ndarray, bits: int, group: int) -> numpy.ndarray:
+    """Of a matrix [out, in], float64: to the nearest of 2^bits - 1 multiples of each group's float32 scale, ties to even."""
+    most, out = 2 ** (bits - 1) - 1, numpy.zeros(values.shape)
+    for begin in range(0, values.shape[1], group):
+        part = values[:, begin:begin + group].astype("f8")
+        scale = (numpy.abs(part).max(axis=1, keepdims=True) / most).astype("f4").astype("f8")
+        whole = numpy.rint(numpy.divide(part, scale, out=numpy.zeros_like(part), where=scale > 0))
+        out[:, begin:begin + group] = numpy.clip(whole, -most, most) * scale
+    return out
+
+
+def in_bf16(values: numpy.ndarray) -> numpy.ndarray:
+    """float64 at once, which rounding to float32 before would not always give."""
+    mantissa, exponent = numpy.frexp(values)
+    return numpy.ldexp(numpy.rint(mantissa * 256), exponent - 8)
+
+
+KEPT = r"embed_tokens|lm_head|norm|conv1d|A_log|dt_bias|\.gate\.|\.[fg]_[ab]_proj|\.b_proj"
+
+
+def quantized(lamina: Lamina, name: str, run_folder: Path) -> None:
+    """Each rounded tensor equals the formula's, all others are what they were."""
+    exact = stored(run_folder / "checkpoints" / f"step-{STEPS:08d}")
+    matrices = {tensor for tensor in exact if not re.search(KEPT + "|_res_proj", tensor)}
+    queries = {tensor for tensor in exact if tensor.endswith("_res_proj.weight")}
+    learnt = {query for query in queries if numpy.any(exact[query])}   # the first read has one source, so its query stays zero
+    expect(len(matrices) > 20 and (len(queries), len(learnt)) == (11, 10), f"{len(matrices)} matrices, {queries}, learnt {learnt}")
+    cases = ((8, 128, "fp32", matrices, []), (4, 16, "bf16", matrices, ["--group-size", "16"]),
+             (4, 32, "fp32", matrices | queries, ["--group-size", "32", "--quantize-depth-queries"]))
+    for bits, group, dtype, chosen, more in cases:
+        folder, back = (lamina.folder / f"{name}-int{bits}-{dtype}{part}" for part in ("", "-back"))
+        told = run(lamina, "export", "--checkpoint", str(run_folder), "--output", str(folder), "--dtype", dtype,
+                   "--quantize", f"int{bits}", *more)
+        how = f"int{bits}, to nearest, a scale per {group} input channels"
+        expect(f"rounded        {len(chosen)} tensors: {how}; written in {dtype}" in told, told)
+        for tensor, (_, values) in read_model(folder).items():
+            wanted = in_few_bits(exact[tensor], bits, group) if tensor in chosen else exact[tensor].astype("f8")
+            if dtype == "bf16" and not tensor.endswith(("A_log", "dt_bias")):
+                wanted = in_bf16(wanted)
+            expect(numpy.array_equal(values, wanted.astype("f4")), f"{folder}: {tensor} by {numpy.abs(values - wanted).max()}")
+            if tensor in chosen & (matrices | learnt):
+                expect(not numpy.array_equal(values, exact[tensor]), f"{folder}: {tensor} was not rounded")
+        kinds = {re.sub(r"\.\d+\.", ".*.", tensor) for tensor in chosen}
+        row = next(line for line in (folder / "README.md").read_text().splitlines() if line.startswith("| rounded weights |"))
+        expect(how in row and "not as packed integers" in row and set(re.findall("`(.*?)`", row)) == kinds, row)
+        # What is made of it says so too.
+        run(lamina, "import", "--from", str(folder), "--output", str(back))
+        expect(how in run(lamina, "inspect", str(back)), "inspect: not how its weights were rounded")
+        run(lamina, "export", "--checkpoint", str(back), "--output", f"{back}-again", "--dtype", dtype)
+        same_files(folder, Path(f"{back}-again"))
+        expect(how in (Path(f"{back}-again") / "README.md").read_text(), "README.md: not how its weights were rounded")
+    out = lamina.folder / "refused"
+    for more, error in ((["--quantize", "int3"], "int3"), (["--group-size", "8"], "--quantize"),
+                        (["--quantize-depth-queries"], "--quantize"), (["--quantize", "int4", "--group-size", "0"], "--group-size")):
+        done = lamina.run(["export", "--checkpoint", str(run_folder), "--output", str(out), *more])
+        expect(done.returncode != 0 and error in done.stderr and not out.exists(), f"{more}: {done.returncode}, {done.stderr}")
+
+
 def begins_from(lamina: Lamina, name: str, imported: Path, checkpoint: Path, changes: dict) -> None:
     """A new run starts from the imported parameters, at any number of ranks; without them it does not start."""
     source = merged(changes, {"checkpoint": {"init_from": str(imported)}, "train": {"precision": "fp32"}})
@@ -236,6 +295,8 @@ def main() -> None:
             for other in exported[1:]:
                 same_files(exported[0], other)
             print(f"{name}: exported, read by the format's rules, imported and exported again; {len(exported)} layouts alike", flush=True)
+        quantized(lamina, "kimi", lamina.folder / "kimi")
+        print("quantized: the formula's values, the other tensors as they were")
         bad_input(lamina, lamina.folder / "dense")
         print("bad input is refused with its reason")
 
