@@ -66,7 +66,7 @@ struct ModelConfig {
 
 struct SourceConfig {
   std::string path;     // folder written by `lamina prepare`
-  double weight = 1.0;  // share of the sequences, normalised over the sources
+  double weight = 1.0;  // share of the sequences, normalised over the sources; 0: only stages read it
 };
 
 struct ValidationConfig {
@@ -80,6 +80,8 @@ struct DataConfig {
   std::vector<SourceConfig> train;  // required, at least one
   ValidationConfig validation;
   bool document_mask = false;  // attention, states and convolutions stay inside a document
+  // Tokens of the pieces of text from which sequences of all lengths are cut; absent: the longest seq_len of the run's stages.
+  std::optional<int64_t> piece_len;
 };
 
 enum class ScheduleName { gpipe, one_f_one_b, interleaved_1f1b, zero_bubble };  // "1f1b" in the file
@@ -137,6 +139,13 @@ enum class Precision { fp32, bf16, fp64 };  // fp64: the reference implementatio
 enum class Bf16ProductsChoice { automatic, native, fp32 };
 enum class Recompute { none, selective, full };
 
+// The batch grows in equal rises from `from` to train.global_batch_size. All three or none.
+struct BatchRampConfig {
+  std::optional<int64_t> from;       // sequences of the first batch
+  std::optional<int64_t> steps;      // the step after these is the first with the whole batch
+  std::optional<int64_t> increment;  // sequences of each rise
+};
+
 enum class OnSpike { warn, skip, rewind };
 // Multiple-choice items that the model answers while it trains (docs/formats.md).
 struct EvalConfig {
@@ -159,9 +168,18 @@ struct TrainConfig {
   double spike_threshold = 10;  // standard deviations of the noise; 0: only numbers that aren't finite are spikes
   int64_t max_spikes = 10;      // within SpikeWatch::window batches (trainer/spike_watch.h)
   std::string skip_steps;       // ranges of batches that are passed over (step_ranges.h)
+  BatchRampConfig batch_ramp;
   OptimizerConfig optimizer;
   LrScheduleConfig lr_schedule;
   EvalConfig eval;
+};
+
+// What is otherwise from a step on (batch_plan.h); what is absent stays as it was.
+struct StageConfig {
+  int64_t from_step = 0;  // required
+  std::optional<int64_t> global_batch_size, micro_batch_size, seq_len;
+  std::vector<double> weights;  // of data.train, in order
+  std::optional<double> lr_factor;
 };
 
 struct CheckpointConfig {
@@ -190,6 +208,7 @@ struct Config {
   DataConfig data;
   ParallelConfig parallel;
   TrainConfig train;
+  std::vector<StageConfig> stages;
   CheckpointConfig checkpoint;
   LoggingConfig logging;
   DebugConfig debug;

@@ -201,7 +201,8 @@ void describe(V& v, ModelConfig& c) {
 template <class V>
 void describe(V& v, SourceConfig& c) {
   v.key("path", c.path, Rule().required().path(), "Folder written by `lamina prepare`.");
-  v.key("weight", c.weight, Rule().above(0), "Share of the sequences, normalised over the sources.");
+  v.key("weight", c.weight, Rule().at_least(0),
+        "Share of the sequences, normalised over the sources; 0: read only in `stages` that say so.");
 }
 
 template <class V>
@@ -221,6 +222,9 @@ void describe(V& v, DataConfig& c) {
   v.key(
       "document_mask", c.document_mask, Rule(),
       "Tokens see their own document only: attention, recurrent states and convolutions start anew where one starts.");
+  v.key("piece_len", c.piece_len, Rule().at_least(1).derived("the longest seq_len of the stages"),
+        "Tokens of the pieces of text from which sequences of every length are cut: a multiple of each `seq_len` up to "
+        "it. A stage with a longer one starts a new epoch of every source.");
 }
 
 template <class V>
@@ -301,6 +305,29 @@ void describe(V& v, LrScheduleConfig& c) {
 }
 
 template <class V>
+void describe(V& v, BatchRampConfig& c) {
+  v.key("from", c.from, Rule().at_least(1), "Sequences of the first batch; absent: no ramp.");
+  v.key("steps", c.steps, Rule().at_least(1).derived("required with `from`"),
+        "Length of the ramp: the step after it is the first with `global_batch_size`.");
+  v.key("increment", c.increment, Rule().at_least(1).derived("required with `from`"),
+        "Sequences of each rise; the rises share `steps` evenly. `global_batch_size` - `from` is a multiple of it.");
+}
+
+template <class V>
+void describe(V& v, StageConfig& c) {
+  v.key("from_step", c.from_step, Rule().required().at_least(2).at_most(1e9),
+        "First step of the stage, in rising order. Where batches were passed over before it, the stage begins so many "
+        "steps earlier: it is a stretch of the order of batches.");
+  v.key("global_batch_size", c.global_batch_size, Rule().at_least(1), "As `train.global_batch_size`.");
+  v.key("micro_batch_size", c.micro_batch_size, Rule().at_least(1), "As `train.micro_batch_size`.");
+  v.key("seq_len", c.seq_len, Rule().at_least(1),
+        "As `data.seq_len`, of training; validation and tasks keep the run's. It divides `data.piece_len`.");
+  v.key("weights", c.weights, Rule().at_least(0),
+        "Shares of the sources, one for each of `data.train` in order, normalised; 0: not read.");
+  v.key("lr_factor", c.lr_factor, Rule().at_least(0), "Factor of what `train.lr_schedule` says, in place of 1.");
+}
+
+template <class V>
 void describe(V& v, EvalConfig& c) {
   v.key("tasks", c.tasks, Rule().path(),
         "Files of multiple-choice items (docs/formats.md), which must differ in name. Items longer than `data.seq_len` "
@@ -349,6 +376,9 @@ void describe(V& v, TrainConfig& c) {
       "skip_steps", c.skip_steps, Rule(),
       "Batches to pass over, by the steps that take them in a run that passes none over: `1230-1240, 1300`. The steps "
       "take the batches that are left, in order. Those that a run has already trained on can't be named.");
+  v.section("batch_ramp", c.batch_ramp,
+            "A batch that grows at the beginning of the run. All three keys or none; `stages` may change the batch "
+            "after it.");
   v.section("optimizer", c.optimizer, "Parameter updates.");
   v.section("lr_schedule", c.lr_schedule, "Learning rate over the steps.");
   v.section("eval", c.eval, "Multiple-choice items that the model answers while it trains.");
@@ -398,6 +428,9 @@ void describe(V& v, Config& c) {
   v.section("data", c.data, "What is read.");
   v.section("parallel", c.parallel, "How the ranks share the work.");
   v.section("train", c.train, "Batches, precision, optimizer.");
+  v.list("stages", c.stages, Rule(),
+         "What is otherwise from a step on. A key that a stage leaves out stays as it was; the optimizer's state goes "
+         "on. Each a section of:");
   v.section("checkpoint", c.checkpoint, "Saved state, for resuming and for use.");
   v.section("logging", c.logging, "Metrics.");
   v.section("debug", c.debug, "Audit trail of a single step.");

@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <map>
 
+#include "configs/schema/batch_plan.h"
 #include "configs/schema/decode.h"
 #include "configs/schema/keys.h"
 #include "configs/schema/step_ranges.h"
@@ -143,6 +144,80 @@ void check_split(const Config& config, int64_t num_chunks, const Given& given) {
                 given.place("parallel.split"), sum, num_layers);
 }
 
+void check_batch_ramp(const TrainConfig& train, const Given& given) {
+  const BatchRampConfig& ramp = train.batch_ramp;
+  if (!ramp.from) return;
+  const std::string key = "train.batch_ramp.";
+  for (const char* other : {"steps", "increment"})
+    if (!given.origin_of.contains(key + other))
+      throw Error("{}: required key is missing, expected an integer at least 1", given.place(key + other));
+  if (*ramp.from >= train.global_batch_size)
+    throw Error("{}: found {}, expected below train.global_batch_size ({})", given.place(key + "from"), *ramp.from,
+                train.global_batch_size);
+  const int64_t growth = train.global_batch_size - *ramp.from;
+  if (growth % *ramp.increment != 0)
+    throw Error("{}: found {}, expected a divisor of train.global_batch_size ({}) - from ({}) = {}",
+                given.place(key + "increment"), *ramp.increment, train.global_batch_size, *ramp.from, growth);
+  if (growth / *ramp.increment > *ramp.steps)
+    throw Error("{}: found {} for {} rises of {}, expected at least one step for each", given.place(key + "steps"),
+                *ramp.steps, growth / *ramp.increment, *ramp.increment);
+}
+
+// Where a stage stands, and what it says alone.
+void check_stage(const Config& config, size_t i, const Given& given) {
+  const StageConfig& stage = config.stages[i];
+  const std::string key = fmt::format("stages[{}]", i);
+  if (i > 0 && stage.from_step <= config.stages[i - 1].from_step)
+    throw Error("{}: found {}, expected above {}, where the stage before begins", given.place(key + ".from_step"),
+                stage.from_step, config.stages[i - 1].from_step);
+  if (!stage.global_batch_size && !stage.micro_batch_size && !stage.seq_len && stage.weights.empty() &&
+      !stage.lr_factor)
+    throw Error(
+        "{}: found a from_step only, expected a global_batch_size, micro_batch_size, seq_len, weights or lr_factor",
+        given.place(key));
+  const BatchRampConfig& ramp = config.train.batch_ramp;
+  if (ramp.from && stage.global_batch_size && stage.from_step <= *ramp.steps)
+    throw Error("{}: found one from step {} on, expected none before step {}: until then train.batch_ramp says it",
+                given.place(key + ".global_batch_size"), stage.from_step, *ramp.steps + 1);
+  const std::vector<double>& weights = stage.weights;
+  if (!weights.empty() && weights.size() != config.data.train.size())
+    throw Error("{}: found {}, expected {}: one for each of data.train", given.place(key + ".weights"), weights.size(),
+                config.data.train.size());
+  if (!weights.empty() && std::all_of(weights.begin(), weights.end(), [](double weight) { return weight == 0; }))
+    throw Error("{}: found zeros only, expected one above 0", given.place(key + ".weights"));
+}
+
+void check_stages(const Config& config, const Given& given) {
+  for (size_t i = 0; i < config.stages.size(); ++i) check_stage(config, i, given);
+  const std::vector<SourceConfig>& sources = config.data.train;
+  for (size_t s = 0; s < sources.size(); ++s)
+    if (sources[s].weight == 0 &&
+        std::none_of(config.stages.begin(), config.stages.end(),
+                     [s](const StageConfig& stage) { return !stage.weights.empty() && stage.weights[s] > 0; }))
+      throw Error("{}: found 0, expected above 0, here or in the weights of one of `stages`",
+                  given.place(fmt::format("data.train[{}].weight", s)));
+  if (std::all_of(sources.begin(), sources.end(), [](const SourceConfig& source) { return source.weight == 0; }))
+    throw Error("{}: found weights of 0 only, expected one above 0: the run begins with them",
+                given.place("data.train"));
+  const BatchPlan plan(config);
+  for (const BatchStage& stage : plan.stages()) {
+    const bool is_stage = stage.key.starts_with("stages");
+    if (stage.global_batch_size % stage.micro_batch_size != 0)
+      throw Error("{}: found {}{}, expected a multiple of micro_batch_size ({})",
+                  given.place(is_stage ? stage.key : "train.batch_ramp"), stage.global_batch_size,
+                  fmt::format(" sequences from step {} on", stage.first), stage.micro_batch_size);
+    if (stage.begins_epoch && stage.seq_len % config.data.seq_len != 0)
+      throw Error("{}: found {}, expected a multiple of data.seq_len ({}): it is longer than data.piece_len",
+                  given.place(stage.key + ".seq_len"), stage.seq_len, config.data.seq_len);
+    if (stage.piece_len % stage.seq_len != 0)
+      throw Error("{}: found {}, expected a divisor of {}, {}",
+                  given.place(is_stage ? stage.key + ".seq_len" : "data.seq_len"), stage.seq_len, stage.piece_len,
+                  config.data.piece_len == stage.piece_len
+                      ? "data.piece_len"
+                      : "the longest: sequences of every length are cut from the same pieces of text");
+  }
+}
+
 bool has_muon(const OptimizerConfig& optimizer) {
   return optimizer.name == OptimizerName::muon ||
          std::any_of(optimizer.groups.begin(), optimizer.groups.end(),
@@ -243,6 +318,9 @@ std::vector<Unused> unused_keys(const Config& config) {
       unused.push_back({key, "has no effect without data.validation.path"});
   if (config.train.on_spike == OnSpike::warn)
     unused.push_back({"train.max_spikes", "has no effect with train.on_spike: warn"});
+  if (!config.train.batch_ramp.from)
+    for (const char* key : {"steps", "increment"})
+      unused.push_back({std::string("train.batch_ramp.") + key, "has no effect without train.batch_ramp.from"});
   if (config.train.eval.tasks.empty())
     unused.push_back({"train.eval.interval", "has no effect without train.eval.tasks"});
   // The empty dump path says "the default", so it may stand beside dump_step: 0.
@@ -261,11 +339,20 @@ void validate(const Config& config, const Given& given) {
   check_sources(config.data, given);
   check_tasks(config.train.eval, given);
   check_steps(config, given);
+  check_batch_ramp(config.train, given);
+  check_stages(config, given);
   check_groups(config.train.optimizer, given);
   check_parallel(config, given);
 }
 
 namespace {
+
+void tell_late_stages(Config& config) {
+  for (size_t i = 0; i < config.stages.size(); ++i)
+    if (config.stages[i].from_step > config.train.num_steps)
+      config.notes.push_back(fmt::format("stages[{}] begins with step {}, after the last one (train.num_steps: {})", i,
+                                         config.stages[i].from_step, config.train.num_steps));
+}
 
 // A run that is made shorter than its schedule, often by an override, keeps the schedule's form.
 void fit_schedule(Config& config) {
@@ -292,6 +379,7 @@ void fit_schedule(Config& config) {
 
 void derive_defaults(Config& config) {
   fit_schedule(config);
+  tell_late_stages(config);
   OptimizerConfig& optimizer = config.train.optimizer;
   if (config.model.residual != Residual::standard && !optimizer.attn_res_lr_factor)
     optimizer.attn_res_lr_factor = default_attn_res_lr_factor(config);
@@ -337,14 +425,19 @@ int resolve_data_parallel(const Config& config, int world_size) {
     throw Error(
         "parallel.expert: found {}, expected a divisor of the data-parallel ranks ({} = {} ranks / pipeline ({}))",
         parallel.expert, data, world_size, parallel.pipeline);
-  const TrainConfig& train = config.train;
-  const int64_t per_microbatch = train.micro_batch_size * data;
-  if (train.global_batch_size % per_microbatch != 0)
+  const BatchPlan plan(config);
+  for (const BatchStage& stage : plan.stages()) {
+    const int64_t per_microbatch = stage.micro_batch_size * data;
+    if (stage.global_batch_size % per_microbatch == 0) continue;
+    const std::string place = stage.key == "train"
+                                  ? "train.global_batch_size"
+                                  : fmt::format("{}: the batch from step {} on", stage.key, stage.first);
     throw Error(
-        "train.global_batch_size: found {}, expected a multiple of {}: global_batch_size = micro_batch_size ({}) x "
-        "data ({}) x num_microbatches; {}",
-        train.global_batch_size, per_microbatch, train.micro_batch_size, data,
-        nearest_multiples(train.global_batch_size, per_microbatch));
+        "{}: found {}, expected a multiple of {}: global_batch_size = micro_batch_size ({}) x data ({}) x "
+        "num_microbatches; {}",
+        place, stage.global_batch_size, per_microbatch, stage.micro_batch_size, data,
+        nearest_multiples(stage.global_batch_size, per_microbatch));
+  }
   return data;
 }
 

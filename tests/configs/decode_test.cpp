@@ -348,20 +348,23 @@ TEST(Reference, AllKeys) {
           "model.num_experts", "model.first_k_dense_replace", "model.num_experts_per_token", "model.num_shared_experts",
           "model.moe_intermediate_size", "model.routed_scaling_factor", "model.moe_renormalize", "model.aux_loss_alpha",
           "data.seq_len", "data.train[].path", "data.train[].weight", "data.validation.path",
-          "data.validation.num_sequences", "data.validation.interval", "data.document_mask", "parallel.pipeline",
-          "parallel.virtual_stages", "parallel.data", "parallel.expert", "parallel.schedule",
+          "data.validation.num_sequences", "data.validation.interval", "data.document_mask", "data.piece_len",
+          "parallel.pipeline", "parallel.virtual_stages", "parallel.data", "parallel.expert", "parallel.schedule",
           "parallel.block_transport", "parallel.gpu_transport", "parallel.split", "parallel.timeout_seconds",
           "train.num_steps", "train.global_batch_size", "train.micro_batch_size", "train.precision",
           "train.bf16_products", "train.recompute", "train.grad_clip", "train.router_bias_rate", "train.max_minutes",
-          "train.on_spike", "train.spike_threshold", "train.max_spikes", "train.skip_steps", "train.optimizer.name",
-          "train.optimizer.lr", "train.optimizer.weight_decay", "train.optimizer.momentum", "train.optimizer.qk_clip",
+          "train.on_spike", "train.spike_threshold", "train.max_spikes", "train.skip_steps", "train.batch_ramp.from",
+          "train.batch_ramp.steps", "train.batch_ramp.increment", "train.optimizer.name", "train.optimizer.lr",
+          "train.optimizer.weight_decay", "train.optimizer.momentum", "train.optimizer.qk_clip",
           "train.optimizer.beta1", "train.optimizer.beta2", "train.optimizer.eps", "train.optimizer.attn_res_lr_factor",
           "train.optimizer.groups[].pattern", "train.optimizer.groups[].lr_factor",
           "train.optimizer.groups[].weight_decay", "train.optimizer.groups[].rule", "train.lr_schedule.name",
           "train.lr_schedule.warmup_steps", "train.lr_schedule.decay_steps", "train.lr_schedule.min_lr_ratio",
-          "train.eval.tasks", "train.eval.interval", "checkpoint.interval", "checkpoint.minutes", "checkpoint.keep",
-          "checkpoint.init_from", "logging.interval", "logging.layer_stats_interval", "logging.peak_gflops",
-          "logging.tensorboard", "logging.trace_steps", "debug.dump_step", "debug.dump_path"));
+          "train.eval.tasks", "train.eval.interval", "stages[].from_step", "stages[].global_batch_size",
+          "stages[].micro_batch_size", "stages[].seq_len", "stages[].weights", "stages[].lr_factor",
+          "checkpoint.interval", "checkpoint.minutes", "checkpoint.keep", "checkpoint.init_from", "logging.interval",
+          "logging.layer_stats_interval", "logging.peak_gflops", "logging.tensorboard", "logging.trace_steps",
+          "debug.dump_step", "debug.dump_path"));
 }
 
 // After a change of a key: LAMINA_UPDATE_DOCS=1 tests_configs writes the page anew.

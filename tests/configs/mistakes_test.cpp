@@ -144,7 +144,8 @@ const Edit edits[] = {
      "a.yaml:25: train.optimizer.beta2: found -0.1, expected at least 0 and below 1"},
     {"decay_steps: 20", "decay_steps: 20, min_lr_ratio: 1.5",
      "a.yaml:25: train.lr_schedule.min_lr_ratio: found 1.5, expected at least 0 and at most 1"},
-    {"weight: 1.0", "weight: 0", "a.yaml:17: data.train[0].weight: found 0, expected above 0"},
+    {"weight: 1.0", "weight: 0",
+     "a.yaml:17: data.train[0].weight: found 0, expected above 0, here or in the weights of one of `stages`"},
     {"", "logging: {interval: 0}\n", "a.yaml:26: logging.interval: found 0, expected at least 1"},
     {"", "checkpoint: {keep: -1}\n", "a.yaml:26: checkpoint.keep: found -1, expected at least 0"},
     {"", "checkpoint: {minutes: -0.5}\n", "a.yaml:26: checkpoint.minutes: found -0.5, expected at least 0"},
@@ -355,7 +356,7 @@ const Override wrong_overrides[] = {
     {"data.train.x.weight=2",
      "command line: data.train.x.weight=2: data.train is a list of 1; found 'x', expected an index from 0 to 0"},
     {"data.train.0.weight=-1",
-     "command line: data.train.0.weight=-1: data.train[0].weight: found -1, expected above 0"},
+     "command line: data.train.0.weight=-1: data.train[0].weight: found -1, expected at least 0"},
     {"train.global_batch_size=9",
      "command line: train.global_batch_size=9: train.global_batch_size: found 9, expected a multiple of "
      "train.micro_batch_size (2)"},
