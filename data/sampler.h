@@ -5,6 +5,12 @@
 // the same shifted by one, and every token but the first is a target exactly once. The n-th sequence of the run takes
 // its source from SourceMix; within a source each epoch visits every window once, in an order of its own.
 //
+// The order is that of pieces of BatchStage::piece_len tokens, which hold one window each where all sequences are as long. Pieces with
+// several windows are read in rounds of neighbours in that order: the first window of each, then the second, and so on, so that windows
+// of one piece lie apart. Where a stage (configs/schema/batch_plan.h) changes the length, each source goes on with the next round: what
+// the last one has left, at most a 64th of the source, is not read in that epoch, and nothing is read twice. A stage with another
+// mixture or batch goes on where each source stands.
+//
 // The last validation.num_sequences windows of the validation source are reserved: their targets are never training
 // targets, also when the same data (by path or by content) is a training source.
 #pragma once
@@ -15,6 +21,7 @@
 #include <string>
 #include <vector>
 
+#include "configs/schema/batch_plan.h"
 #include "configs/schema/config.h"
 #include "data/source_mix.h"
 #include "data/token_file.h"
@@ -24,8 +31,8 @@ namespace lamina {
 
 struct SampleRef {
   int64_t source;  // in data.train
-  int64_t window;
-  int64_t epoch;  // of this source
+  int64_t window;  // of the batch's seq_len
+  int64_t epoch;   // of this source
 };
 
 // What a checkpoint keeps of the data it was trained on: the contents, wherever they lie.
@@ -36,6 +43,7 @@ struct DataIdentity {
     bool operator==(const Source&) const = default;
   };
   int64_t seq_len = 0;
+  int64_t piece_len = 0;  // at the beginning; seq_len unless the run has sequences of several lengths
   std::string tokenizer_hash;
   std::vector<Source> train;
   int64_t num_validation_sequences = 0;
@@ -56,27 +64,33 @@ class Sampler {
   // Without training sources there is only the validation. Throws Error for a source that can't be read or is too short, whose
   // tokenizer differs from the others', or whose ids don't fit a model of `vocab_size`; and where there is no source at all.
   Sampler(const DataConfig& config, uint64_t seed, int64_t global_batch_size, int64_t vocab_size);
+  // With the stages of the run; model.vocab_size must be resolved.
+  explicit Sampler(const Config& config);
 
-  int64_t seq_len() const { return seq_len_; }
-  int64_t global_batch_size() const { return global_batch_size_; }
+  const BatchPlan& plan() const { return plan_; }
+  int64_t seq_len() const { return seq_len_; }  // of validation
 
-  // Sequence i of the global batch of `step`; steps count from 0.
+  // Sequence i of the global batch of `step`; steps count from 0: batch step + 1 of the plan.
   SampleRef sample(int64_t step, int64_t i) const;
 
-  // Sequences [begin, end) of the global batch of `step`, each span [end - begin, seq_len]. Thread-safe.
+  // Sequences [begin, end) of the global batch of `step`, each span [end - begin, its seq_len]. Thread-safe.
   void load(int64_t step, int64_t begin, int64_t end, std::span<int32_t> tokens, std::span<int32_t> targets) const;
 
-  // Per training source, how often it was seen through after `step` whole steps.
+  // Per training source, how often it was gone through after `step` whole steps.
   std::vector<double> epochs(int64_t step) const;
-  int64_t num_windows(int64_t source) const { return num_windows_[static_cast<size_t>(source)]; }  // to train on
+  // To train on, of the run's first seq_len.
+  int64_t num_windows(int64_t source) const { return stretches_.front().num_windows[static_cast<size_t>(source)]; }
 
   int64_t num_validation_sequences() const { return num_validation_; }  // 0 without validation
   void load_validation(int64_t begin, int64_t end, std::span<int32_t> tokens, std::span<int32_t> targets) const;
   // Bytes of text that the targets of validation sequences [begin, end) stand for, for the loss in bits per byte.
   int64_t num_validation_bytes(int64_t begin, int64_t end) const;
 
-  // One line that changes with seq_len, the data of any source, their order, or the tokenizer; a checkpoint keeps it.
+  // One line that changes with seq_len, the pieces, the data of any source, their order, or the tokenizer; a checkpoint keeps it.
   std::string fingerprint() const { return identity().to_text(); }
+  // Whether a run that has trained on `batches` of data with that fingerprint may go on with this one: the same, or with more sources
+  // at the end of the list, of which it has read nothing.
+  bool continues(const std::string& fingerprint, int64_t batches) const;
   DataIdentity identity() const;
   // Validation sequences that a run on `trained` used as training targets, in whole or in part: they are the first ones.
   int64_t num_trained_validation_sequences(const DataIdentity& trained) const;
@@ -86,18 +100,33 @@ class Sampler {
   const Tokenizer& tokenizer() const { return *tokenizer_; }
 
  private:
+  // A stage of the plan. Where each source stands is counted in windows of the stage's seq_len, epochs before included.
+  struct Stretch {
+    int64_t windows_per_piece = 1;
+    std::vector<int64_t> num_windows;  // per source, of an epoch
+    size_t mix = 0;                    // index in mixes_
+    int64_t first_sequence = 0;        // in the mixture's pattern
+    // Window of the source's first sequence in the pattern: what it has read before less what the pattern counts before.
+    std::vector<int64_t> offset;
+  };
+
+  Sampler(const DataConfig& config, const BatchPlan& plan, uint64_t seed, int64_t vocab_size);
   const TokenFile& first_source() const { return train_.empty() ? *validation_ : train_.front(); }
+  int64_t num_pieces(size_t source, int64_t piece_len) const;
+  void plan_stretches();
+  std::vector<int64_t> position(size_t stage, int64_t batch) const;
   void check_same_tokenizer(const TokenFile& file, int64_t vocab_size) const;
   void open_validation(const ValidationConfig& config);
   void load_window(const TokenFile& file, int64_t window, std::span<int32_t> tokens, std::span<int32_t> targets) const;
 
+  BatchPlan plan_;
   int64_t seq_len_;
-  int64_t global_batch_size_;
   uint64_t seed_;
   std::vector<TokenFile> train_;
   std::unique_ptr<Tokenizer> tokenizer_;
-  std::vector<int64_t> num_windows_;  // per source, without the reserved ones
-  std::optional<SourceMix> mix_;
+  std::vector<bool> shares_validation_;  // per source: the reserved windows are its own
+  std::vector<SourceMix> mixes_;
+  std::vector<Stretch> stretches_;  // per stage of the plan; none without training sources
   std::optional<TokenFile> validation_;
   int64_t num_validation_ = 0;
   int64_t first_validation_window_ = 0;
