@@ -13,7 +13,7 @@ namespace {
 
 constexpr const char* remedy =
     "only BPE tokenizers are read; for Unigram models take their SentencePiece file, sentencepiece:FILE";
-constexpr int max_depth = 8;  // of sequences in sequences
+constexpr int max_nesting = 8;  // of sequences in sequences
 
 // GPT-2's, which ByteLevel cuts with.
 constexpr const char* gpt2_pattern = R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
@@ -35,7 +35,7 @@ TextPattern pattern_of(const JsonNode& node) {
 void read_normalizer(const JsonNode& node, std::vector<NormalizerStep>& steps, int depth = 0) {
   if (node.is_null()) return;
   const std::string type = node["type"].text();
-  if (type == "Sequence" && depth < max_depth) {
+  if (type == "Sequence" && depth < max_nesting) {
     node.only({"type", "normalizers"});
     for (const JsonNode& one : node["normalizers"].elements()) read_normalizer(one, steps, depth + 1);
   } else if (type == "NFC" || type == "NFD" || type == "NFKC" || type == "NFKD") {
@@ -97,7 +97,7 @@ void read_pre_tokenizer(const JsonNode& node, PreTokenizing& out, int depth = 0)
   const auto matches = [&](const char* pattern, SplitBehavior behavior) {
     out.steps.emplace_back(SplitText{TextPattern(pattern, PatternDialect::oniguruma, node.place()), behavior, false});
   };
-  if (type == "Sequence" && depth < max_depth) {
+  if (type == "Sequence" && depth < max_nesting) {
     node.only({"type", "pretokenizers"});
     for (const JsonNode& one : node["pretokenizers"].elements()) read_pre_tokenizer(one, out, depth + 1);
   } else if (type == "Split") {
@@ -133,7 +133,7 @@ struct Decoding {
 void read_decoder(const JsonNode& node, Decoding& out, int depth = 0) {
   if (node.is_null()) node.fail("found none, expected one that puts spaces back, such as Metaspace");
   const std::string type = node["type"].text();
-  if (type == "Sequence" && depth < max_depth) {
+  if (type == "Sequence" && depth < max_nesting) {
     node.only({"type", "decoders"});
     for (const JsonNode& one : node["decoders"].elements()) read_decoder(one, out, depth + 1);
   } else if (type == "Replace") {
@@ -262,7 +262,7 @@ void read_post_processor(const JsonNode& node, const std::vector<AddedToken>& ad
                          bool& has_template, int depth = 0) {
   if (node.is_null()) return;
   const std::string type = node["type"].text();
-  if (type == "Sequence" && depth < max_depth) {
+  if (type == "Sequence" && depth < max_nesting) {
     node.only({"type", "processors"});
     for (const JsonNode& one : node["processors"].elements())
       read_post_processor(one, added, out, has_template, depth + 1);

@@ -18,7 +18,7 @@
 namespace lamina {
 namespace {
 
-using Kind = SentencePieceModel::Kind;
+using PieceKind = SentencePieceModel::Kind;
 
 constexpr std::string_view space = "\xe2\x96\x81";  // U+2581, for which a space stands in SentencePiece's pieces
 constexpr const char* end_of_bytes = "<|end_of_document|>";
@@ -70,9 +70,9 @@ TokenizerFiles files_of_bytes(const Tokenizer& tokenizer) {
 std::set<char> letters_to_split_at(const SentencePieceModel& model) {
   std::set<char> letters;
   for (const SentencePieceModel::Piece& piece : model.pieces)
-    if (piece.kind != Kind::normal) letters.insert(piece.text.begin(), piece.text.end());
+    if (piece.kind != PieceKind::normal) letters.insert(piece.text.begin(), piece.text.end());
   for (const SentencePieceModel::Piece& piece : model.pieces)
-    if (piece.kind == Kind::normal && piece.text.size() == 1) letters.erase(piece.text.front());
+    if (piece.kind == PieceKind::normal && piece.text.size() == 1) letters.erase(piece.text.front());
   return letters;
 }
 
@@ -89,13 +89,13 @@ std::string reason_against_json(const SentencePieceModel& model) {
   };
   if (std::none_of(model.pieces.begin(), model.pieces.end(), has_space)) return "it has no piece for the space";
   for (const SentencePieceModel::Piece& piece : model.pieces)
-    if (piece.kind == Kind::user_defined || piece.kind == Kind::unused)
+    if (piece.kind == PieceKind::user_defined || piece.kind == PieceKind::unused)
       return fmt::format("piece {} is user-defined or unused", piece.text);
   if (model.algorithm == SentencePieceModel::Algorithm::unigram)
     for (const char letter : letters_to_split_at(model)) {
       if (static_cast<unsigned char>(letter) >= 0x80) return "a special piece is not spelt in ASCII";
       for (const SentencePieceModel::Piece& piece : model.pieces)
-        if (piece.kind == Kind::normal && piece.text.find(letter) != std::string::npos)
+        if (piece.kind == PieceKind::normal && piece.text.find(letter) != std::string::npos)
           return fmt::format("piece {} has a letter that is no piece", piece.text);
     }
   return "";
@@ -106,7 +106,7 @@ OrderedJson merges_of(const SentencePieceModel& model) {
   std::unordered_map<std::string_view, float> scores;
   std::vector<const SentencePieceModel::Piece*> pieces;
   for (const SentencePieceModel::Piece& piece : model.pieces) {
-    if (piece.kind != Kind::normal) continue;
+    if (piece.kind != PieceKind::normal) continue;
     scores[piece.text] = piece.score;
     pieces.push_back(&piece);
   }
@@ -140,7 +140,7 @@ OrderedJson unigram_of(const SentencePieceModel& model, const std::optional<Spec
   constexpr float never = -1e6f;
   OrderedJson vocabulary = OrderedJson::array();
   for (const SentencePieceModel::Piece& piece : model.pieces)
-    vocabulary.push_back({piece.text, piece.kind == Kind::normal ? piece.score : never});
+    vocabulary.push_back({piece.text, piece.kind == PieceKind::normal ? piece.score : never});
   return {{"type", "Unigram"},
           {"unk_id", unknown ? OrderedJson(unknown->id) : OrderedJson()},
           {"vocab", std::move(vocabulary)},
@@ -191,9 +191,9 @@ TokenizerFiles files_of_sentencepiece(const Tokenizer& tokenizer) {
   std::optional<Special> unknown, padding;
   for (size_t i = 0; i < model.pieces.size(); ++i) {
     const SentencePieceModel::Piece& piece = model.pieces[i];
-    if (piece.kind != Kind::unknown && piece.kind != Kind::control) continue;
+    if (piece.kind != PieceKind::unknown && piece.kind != PieceKind::control) continue;
     specials.push_back({piece.text, static_cast<int64_t>(i)});
-    if (piece.kind == Kind::unknown) unknown = specials.back();
+    if (piece.kind == PieceKind::unknown) unknown = specials.back();
     if (tokenizer.padding() == static_cast<int64_t>(i)) padding = specials.back();
   }
   const auto end_id = static_cast<size_t>(tokenizer.end_of_document());

@@ -37,7 +37,7 @@ std::string_view file_name_of(DType dtype) {
   return "";
 }
 
-DType parse_dtype(const std::string& name) {
+DType safetensors_dtype(const std::string& name) {
   for (const auto& [known, value] : dtype_names)
     if (known == name) return value;
   throw Error("dtype \"{}\" found, expected F64, F32, BF16 or I32", name);
@@ -99,7 +99,7 @@ Place parse_place(const std::string& name, const json& node) {
       if (!node.is_object() || !node.contains(key)) throw Error("\"{}\" is missing", key);
     if (node.size() != 3) throw Error("{} keys found, expected dtype, shape and data_offsets", node.size());
     if (!node.at("dtype").is_string()) throw Error("dtype {} found, expected a text", node.at("dtype").dump());
-    place.entry.dtype = parse_dtype(node.at("dtype"));
+    place.entry.dtype = safetensors_dtype(node.at("dtype"));
     const json& shape = node.at("shape");
     if (!shape.is_array() || shape.size() > Shape::max_rank)
       throw Error("shape {} found, expected a list of at most {} numbers", shape.dump(), Shape::max_rank);

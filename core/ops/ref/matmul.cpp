@@ -42,7 +42,7 @@ void matmul_row(const Matmul& args, int64_t row) {
 template <class In, class Out>
 void matmul_typed(const Matmul& args) {
   const int64_t row_work = std::max<int64_t>(1, args.c.size(1) * args.a.size(1));
-  cpu::parallel_for(args.c.size(0), 1 + 32768 / row_work, [&](int64_t begin, int64_t end) {
+  lamina::cpu::parallel_for(args.c.size(0), 1 + 32768 / row_work, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) matmul_row<In, Out>(args, row);
   });
 }

@@ -10,7 +10,7 @@ namespace lamina::ops::ref {
 namespace {
 
 template <class T>
-T* at(const TensorView& view, int64_t row, int64_t t) {
+T* position(const TensorView& view, int64_t row, int64_t t) {
   return view.as<T>() + row * view.stride(0) + t * view.stride(1);
 }
 
@@ -24,7 +24,7 @@ acc_t<T> convolved(const TensorView& x, const TensorView& weight, const TensorVi
   A sum = 0;
   for (int64_t i = 0; i < taps; ++i) {
     const int64_t from = t - taps + 1 + i;
-    if (from >= first) sum += w[i] * static_cast<A>(at<T>(x, row, from)[channel]);
+    if (from >= first) sum += w[i] * static_cast<A>(position<T>(x, row, from)[channel]);
   }
   return sum;
 }
@@ -36,7 +36,7 @@ void forward(const ShortConvForward& args) {
     for (int64_t t = 0; t < args.x.size(1); ++t) {
       for (int64_t channel = 0; channel < args.x.size(2); ++channel) {
         const A c = convolved<T>(args.x, args.weight, args.document_starts, row, t, channel);
-        at<T>(args.y, row, t)[channel] = round_to<T>(c / (A(1) + std::exp(-c)));
+        position<T>(args.y, row, t)[channel] = round_to<T>(c / (A(1) + std::exp(-c)));
       }
     }
   }
@@ -53,16 +53,17 @@ void backward_channel(const ShortConvBackward& args, int64_t row, int64_t channe
   for (int64_t t = 0; t < num_tokens; ++t) {
     const A c = convolved<T>(args.x, args.weight, args.document_starts, row, t, channel);
     const A sigmoid = A(1) / (A(1) + std::exp(-c));
-    const A dc = static_cast<A>(at<T>(args.dy, row, t)[channel]) * sigmoid * (A(1) + c * (A(1) - sigmoid));
+    const A dc = static_cast<A>(position<T>(args.dy, row, t)[channel]) * sigmoid * (A(1) + c * (A(1) - sigmoid));
     const int64_t first = document_start(args.document_starts, row, t);
     for (int64_t i = 0; i < taps; ++i) {
       const int64_t from = t - taps + 1 + i;
       if (from < first) continue;
       dx[static_cast<size_t>(from)] += w[i] * dc;
-      dw[i] += dc * static_cast<A>(at<T>(args.x, row, from)[channel]);
+      dw[i] += dc * static_cast<A>(position<T>(args.x, row, from)[channel]);
     }
   }
-  for (int64_t t = 0; t < num_tokens; ++t) at<T>(args.dx, row, t)[channel] = round_to<T>(dx[static_cast<size_t>(t)]);
+  for (int64_t t = 0; t < num_tokens; ++t)
+    position<T>(args.dx, row, t)[channel] = round_to<T>(dx[static_cast<size_t>(t)]);
 }
 
 }  // namespace

@@ -30,7 +30,7 @@ void softmax_row(const SoftmaxCrossEntropy& args, int64_t row) {
 
 template <class Acc, class Gradient>
 void softmax_rows(const SoftmaxCrossEntropy& args) {
-  cpu::parallel_for(args.logits.size(0), 1, [&](int64_t begin, int64_t end) {
+  lamina::cpu::parallel_for(args.logits.size(0), 1, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) softmax_row<Acc, Gradient>(args, row);
   });
 }
