@@ -120,13 +120,13 @@ check_format() {
   count clang-format "$status"
 }
 
-# As the quick build compiles them, a few sources at once: most of the work is what they include. Headers and sources are judged through
-# those. The OpenMP header is the compiler's own, which clang-tidy doesn't look for: its folder goes to the end of the search, behind
+# As the quick build compiles them, only more sources at once: most of the work is what they include. Headers and sources are judged
+# through those. The OpenMP header is the compiler's own, which clang-tidy doesn't look for: its folder goes to the end of the search, behind
 # clang's versions of everything else in it.
 check_tidy() {
-  local status=0 log
+  local status=0 log rooms='(core|configs|parallel|data|model|inference|evaluation|trainer|launch)'
   log=$(mktemp)
-  if ! { cmake --preset cpu-release -B build-lint -DLAMINA_QUICK_BUILD=ON -DLAMINA_BUILD_TESTS=OFF -DLAMINA_BUILD_BENCH=OFF &&
+  if ! { cmake --preset cpu-release -B build-lint -DLAMINA_QUICK_BUILD=ON -DLAMINA_SOURCES_AT_ONCE=1000 -DLAMINA_BUILD_TESTS=OFF -DLAMINA_BUILD_BENCH=OFF &&
     cmake --build build-lint --target lamina_event_proto &&
     cmake -DSOURCE="$root" -DOUTPUT="$root/build-lint/generated/git_commit.h" -P launch/git_commit.cmake; } >"$log" 2>&1; then
     cat "$log"
@@ -134,9 +134,9 @@ check_tidy() {
     return
   fi
   run-clang-tidy -p build-lint -quiet -j "$(nproc)" -checks=-bugprone-suspicious-include \
-    -header-filter='/(core|configs|parallel|data|model|trainer|launch)/.*\.(h|cpp)$' \
+    -header-filter="/$rooms/.*\.(h|cpp)\$" \
     -extra-arg="-idirafter$(g++ -print-file-name=include)" -extra-arg=-Wno-unknown-warning-option \
-    "/Unity/unity_|$root/(core|configs|parallel|data|model|trainer|launch)/.*\.cpp$" >"$log" 2>&1 || status=$?
+    "/Unity/unity_|$root/$rooms/.*\.cpp$" >"$log" 2>&1 || status=$?
   [[ $status -eq 0 ]] || grep -E -A 4 '(warning|error):' "$log" || tail -n 40 "$log"
   rm -f "$log"
   count clang-tidy "$status"
