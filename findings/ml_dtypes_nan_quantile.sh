@@ -3,7 +3,7 @@
 #
 # Guess, written down before the run: numpy puts NaN last when it sorts its own dtypes only; in bf16 the order around a NaN is broken, and
 # median and quantile, which look for a NaN at the end, miss it.
-# Seen: yes. Median, quantile and percentile of a bf16 array with NaNs are ordinary numbers, where fp32, fp16 and bf16's own max and sum give
+# Seen: yes. Median and quantile of a bf16 array with NaNs are ordinary numbers, where fp32, fp16 and bf16's own max and sum give
 # NaN. sort leaves NaNs in the middle with an ascending run on each side, so searchsorted in the result goes wrong, and unique gives numbers
 # twice. nanquantile is right. So statistics of gradients that are watched in bf16 look healthy when some of them are not numbers.
 # float8_e5m2 does the same.

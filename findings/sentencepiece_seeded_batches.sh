@@ -61,7 +61,8 @@ for name, threads in (("num_threads left out", {}), ("num_threads=1", {"num_thre
     print(f"seed, lists, {name}: {seeded[name]}")
 sentence = [batch[0]] * 20
 first, second = (tokenizer.encode(sentence, **SAMPLING, num_threads=1) for _ in range(2))
-print(f"one sentence 20 times in a list: {len({tuple(pieces) for pieces in first})} segmentations; the next call gives the same: {first == second}")
+different = len({tuple(pieces) for pieces in first})
+print(f"one sentence 20 times in a list: {different} segmentations; the next call gives the same: {first == second}")
 if seeded["num_threads=1"] == EPOCHS:
     sys.exit("CHANGED: the epochs differ")
 PYTHON

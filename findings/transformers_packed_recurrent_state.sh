@@ -81,10 +81,11 @@ for name, own in MODELS.items():
         if matrix.ndim >= 2 and matrix.shape[0] > 1:
             matrix.data.normal_(0, 0.2)
     seen[name] = {fields: difference(model, collator) for fields, collator in COLLATORS.items()}
-    print(f"{name}: " + ", ".join(f"{fields}: {'refused' if value is None else format(value, '.1e')}" for fields, value in seen[name].items()))
+    print(f"{name}:", {fields: "refused" if value is None else f"{value:.1e}" for fields, value in seen[name].items()})
 assert all(value < 1e-4 for value in seen["llama"].values())
 assert seen["qwen3_next"]["and lengths"] is None and seen["kimi_linear"]["and seq_idx"] is None
-leaks = [(name, "and seq_idx") for name in ("minimax", "jamba", "mamba", "mamba2", "recurrent_gemma", "xlstm")] + [("kimi_linear", "and lengths")]
+leaks = [(name, "and seq_idx") for name in ("minimax", "jamba", "mamba", "mamba2", "recurrent_gemma", "xlstm")]
+leaks.append(("kimi_linear", "and lengths"))
 changed = [name for name, fields in leaks if seen[name][fields] is None or seen[name][fields] < 1e-2]
 if changed:
     sys.exit(f"CHANGED: {changed} keep the documents apart, or refuse them")

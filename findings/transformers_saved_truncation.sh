@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# transformers 5.24.0 and tokenizers 0.23.3: one call with truncation=True, and the tokenizer saved later cuts every document at that length.
+# transformers 5.24.0 and tokenizers 0.23.3: after one call with truncation=True the saved tokenizer cuts every document there.
 #
 # Guess, written down before the run: the truncation and the padding of a call stay in the tokenizer and go into the tokenizer.json that
 # save_pretrained writes, so that tokenizers.Tokenizer.from_file cuts documents.
