@@ -51,18 +51,14 @@ std::optional<Difference> difference(const json& a, const json& b, const char* k
 class Steps {
  public:
   explicit Steps(RowReader next) : next_(std::move(next)), ahead_(next_()) {}
-  struct Place {
-    int64_t layer = 0;
-    std::string sublayer;
-    auto operator<=>(const Place&) const = default;
-  };
+  using Place = std::pair<int64_t, std::string>;  // layer, sublayer
   bool read() {
     rows_.clear();
     if (!ahead_) return false;
     step_ = step_of(*ahead_);
     while (ahead_ && step_of(*ahead_) == step_) {
-      const Place place{ahead_->value("layer", int64_t{0}), ahead_->value("sublayer", "")};
-      rows_.insert_or_assign(place, std::move(*ahead_));
+      Place place{ahead_->value("layer", int64_t{0}), ahead_->value("sublayer", "")};
+      rows_.insert_or_assign(std::move(place), std::move(*ahead_));
       ahead_ = next_();
     }
     return true;
@@ -88,8 +84,9 @@ std::optional<Difference> difference_at(const Steps& a, const Steps& b, std::spa
       std::optional<Difference> found = difference(row, other->second, key, tolerance);
       if (!found) continue;
       found->step = a.step();
-      if (!place.sublayer.empty())
-        found->place = place.sublayer == "output" ? "output" : fmt::format("layer {} {}", place.layer, place.sublayer);
+      const auto& [layer, sublayer] = place;
+      if (!sublayer.empty())
+        found->place = sublayer == "output" ? "output" : fmt::format("layer {} {}", layer, sublayer);
       return found;
     }
   }

@@ -57,7 +57,7 @@ function sweepCurves(sweep) {
   const begun = sweep.runs.filter(run => run.series.loss);
   for (const run of begun) run.label = run.name;
   const place = section('curves', 'Training', 'A line per seed; colour and dashes tell the variant.', ...stretchNote(begun));
-  place.append(curveControls(begun), eventsTable(begun) || '');
+  place.append(curveControls(begun));
   place.append(el('div', {class: 'figures'}, sweep.sizes.map(size => [
     sizeFigure(sweep, size, 'loss', 'Training loss', 'nats per token'),
     sizeFigure(sweep, size, 'validation_loss', 'Validation loss', 'nats per token')])));

@@ -178,9 +178,9 @@ TEST(MetricsDigest, HoldsNoRows) {
   study::RunData run = testing_report::make_run();
   run.metrics = []() -> study::RowReader {
     return [step = int64_t{0}]() mutable -> std::optional<json> {
-      if (step == 200000) return std::nullopt;
+      if (step == 50000) return std::nullopt;
       json row = testing_report::metric_row(++step);
-      if (step == 123456) row["loss"] = 1000;
+      if (step == 12345) row["loss"] = 1000;
       return row;
     };
   };
