@@ -340,6 +340,11 @@ std::string join_names(const std::vector<std::string>& inputs) {
   return names;
 }
 
+// Beside the tokens, whose bytes say nothing of when and where they were made.
+void write_origin(const PrepareOptions& options, const OutputFolder& output) {
+  if (!options.origin.empty()) io::write_file_atomically(output.temporary() / "origin.json", options.origin);
+}
+
 PrepareReport prepare_in_place(const PrepareOptions& options, const Tokenizer& tokenizer) {
   const TokenInputs inputs = open_token_inputs(options.inputs, options.token_type);
   int64_t total_tokens = 0;
@@ -367,6 +372,7 @@ PrepareReport prepare_in_place(const PrepareOptions& options, const Tokenizer& t
     throw Error("{}: found no end of a document among {} tokens, expected the tokenizer's {}", names.front(),
                 total_tokens, tokenizer.end_of_document());
   writer.finish(report.num_bytes, describer.text_hash(), join_names(names));
+  write_origin(options, output);
   interrupt.check();
   output.put_in_place();
   report.files_in_place = std::move(names);
@@ -418,6 +424,7 @@ PrepareReport prepare(const PrepareOptions& options) {
     report.num_changed_documents = encoder.num_changed_documents();
     report.vocab_size = tokenizer->vocab_size();
     writer.finish(encoder.num_bytes(), encoder.text_hash(), join_names(options.inputs));
+    write_origin(options, output);
     interrupt.check();
     output.put_in_place();
     report.seconds = progress.seconds();

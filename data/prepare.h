@@ -19,6 +19,7 @@ struct PrepareOptions {
   // The inputs hold the tokenizer's tokens already (data/token_input.h) and are only described.
   bool in_place = false;
   std::string token_type;     // of a flat file used in place: u8, u16 or u32
+  std::string origin;         // what origin.json beside tokens.h5 says of this process; empty: there is none
   bool overwrite = false;     // replace a token folder that stands at `output`
   int num_threads = 0;        // 0: all cores. The result doesn't depend on it.
   bool show_progress = true;  // on stderr

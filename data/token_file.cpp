@@ -213,6 +213,11 @@ void TokenFile::check_piece(int64_t piece) const {
       hash_to_hex(expected));
 }
 
+std::vector<TokenInput> TokenFile::files_elsewhere() const {
+  const Hdf5File hdf5 = Hdf5File::open(file());
+  return hdf5.has("/tokens") ? std::vector<TokenInput>{} : read_files(hdf5);
+}
+
 std::unique_ptr<Tokenizer> TokenFile::make_tokenizer() const {
   const Hdf5File hdf5 = Hdf5File::open(file());
   std::string model;

@@ -62,6 +62,7 @@ class TokenFile {
   // checksum is compared before its first use, and again once its file's length or time of change is another.
   void read(int64_t begin, std::span<int32_t> tokens) const;
 
+  std::vector<TokenInput> files_elsewhere() const;    // of tokens in place; empty: they are in this folder
   std::unique_ptr<Tokenizer> make_tokenizer() const;  // from the stored copy
 
   // Reads everything and compares every checksum and count. Throws Error with the first piece that differs.

@@ -9,6 +9,7 @@
 #include "core/base/error.h"
 #include "core/base/hash.h"
 #include "launch/commands.h"
+#include "launch/origin.h"
 #include "launch/program.h"
 #include "parallel/comm/thread.h"
 #include "trainer/export.h"
@@ -90,6 +91,7 @@ void register_export(CLI::App& app) {
       how.quantization = {options->quantize == "int4" ? 4 : 8, options->group_size, options->quantize_depth_queries};
     how.dtype = options->dtype == "fp32" ? DType::f32 : DType::bf16;
     how.program = program_name();
+    how.origin = program_origin();
     how.max_shard_bytes = static_cast<int64_t>(std::min(options->max_shard_gb * 1e9, 9e18));
     const fs::path output = without_slash(options->output);
     const ExportSummary summary = export_checkpoint(resolve_checkpoint(options->checkpoint, *comm), output, how);
@@ -134,7 +136,7 @@ void register_import(CLI::App& app) {
     else if (!options->overrides.empty())
       throw Error("{}: an override needs --config", options->overrides.front());
     const fs::path output = without_slash(options->output);
-    const ExportSummary summary = import_model(options->from, output, experiment);
+    const ExportSummary summary = import_model(options->from, output, experiment, program_origin());
     print("imported", output, summary);
     if (summary.num_new > 0) fmt::print("new            {}\n", describe_new(summary.num_new));
   });

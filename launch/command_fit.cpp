@@ -19,6 +19,7 @@ struct FitArguments {
   std::string metric = "validation_loss";
   std::string at;
   int64_t window = 50;
+  bool force = false;
   study::FitOptions fit;
 };
 
@@ -30,6 +31,7 @@ std::vector<study::FitPoint> read_points(const FitArguments& options) {
   study::MetricOptions metric;
   metric.metric = options.metric == "loss" ? study::FitMetric::loss : study::FitMetric::validation_loss;
   metric.window = options.window;
+  metric.force = options.force;
   std::vector<std::string> warnings;
   const study::SweepData sweep = study::read_sweep(options.sweep);
   std::vector<study::FitPoint> points = study::sweep_points(sweep, metric, warnings);
@@ -78,6 +80,7 @@ void register_fit(CLI::App& app) {
   command->add_option("--window", options->window, "Steps at the end over which --metric loss is the mean")
       ->capture_default_str()
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 40).description("N"));
+  command->add_flag("--force", options->force, "Also runs whose tokenizer or validation data is not the first run's");
   command->add_option("--baseline", options->fit.baseline,
                       "Variant that gains are over; `standard`, or the first one, when not given");
   command->add_option("--at", options->at,

@@ -7,9 +7,17 @@
 #include <string>
 #include <vector>
 
+#include <nlohmann/json.hpp>
+
+#include "configs/schema/decode.h"
 #include "core/base/error.h"
+#include "core/io/file.h"
+#include "data/token_file.h"
 #include "launch/commands.h"
+#include "launch/origin.h"
 #include "trainer/checkpoint.h"
+#include "trainer/hf_config.h"
+#include "trainer/run_folder.h"
 
 namespace lamina {
 namespace {
@@ -69,13 +77,73 @@ void print_totals(const std::vector<CheckpointTensor>& tensors) {
                total.num_tensors == 1 ? "" : "s");
 }
 
-void print_configuration(const std::string& yaml) {
+// `section`: only the one that begins with this line.
+void print_configuration(const std::string& yaml, const std::string& section = "") {
   fmt::print("configuration\n");
   std::istringstream in(yaml);
-  for (std::string line; std::getline(in, line);) fmt::print("  {}\n", line);
+  bool shows = section.empty();
+  for (std::string line; std::getline(in, line);) {
+    if (!section.empty() && !line.starts_with(' ')) shows = line == section;
+    if (shows) fmt::print("  {}\n", line);
+  }
+}
+
+void inspect_tokens(const InspectOptions& options) {
+  const TokenFile file = TokenFile::open(options.path);
+  const TokenFileInfo& info = file.info();
+  fmt::print("token folder   {}\n", options.path);
+  fmt::print("tokenizer      {}, vocabulary {}, end of document {}\n", info.tokenizer, info.vocab_size,
+             info.end_of_document);
+  fmt::print("tokenizer_hash {}\n", info.tokenizer_hash);
+  fmt::print("tokens         {} in {} documents, hash {}\n", thousands(info.num_tokens), thousands(info.num_documents),
+             info.tokens_hash);
+  fmt::print("text           {} bytes, hash {}\n", thousands(info.num_bytes), info.text_hash);
+  std::istringstream names(info.sources);
+  for (std::string name; std::getline(names, name);) fmt::print("source         {}\n", name);
+  for (const TokenInput& input : file.files_elsewhere())
+    fmt::print("in place       {}, {} tokens from byte {} of {}\n", input.file.string(), thousands(input.num_tokens),
+               input.offset, thousands(input.file_bytes));
+  fmt::print("{}", describe_origin(options.path));
+  if (options.verify) file.verify();
+  fmt::print("whole          {}\n", options.verify ? "yes, every byte has its checksum"
+                                                   : "every file has its length (--verify reads every byte)");
+}
+
+void inspect_export(const InspectOptions& options) {
+  const std::string config = (fs::path(options.path) / "config.json").string();
+  const HfModel hf = parse_hf_config(io::read_file(config), config);
+  fmt::print("exported       {}\n", options.path);
+  fmt::print("tokenizer_hash {}\n", hf.tokenizer.hash.empty() ? "not known" : hf.tokenizer.hash);
+  const std::string origin = describe_origin(options.path);
+  fmt::print("{}", origin.empty() ? "origin         not known: the folder has no origin.json\n" : origin);
+  Config shown;
+  shown.model = hf.model;
+  print_configuration(to_yaml(shown), "model:");
+}
+
+// A line per start of the run.
+void print_starts(const fs::path& run) {
+  const RunFolder folder{run};
+  if (!fs::exists(folder.starts())) return;
+  std::istringstream in(io::read_file(folder.starts()));
+  for (std::string line; std::getline(in, line);) {
+    const auto row = nlohmann::ordered_json::parse(line, nullptr, /*allow_exceptions=*/false);
+    if (!row.is_object()) continue;  // half written when the process died
+    fmt::print("run\n");
+    for (const auto& [key, value] : row.items())
+      fmt::print("  {:<14} {}\n", key, value.is_string() ? value.get<std::string>() : value.dump());
+  }
 }
 
 void inspect(const InspectOptions& options) {
+  const fs::path given = options.path;
+  if ((options.tensors || options.verify) && fs::exists(given / "config.json"))
+    throw Error("{}: found an exported model, expected a checkpoint or a token folder for --tensors and --verify",
+                options.path);
+  if (options.tensors && fs::exists(given / "tokens.h5"))
+    throw Error("{}: found a token folder, expected a checkpoint for --tensors", options.path);
+  if (fs::exists(given / "tokens.h5")) return inspect_tokens(options);
+  if (fs::exists(given / "config.json")) return inspect_export(options);
   const fs::path checkpoint = resolve_checkpoint(options.path);
   const CheckpointInfo info = read_checkpoint_info(checkpoint);  // throws when its index or marker is damaged
   const std::vector<CheckpointTensor> tensors = list_checkpoint_tensors(checkpoint);
@@ -91,6 +159,7 @@ void inspect(const InspectOptions& options) {
                                                                     : fmt::format("{}, {} bytes", info.tokenizer->name,
                                                                                   info.tokenizer->model.size()));
   for (const auto& [key, value] : info.extra) fmt::print("{:<14} {}\n", key, value);
+  print_starts(given);
   print_totals(tensors);
   print_configuration(info.config_yaml);
   if (options.tensors) print_tensors(tensors);
@@ -114,9 +183,14 @@ void inspect(const InspectOptions& options) {
 
 void register_inspect(CLI::App& app) {
   auto options = std::make_shared<InspectOptions>();
-  CLI::App* command = app.add_subcommand("inspect", "Show what is in a checkpoint, and whether it is whole");
+  CLI::App* command = app.add_subcommand("inspect",
+                                         "Show what a checkpoint, run, token folder or exported model is and where it "
+                                         "comes from, and whether it is whole");
   command->footer("Example:\n  lamina inspect runs/tiny --tensors --verify");
-  command->add_option("checkpoint", options->path, "Folder of a checkpoint, or of a run (its newest one)")->required();
+  command
+      ->add_option("checkpoint", options->path,
+                   "Folder of a checkpoint, of a run (its newest one), of tokens, or of an exported model")
+      ->required();
   command->add_flag("--tensors", options->tensors, "List every tensor with its shape and dtype");
   command->add_flag("--verify", options->verify, "Read every byte and compare the checksums");
   command->callback([options] { inspect(*options); });

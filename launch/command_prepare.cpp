@@ -4,6 +4,7 @@
 
 #include "data/prepare.h"
 #include "launch/commands.h"
+#include "launch/origin.h"
 #include "launch/text_options.h"
 
 namespace lamina {
@@ -82,6 +83,7 @@ void register_prepare(CLI::App& app) {
   command->add_flag("--overwrite", options->overwrite, "Replace an existing token folder");
   command->callback([options] {
     options->format.document_separator = unescape(options->format.document_separator);
+    options->origin = origin_file(program_origin());
     const PrepareReport report = prepare(*options);
     print_text_counts(report.text);
     if (!report.passed_over.empty())

@@ -3,10 +3,12 @@
 #include <vector>
 
 #include "configs/schema/decode.h"
+#include "core/base/here.h"
 #include "core/base/stop.h"
 #include "launch/commands.h"
+#include "launch/doctor.h"
+#include "launch/origin.h"
 #include "launch/process.h"
-#include "launch/program.h"
 #include "launch/rank_map.h"
 #include "trainer/train.h"
 
@@ -43,7 +45,8 @@ void register_train(CLI::App& app) {
         config.run,
         [&](World& world) {
           log_rank_map(world);
-          result = train(config, world.comm, {world.device.index, program_commit()});
+          result = train(config, world.comm,
+                         {world.device.index, program_origin(doctor::gather_texts(world.comm, host_name()))});
         },
         config.parallel);
     if (result.end == TrainEnd::stopped) throw Stopped("the run has more to do");

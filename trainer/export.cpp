@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "configs/schema/decode.h"
+#include "core/base/here.h"
 #include "core/base/log.h"
 #include "core/io/file.h"
 #include "model/parameters.h"
@@ -88,6 +89,23 @@ DType stored_dtype(const std::vector<CheckpointTensor>& stored, const std::strin
   for (const CheckpointTensor& tensor : stored)
     if (tensor.name == name) return tensor.dtype;
   return DType::f32;  // missing: load() says so
+}
+
+// Who exported, and of the checkpoint who trained it, on what.
+std::string origin_text(const fs::path& checkpoint, const CheckpointInfo& info, const ExportOptions& options) {
+  nlohmann::ordered_json origin{{"program", options.program}, {"time", utc_now()}};
+  for (const auto& [key, value] : options.origin) origin[key] = value;
+  nlohmann::ordered_json from{{"path", fs::absolute(checkpoint).lexically_normal().string()},
+                              {"step", info.step},
+                              {"written", info.written_at},
+                              {"program", info.program_version},
+                              {"ranks", info.world_size}};
+  for (const char* key : {"commit", "command", "hosts", "libraries", "imported_from"})
+    if (const auto found = info.extra.find(key); found != info.extra.end()) from[key] = found->second;
+  from["tokenizer_hash"] = stored_tokenizer(info).hash;
+  from["data"] = info.sampler_fingerprint;
+  origin["checkpoint"] = std::move(from);
+  return origin.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
 }
 
 }  // namespace
@@ -179,6 +197,7 @@ ExportSummary export_checkpoint(const fs::path& checkpoint, const fs::path& outp
       {options.program, tokenizer ? tokenizer->name() : "", tokenizer_parts.reason.empty(), rounding,
        options.quantization ? quantized_kinds(config.model, *options.quantization) : std::vector<std::string>{}});
   if (!summary.reasons.empty()) texts[modeling_file] = modeling_code();
+  if (!options.origin.empty()) texts[export_origin_file] = origin_text(checkpoint, reader.info(), options);
   for (const auto& [name, text] : texts) io::write_file_atomically(folder.path() / name, text);
   folder.publish();
   return summary;

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -19,6 +20,8 @@ struct ExportOptions {
   int64_t max_shard_bytes = 5'000'000'000;
   std::string program = "lamina";  // that exports, for the folder's README.md
   std::optional<Quantization> quantization;
+  // Of this process, for origin.json, which also says where the checkpoint comes from; empty: none is written.
+  std::map<std::string, std::string> origin = {};
 };
 
 // A tied model's head is written out: its tensor has the embedding's values.
@@ -54,9 +57,10 @@ ExportSummary export_checkpoint(const std::filesystem::path& checkpoint, const s
 // Makes a committed checkpoint of an exported or released model's parameters: for `lamina eval`, `sample`, `inspect`, `export` and
 // checkpoint.init_from, not to resume from. The configuration is `experiment`, whose model must be that of config.json, or that with
 // Attention Residuals instead of the standard residual; without one, config.json's model and placeholders for data and training.
-// `checkpoint` must not exist.
+// `checkpoint` must not exist. Its `extra` gets `origin`. What the model was trained on is known where the folder has an origin.json.
 ExportSummary import_model(const std::filesystem::path& from, const std::filesystem::path& checkpoint,
-                           const std::optional<Config>& experiment);
+                           const std::optional<Config>& experiment,
+                           const std::map<std::string, std::string>& origin = {});
 
 // In an exported folder's index (metadata), and in CheckpointInfo::extra of a checkpoint that was imported from it: how its weights were
 // rounded before they were written (describe(Quantization)).
@@ -64,5 +68,7 @@ inline constexpr const char* rounded_weights = "rounded_weights";
 
 // CheckpointInfo::extra["contents"] of a checkpoint that import_model made.
 inline constexpr const char* parameters_only = "parameters";
+
+inline constexpr const char* export_origin_file = "origin.json";
 
 }  // namespace lamina

@@ -171,7 +171,30 @@ std::optional<StoredTokenizer> tokenizer_in(const fs::path& folder, const std::s
 
 }  // namespace
 
-ExportSummary import_model(const fs::path& from, const fs::path& checkpoint, const std::optional<Config>& experiment) {
+namespace {
+
+// The text that the model was trained on, as its checkpoint knew it; "none" where the folder doesn't say.
+std::string trained_on(const fs::path& folder) {
+  const fs::path path = folder / export_origin_file;
+  const std::string none = "none";
+  if (!fs::exists(path)) return none;
+  const auto origin = nlohmann::json::parse(io::read_file(path), nullptr, /*allow_exceptions=*/false);
+  if (!origin.is_object() || !origin.contains("checkpoint") || !origin["checkpoint"].is_object())
+    throw Error(
+        "{}: found no `checkpoint`, expected what `lamina export` wrote; without the file the text that the model was "
+        "trained on "
+        "is not known",
+        path.string());
+  const std::string data = origin["checkpoint"].value("data", none);
+  if (data != none && !parse_data_identity(data))
+    throw Error("{}: checkpoint.data: `{}` found, expected what `lamina export` wrote", path.string(), data);
+  return data;
+}
+
+}  // namespace
+
+ExportSummary import_model(const fs::path& from, const fs::path& checkpoint, const std::optional<Config>& experiment,
+                           const std::map<std::string, std::string>& origin) {
   const std::string config_file = (from / "config.json").string();
   const HfModel hf = parse_hf_config(io::read_file(config_file), config_file);
   Config config = experiment ? *experiment : placeholder_experiment(hf);
@@ -196,11 +219,13 @@ ExportSummary import_model(const fs::path& from, const fs::path& checkpoint, con
 
   CheckpointInfo info;
   info.config_yaml = to_yaml(config);
-  info.sampler_fingerprint = "none";
+  info.sampler_fingerprint = trained_on(from);
   info.seed = config.run.seed;
   info.data_parallel = 1;
   info.program_version = program_version;
-  info.extra = {{"contents", parameters_only}, {"imported_from", from.string()}};
+  info.extra = origin;
+  info.extra["contents"] = parameters_only;
+  info.extra["imported_from"] = from.string();
   if (!exported.rounding().empty()) info.extra[rounded_weights] = exported.rounding();
   store_tokenizer(info, hf.tokenizer);
   info.tokenizer = tokenizer_in(from, hf.tokenizer.hash);

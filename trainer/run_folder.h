@@ -1,5 +1,5 @@
-// The run folder: config.yaml, log.txt, metrics.jsonl, layers.jsonl, spikes.jsonl, events.out.tfevents.*, traces/, checkpoints/, lock,
-// and diverged.json when the last start diverged.
+// The run folder: config.yaml, log.txt, starts.jsonl, metrics.jsonl, layers.jsonl, spikes.jsonl, events.out.tfevents.*, traces/,
+// checkpoints/, lock, and diverged.json when the last start diverged.
 #pragma once
 
 #include <cstdint>
@@ -23,6 +23,7 @@ struct RunFolder {
   std::filesystem::path log() const { return root / "log.txt"; }
   std::filesystem::path metrics() const { return root / "metrics.jsonl"; }
   std::filesystem::path layers() const { return root / "layers.jsonl"; }
+  std::filesystem::path starts() const { return root / "starts.jsonl"; }
   std::filesystem::path spikes() const { return root / "spikes.jsonl"; }
   std::filesystem::path traces() const { return root / "traces"; }
   std::filesystem::path checkpoints() const { return root / "checkpoints"; }

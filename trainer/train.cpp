@@ -78,7 +78,7 @@ class Trainer {
         targets_(tokens_.size()),
         flops_per_token_(model::training_flops_per_token(config.model, config.data.seq_len).total()),
         threads_(threads_of_ranks(comm)),
-        commit_(process.commit) {}
+        origin_(process.origin) {}
   TrainResult run();
 
  private:
@@ -89,6 +89,7 @@ class Trainer {
   CheckpointInfo load(const std::filesystem::path& checkpoint);
   void pass_over_as_before(const CheckpointInfo* info);
   void begin_writing();
+  void write_start() const;
   void open_logs();
   void warn_of_other_threads(const CheckpointInfo& saved) const;
   void measure_peak();
@@ -156,9 +157,9 @@ class Trainer {
   Clock::time_point logged_;         // when that was
   Clock::time_point start_, saved_;  // of the first step; of the last checkpoint, or start_
   double flops_per_token_;
-  std::string threads_;  // of the ranks
-  std::string commit_;
-  double peak_gflops_ = 0;  // of one rank
+  std::string threads_;                        // of the ranks
+  std::map<std::string, std::string> origin_;  // of this process
+  double peak_gflops_ = 0;                     // of one rank
 };
 
 void Trainer::describe() const {
@@ -249,6 +250,15 @@ void Trainer::pass_over_as_before(const CheckpointInfo* info) {
                 before.ranges().empty() ? "" : fmt::format(" without {}", to_text(before.ranges())));
 }
 
+// Rank 0's.
+void Trainer::write_start() const {
+  JsonRow row;
+  row.add("start", start_number_).add("step", step_).add("time", utc_now()).add("program", program_version);
+  for (const auto& [key, value] : origin_) row.add(key, value);
+  row.add("ranks", comm_.size()).add("tokenizer_hash", sampler_.tokenizer().hash()).add("data", sampler_.fingerprint());
+  io::AppendFile(folder_.starts()).append(row.to_string() + "\n");
+}
+
 void Trainer::begin_writing() {
   prepare_run_folder(config_, comm_);
   run_and_agree(comm_, [&] { log::add_file(folder_.log()); });
@@ -256,6 +266,7 @@ void Trainer::begin_writing() {
     if (comm_.rank() != 0) return;
     start_number_ = last_start(folder_) + 1;
     truncate_metrics(folder_, step_);
+    write_start();
     if (!diverged_before_) return;
     log::warning("the last start diverged ({}): with nothing changed this one does so too", diverged_before_->reason);
     remove_divergence(folder_);
@@ -657,7 +668,7 @@ void Trainer::save_checkpoint() {
   info.extra["spike_window"] = spikes_.to_text();
   if (const PassedBatches passed = passed_.before(batch); !passed.ranges().empty())
     info.extra["passed_batches"] = to_text(passed.ranges());
-  if (!commit_.empty()) info.extra["commit"] = commit_;
+  info.extra.insert(origin_.begin(), origin_.end());
   store_bf16_products(info, engine_);
   store_tokenizer(info, sampler_.tokenizer());
   const trace::Scope scope(tracer_.recorder(), trace::Track::phases, "checkpoint");

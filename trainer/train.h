@@ -1,6 +1,7 @@
 // `lamina train`: from a configuration to a finished run folder.
 #pragma once
 
+#include <map>
 #include <string>
 
 #include "configs/schema/config.h"
@@ -19,7 +20,8 @@ enum class TrainEnd {
 struct TrainProcess {
   int device_index =
       0;  // with run.device: cuda, the GPU of this rank, whose memory the communicator must be able to carry
-  std::string commit;  // of the program's sources, for the checkpoints; empty: unknown
+  // Of this process, for the checkpoints (CheckpointInfo::extra) and starts.jsonl: commit, command, hosts, libraries.
+  std::map<std::string, std::string> origin = {};
 };
 
 struct TrainResult {

@@ -146,6 +146,8 @@ std::vector<std::string> describe_differences(const RunData& a, const RunData& b
   if (metrics.num_common == 0) return {"The runs have no step in common: nothing to compare."};
   std::vector<std::string> lines{
       fmt::format("{} steps in common, {} to {}.", metrics.num_common, metrics.first_step, metrics.last_step)};
+  const std::string data = study::first_data_difference(study::read_identity(a.folder), study::read_identity(b.folder));
+  if (!data.empty()) lines.push_back(fmt::format("Trained or measured on other tokens: {}.", data));
   lines.push_back(sentence("Loss and gradient norm, bit for bit", metrics.exact));
   if (metrics.exact) lines.push_back(sentence("Loss and gradient norm, beyond rounding", metrics.beyond_rounding));
   const Comparison layers = compare_layers(a, b);

@@ -98,6 +98,34 @@ RunData read_run(const fs::path& folder) {
   return run;
 }
 
+RunIdentity read_identity(const fs::path& folder) {
+  RunIdentity identity;
+  const fs::path path = RunFolder{folder}.starts();
+  if (!fs::exists(path)) return identity;
+  const std::vector<nlohmann::json> starts = read_rows(path);
+  if (starts.empty()) return identity;
+  identity.tokenizer_hash = starts.back().value("tokenizer_hash", "");
+  identity.data = parse_data_identity(starts.back().value("data", ""));
+  return identity;
+}
+
+std::string first_data_difference(const RunIdentity& a, const RunIdentity& b, bool validation_only) {
+  if (a.tokenizer_hash.empty() || b.tokenizer_hash.empty() || !a.data || !b.data) return "";
+  if (a.tokenizer_hash != b.tokenizer_hash)
+    return fmt::format("tokenizer {}, not {}", a.tokenizer_hash, b.tokenizer_hash);
+  const auto text = [](const DataIdentity::Source& source) {
+    return fmt::format("{} tokens with hash {}", source.num_tokens, source.tokens_hash);
+  };
+  for (size_t i = 0; !validation_only && i < std::max(a.data->train.size(), b.data->train.size()); ++i) {
+    const std::string first = i < a.data->train.size() ? text(a.data->train[i]) : "none";
+    const std::string second = i < b.data->train.size() ? text(b.data->train[i]) : "none";
+    if (first != second) return fmt::format("data.train.{}: {}, not {}", i, first, second);
+  }
+  const std::string first = a.data->validation ? text(*a.data->validation) : "none";
+  const std::string second = b.data->validation ? text(*b.data->validation) : "none";
+  return first == second ? "" : fmt::format("data.validation: {}, not {}", first, second);
+}
+
 RunProgress read_progress(const fs::path& folder) {
   const RunFolder files{folder};
   RunProgress progress;

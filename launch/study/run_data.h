@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "configs/schema/config.h"
+#include "data/sampler.h"
 #include "trainer/run_folder.h"
 
 namespace lamina::study {
@@ -31,6 +32,16 @@ struct RunData {
 
 // Error naming the folder, the file and the line: no such folder, no config.yaml, no metrics.jsonl, no row.
 RunData read_run(const std::filesystem::path& folder);
+
+// What a run's last start says of its data (starts.jsonl); the hash is empty where an older program wrote it.
+struct RunIdentity {
+  std::string tokenizer_hash;
+  std::optional<DataIdentity> data;
+};
+RunIdentity read_identity(const std::filesystem::path& folder);
+
+// The first of tokenizer, training data and validation data that is not the same in both, with both values; empty: none, or nothing known.
+std::string first_data_difference(const RunIdentity& a, const RunIdentity& b, bool validation_only = false);
 
 // How far a run is, without reading its rows.
 struct RunProgress {

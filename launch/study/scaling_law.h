@@ -42,10 +42,12 @@ enum class FitMetric { validation_loss, loss };
 struct MetricOptions {
   FitMetric metric = FitMetric::validation_loss;  // the last one; `loss`: the mean over the last `window` steps
   int64_t window = 50;
+  bool force = false;  // other data than the first run's is a warning, not an Error
 };
 
 // One per finished run: one whose rows reach train.num_steps. The others are named in `warnings`, each with its reason. Compute is
-// what model/cost_model.h counts: training_flops_per_token x tokens. Error: a run folder that cannot be read, no loss of that name.
+// what model/cost_model.h counts: training_flops_per_token x tokens. Error: a run folder that cannot be read, no loss of that name,
+// losses of other tokens than the first run's (its tokenizer, its validation data).
 std::vector<FitPoint> sweep_points(const SweepData& sweep, const MetricOptions& options,
                                    std::vector<std::string>& warnings);
 

@@ -167,6 +167,7 @@ FitPoint point_of(const TableRow& row) {
 std::vector<FitPoint> sweep_points(const SweepData& sweep, const MetricOptions& options,
                                    std::vector<std::string>& warnings) {
   std::vector<FitPoint> points;
+  std::optional<std::pair<std::string, RunIdentity>> first;
   for (const SweepRun& entry : sweep.runs) {
     const RunFolder files{sweep.folder / entry.name};
     if (!fs::exists(files.config()) || !fs::exists(files.metrics()) || fs::file_size(files.metrics()) == 0) {
@@ -182,6 +183,14 @@ std::vector<FitPoint> sweep_points(const SweepData& sweep, const MetricOptions& 
       continue;
     }
     points.push_back(point_of(entry, run, options));
+    const RunIdentity identity = read_identity(files.root);
+    if (!first) first = {entry.name, identity};
+    const std::string difference = first_data_difference(identity, first->second, /*validation_only=*/true);
+    if (difference.empty()) continue;
+    const std::string message = fmt::format("{}: {} as in {}: losses of other tokens can't be compared",
+                                            files.root.string(), difference, first->first);
+    if (!options.force) throw Error("{} (--force fits them all the same)", message);
+    warnings.push_back(message);
   }
   return points;
 }

@@ -4,6 +4,7 @@
     identity_test.py LAMINA
 """
 import json
+import socket
 import sys
 import tempfile
 from pathlib import Path
@@ -143,10 +144,15 @@ def imported(cases: Cases) -> None:
     cases.ok("import", "--from", str(exported), "--output", str(back))
     own = cases.config("imported", {})
     done = cases.ok("eval", own, "--checkpoint", str(back))
-    expect("on which text it was trained" in done.stderr, f"eval: {done.stderr}")
+    expect("taken on trust" not in done.stderr, f"eval: {done.stderr}")
     expect(done.stdout == cases.ok("eval", own, "--checkpoint", str(cases.run)).stdout, "eval: another loss")
     cases.refused(["eval", cases.config("imported-other", {"data": cases.data(cases.other)}), "--checkpoint", str(back)],
                   f"{cases.other}: tokenizer ", f"expected {cases.hash}")
+    more = "data.validation.num_sequences=12"
+    cases.refused(["eval", own, more, "--checkpoint", str(back)], f"expected at most {NUM_VALIDATION}", "the first 4 ")
+    (exported / "origin.json").write_text("{}")
+    cases.refused(["import", "--from", str(exported), "--output", str(cases.lamina.folder / "no")], "origin.json: found no `checkpoint`")
+    (exported / "origin.json").unlink()
     config = json.loads((exported / "config.json").read_text())
     expect(config.pop("tokenizer_hash") == cases.hash, f"config.json: {config}")
     (exported / "config.json").write_text(json.dumps(config))
@@ -154,6 +160,48 @@ def imported(cases: Cases) -> None:
     cases.ok("import", "--from", str(exported), "--output", str(unknown))
     done = cases.ok("eval", own, "--checkpoint", str(unknown))
     expect(f"{unknown}: does not say which tokenizer it belongs to" in done.stderr, f"eval: {done.stderr}")
+    expect("on which text it was trained" in done.stderr, f"eval: {done.stderr}")
+
+
+def origins(cases: Cases) -> None:
+    """Who made a folder, where and with what, in all four kinds; and no byte of the tokens knows it."""
+    exported = cases.lamina.folder / "with origin"
+    cases.ok("export", "--checkpoint", str(cases.run), "--output", str(exported))
+    cases.lamina.train("run", joined(cases.changes, {"train": {"num_steps": 2}}))
+    starts = [json.loads(line) for line in (cases.run / "starts.jsonl").read_text().splitlines()]
+    expect([(row["start"], row["step"]) for row in starts] == [(1, 0), (2, 1)], f"starts {starts}")
+    expect(all(row["tokenizer_hash"] == cases.hash and f"tokenizer {cases.hash};" in row["data"] for row in starts), f"starts {starts}")
+    host = socket.gethostname()
+    for folder, command in ((cases.run, f" train {cases.lamina.folder}/run.yaml"), (cases.own, " prepare --tokenizer sentencepiece:"),
+                            (exported, f" export --checkpoint {cases.run} --output '{exported}'")):
+        told = cases.ok("inspect", str(folder)).stdout
+        for part in (f"{command}", f"hosts          {host}\n", "libraries      ", "HDF5 ", "oneDNN ", "compiled by ", cases.hash):
+            expect(part in told, f"inspect {folder}: '{part}' is not in {told}")
+    origin = json.loads((exported / "origin.json").read_text())
+    trained = origin["checkpoint"]
+    expect(trained["data"] == starts[0]["data"] and trained["step"] == 1 and trained["tokenizer_hash"] == cases.hash, f"{origin}")
+    expect(trained["command"].endswith(f" train {cases.lamina.folder}/run.yaml") and trained["hosts"] == host, f"{origin}")
+    source, model = cases.lamina.folder / "own.txt", cases.lamina.folder / "own.model"
+    cases.ok("prepare", "--tokenizer", f"sentencepiece:{model}", "--output", str(cases.lamina.folder / "third"), str(source))
+    third = cases.lamina.folder / "third"
+    expect((third / "tokens.h5").read_bytes() == (Path(cases.own) / "tokens.h5").read_bytes(), "tokens.h5 differs between two preparations")
+    expect("third" in json.loads((third / "origin.json").read_text())["command"], "the command is another's")
+
+
+def fits(cases: Cases) -> None:
+    """Losses on other validation data are no points of one law."""
+    shorter = cases.lamina.folder / "shorter.txt"
+    shorter.write_text(text(3000))
+    other = cases.lamina.folder / "shorter"
+    cases.ok("prepare", "--tokenizer", f"sentencepiece:{cases.lamina.folder / 'own.model'}", "--output", str(other), str(shorter))
+    sweep = cases.lamina.folder / "sweep.yaml"
+    sweep.write_text(f"name: study\nbase: {cases.config('base', {'run': {'output_dir': None}})}\noutput_dir: {cases.lamina.folder}/study\n"
+                     f"axes:\n  text:\n    own: {{data.validation.path: {cases.own}}}\n    other: {{data.validation.path: {other}}}\n")
+    cases.ok("sweep", str(sweep))
+    study = str(cases.lamina.folder / "study")
+    cases.refused(["fit", study], "data.validation: ", " as in ", "(--force fits them all the same)")
+    done = cases.lamina.run(["fit", study, "--force"])
+    expect("losses of other tokens can't be compared" in done.stderr and "(--force" not in done.stderr, f"--force: {done.stderr}")
 
 
 def main() -> None:
@@ -161,7 +209,7 @@ def main() -> None:
         raise SystemExit(__doc__)
     with tempfile.TemporaryDirectory() as folder:
         cases = Cases(Lamina(sys.argv[1], Path(folder)))
-        for part in (evaluation, sampling, starting_from, verifying, imported):
+        for part in (evaluation, sampling, starting_from, verifying, imported, origins, fits):
             part(cases)
             print(f"{part.__name__}: only with its own tokenizer and model", flush=True)
 

@@ -12,6 +12,7 @@
 #include "core/ops/cpu/onednn.h"
 #include "core/ops/experts.h"
 #include "core/ops/matmul.h"
+#include "core/ops/onednn_version.h"
 
 namespace lamina::ops {
 namespace {
@@ -178,6 +179,11 @@ std::string describe(const Bf16Timings& timings) {
   for (size_t i = 0; i < timings.size(); ++i)
     text += fmt::format("{}{} {:.2f}", i == 0 ? "" : ", ", names[i], timings[i].native / timings[i].through_fp32);
   return text + " of the time through fp32";
+}
+
+std::string onednn_version() {
+  const dnnl_version_t* version = dnnl_version();
+  return fmt::format("{}.{}.{}", version->major, version->minor, version->patch);
 }
 
 }  // namespace lamina::ops
