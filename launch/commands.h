@@ -36,5 +36,8 @@ void register_fit(CLI::App& app);
 void register_export(CLI::App& app);
 void register_import(CLI::App& app);
 void register_report(CLI::App& app);
+// These two describe the commands before them.
+void register_completion(CLI::App& app);
+void register_man(CLI::App& app);
 
 }  // namespace lamina

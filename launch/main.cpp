@@ -106,6 +106,8 @@ int run(int argc, char** argv) {
   register_export(app);
   register_import(app);
   register_report(app);
+  register_completion(app);
+  register_man(app);
   try {
     signals::move_to_own_thread();  // whatever the command, and before a library starts a thread
     app.parse(argc, argv);

@@ -40,6 +40,10 @@ def holds_what_it_should(tree: Path, source: Path, build: Path) -> None:
     expected = {"bin/lamina", "bin/lamina-mpirun", "share/lamina/launch/mpirun.sh", "share/lamina/launch/read_parquet.py",
                 "share/lamina/launch/convert_tasks.py", "share/lamina/launch/wandb_offline.py"}
     expect(programs == expected, f"programs {programs}, expected {expected}")
+    pages = {path.name for path in (tree / "share/man/man1").iterdir()}
+    expect({"lamina.1", "lamina-train.1", "lamina-prepare.1"} <= pages, f"manual pages {pages}")
+    for file in ("bash-completion/completions/lamina", "zsh/site-functions/_lamina", "fish/vendor_completions.d/lamina.fish"):
+        expect("train.optimizer.lr" in (tree / "share" / file).read_text(), f"{file} completes no key")
     for file in tree.rglob("*"):
         if file.is_file() and file.name != "lamina":
             text = file.read_bytes()
