@@ -4,6 +4,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "configs/schema/batch_plan.h"
 #include "model/update_rules.h"
 #include "parallel/pipeline/block_routes.h"
 #include "parallel/pipeline/schedule.h"
@@ -314,6 +315,18 @@ FlopsPerToken training_flops_per_token(const ModelConfig& c, int64_t seq_len) {
     const Flops forward = layer_forward_flops(c, layer, seq_len);
     flops.matrices += 3 * forward.matmul;
     (c.mixer(layer) == Mixer::kda ? flops.kda : flops.mla) += 3 * forward.core;
+  }
+  return flops;
+}
+
+double training_flops(const Config& config, int64_t num_steps) {
+  const BatchPlan plan(config);
+  double flops = 0;
+  for (size_t i = 0; i < plan.stages().size(); ++i) {
+    const BatchStage& stage = plan.stages()[i];
+    const int64_t end = i + 1 < plan.stages().size() ? plan.stages()[i + 1].first - 1 : num_steps;
+    flops += training_flops_per_token(config.model, stage.seq_len).total() *
+             static_cast<double>(plan.num_tokens(stage.first, std::min(end, num_steps)));
   }
   return flops;
 }

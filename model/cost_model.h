@@ -73,6 +73,8 @@ struct FlopsPerToken {
   double total() const { return matrices + attention(); }
 };
 FlopsPerToken training_flops_per_token(const ModelConfig& config, int64_t seq_len);
+// Of so many steps of a run that passes no batch over, each stage with its own seq_len.
+double training_flops(const Config& config, int64_t num_steps);
 
 // ---- Bytes ----
 

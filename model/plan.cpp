@@ -217,7 +217,9 @@ bool Plan::fits(const PlanDevice& device) const {
   return peak_bytes() <= device.memory_gib * 1024 * 1024 * 1024;
 }
 
-Plan make_plan(const PlanInputs& inputs) {
+namespace {
+
+Plan plan_of_stage(const PlanInputs& inputs) {
   const Config& config = inputs.config;
   LAMINA_CHECK(config.model.vocab_size > 0, "model.vocab_size is not resolved");
   Plan plan;
@@ -269,6 +271,39 @@ Plan make_plan(const PlanInputs& inputs) {
   plan.data_seconds = data_seconds(inputs, plan);
   plan.mfu = plan.flops_per_step / (inputs.num_ranks * inputs.device.tflops * 1e12 * plan.step_seconds());
   return plan;
+}
+
+// That may need most memory: of equal micro-batches, more of them hold no fewer in flight. Those after the run's end are no part of it.
+std::vector<BatchStage> large_stages(const Config& config) {
+  const BatchPlan plan(config);
+  std::vector<BatchStage> large;
+  for (const BatchStage& stage : plan.stages()) {
+    if (!large.empty() && stage.first > config.train.num_steps) break;
+    const auto alike = std::find_if(large.begin(), large.end(), [&](const BatchStage& other) {
+      return other.micro_batch_size == stage.micro_batch_size && other.seq_len == stage.seq_len;
+    });
+    if (alike == large.end())
+      large.push_back(stage);
+    else if (alike->global_batch_size < stage.global_batch_size)
+      *alike = stage;
+  }
+  return large;
+}
+
+}  // namespace
+
+Plan make_plan(const PlanInputs& inputs) {
+  resolve_data_parallel(inputs.config, inputs.num_ranks);
+  Plan fullest;
+  for (const BatchStage& stage : large_stages(inputs.config)) {
+    PlanInputs of_stage = inputs;
+    of_stage.config = config_of(inputs.config, stage);
+    of_stage.config.parallel.split = resolve_split(inputs.config);
+    Plan plan = plan_of_stage(of_stage);
+    plan.batch = stage;
+    if (fullest.ranks.empty() || plan.peak_bytes() > fullest.peak_bytes()) fullest = std::move(plan);
+  }
+  return fullest;
 }
 
 }  // namespace lamina::model

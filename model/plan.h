@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "configs/schema/batch_plan.h"
 #include "configs/schema/config.h"
 #include "model/cost_model.h"
 #include "parallel/pipeline/simulate.h"
@@ -71,6 +72,7 @@ struct RankPlan {
 };
 
 struct Plan {
+  BatchStage batch;         // of the run, that this is the plan of
   ParallelConfig parallel;  // data and split resolved
   Recompute recompute = Recompute::none;
   int num_ranks = 1;
@@ -88,7 +90,8 @@ struct Plan {
   bool fits(const PlanDevice& device) const;
 };
 
-// Throws Error with the reason where the layout is not possible.
+// Of the run's stage that needs most memory; layers per chunk are those that the run begins with. Throws Error with the reason where
+// the layout is not possible.
 Plan make_plan(const PlanInputs& inputs);
 
 // Seconds per token and layer on `device`, exchange with the experts included, as make_plan() counts them.

@@ -28,10 +28,14 @@ std::vector<int> expert_sizes(const ModelConfig& model, int data) {
 std::vector<Plan> search_layouts(const PlanInputs& inputs) {
   const Config& config = inputs.config;
   const int64_t most_chunks = config.model.num_hidden_layers + 2;
+  const BatchPlan batches(config);
   std::vector<Plan> plans;
   for (int pipeline : divisors(inputs.num_ranks, most_chunks)) {
     const int data = inputs.num_ranks / pipeline;
-    if (config.train.global_batch_size % (config.train.micro_batch_size * data) != 0) continue;
+    if (std::any_of(batches.stages().begin(), batches.stages().end(), [data](const BatchStage& stage) {
+          return stage.global_batch_size % (stage.micro_batch_size * data) != 0;
+        }))
+      continue;
     const bool one_chunk = pipeline == 1 || config.parallel.schedule == ScheduleName::one_f_one_b;
     const int most_stages = one_chunk ? 1 : std::max(config.parallel.virtual_stages, most_virtual_stages);
     for (int stages = 1; stages <= most_stages && int64_t{stages} * pipeline <= most_chunks; ++stages) {

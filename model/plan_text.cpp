@@ -148,8 +148,25 @@ std::string traffic_table(const Plan& plan) {
 
 }  // namespace
 
-std::string to_text(const Plan& plan, const PlanInputs& inputs) {
-  std::string text = summary_text(plan, inputs) + chunk_table(plan) + memory_table(plan) + traffic_table(plan);
+namespace {
+
+// What is told of one stage needs saying which.
+std::string stages_text(const Plan& plan, const Config& config) {
+  const BatchPlan batches(config);
+  const int64_t num_steps = config.train.num_steps;
+  if (batches.stages().size() == 1) return "";
+  return fmt::format("stages       {}, {} in {} steps; the rest is of the one that needs most memory: steps {}\n",
+                     batches.stages().size(), flops_text(training_flops(config, num_steps)), num_steps,
+                     steps_text(batches, batches.stage_of(plan.batch.first), num_steps));
+}
+
+}  // namespace
+
+std::string to_text(const Plan& plan, const PlanInputs& run) {
+  PlanInputs inputs = run;
+  inputs.config = config_of(run.config, plan.batch);
+  std::string text = stages_text(plan, run.config);
+  text += summary_text(plan, inputs) + chunk_table(plan) + memory_table(plan) + traffic_table(plan);
   text +=
       fmt::format("\nmessages     {} of hidden stream per hop and micro-batch", bytes_text(plan.stream_message_bytes));
   if (inputs.config.model.residual != Residual::standard)

@@ -1,5 +1,6 @@
 #include "model/plan.h"
 
+#include <fmt/ranges.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -296,6 +297,32 @@ TEST(Plan, ZeroBubbleIsNeverBehindOnTheDefaultDevice) {
 }
 
 // A run knows nothing of the device that it is planned for: the order is the same, the times are not.
+TEST(Plan, OfARunWithStagesIsThatOfTheFullest) {
+  const std::vector<std::string> layout = {"parallel.pipeline=2", "parallel.virtual_stages=2", "train.num_steps=100"};
+  std::vector<std::string> staged = layout, alone = layout;
+  staged.push_back(
+      "stages=[{from_step: 11, global_batch_size: 64}, {from_step: 41, seq_len: 1024, global_batch_size: 16, "
+      "micro_batch_size: 2}, {from_step: 61, seq_len: 64}, {from_step: 101, seq_len: 2048}]");
+  const PlanInputs run = inputs_of("tiny.yaml", 2, staged);
+  const int64_t seq_len = run.config.data.seq_len, batch = run.config.train.global_batch_size;
+  alone.insert(alone.end(), {"data.seq_len=1024", "train.global_batch_size=16", "train.micro_batch_size=2",
+                             fmt::format("parallel.split=[{}]", fmt::join(resolve_split(run.config), ", "))});
+  const Plan plan = make_plan(run), expected = make_plan(inputs_of("tiny.yaml", 2, alone));
+  EXPECT_EQ(plan.batch.first, 41);
+  EXPECT_EQ(plan.peak_bytes(), expected.peak_bytes());
+  EXPECT_EQ(plan.flops_per_step, expected.flops_per_step);
+  EXPECT_THAT(to_text(plan, run), testing::HasSubstr("of the one that needs most memory: steps 41-60"));
+  const auto flops = [&](int64_t length, int64_t steps, int64_t sequences) {
+    return training_flops_per_token(run.config.model, length).total() * static_cast<double>(steps * sequences * length);
+  };
+  EXPECT_DOUBLE_EQ(training_flops(run.config, 100),
+                   flops(seq_len, 10, batch) + flops(seq_len, 30, 64) + flops(1024, 20, 16) + flops(64, 40, 16));
+  // 6 sequences with micro-batches of 2 can't be shared by two data-parallel ranks.
+  const PlanInputs odd =
+      inputs_of("tiny.yaml", 2, {"stages=[{from_step: 5, global_batch_size: 6, micro_batch_size: 2}]"});
+  for (const Plan& layout : search_layouts(odd)) EXPECT_EQ(layout.parallel.data, 1);
+}
+
 TEST(Plan, SchedulesAreMadeForTheDefaultDevice) {
   PlanInputs inputs = inputs_of("kimi_linear_48b.yaml", 64, {"parallel.expert=8"});
   const std::vector<int64_t> split = resolve_split(inputs.config);
