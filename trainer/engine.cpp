@@ -84,7 +84,9 @@ Engine::Engine(const Config& config, comm::Communicator& comm, MemoryLedger* led
                   {mesh_.data, mesh_.data / mesh_.expert}, device_, ledger),
       stage_({config_.model, dtype_, config.train.recompute, device_, ledger,
               expert_ ? &exchange_.emplace(*expert_, config_.model.num_experts) : nullptr},
-             plan_, place_.pp_rank, config.train.micro_batch_size * config.data.seq_len, parameters_),
+             plan_, place_.pp_rank,
+             std::max(BatchPlan(config).max_microbatch_tokens(), config.train.micro_batch_size * config.data.seq_len),
+             parameters_),
       observer_(config_.model, accumulation_dtype(dtype_), device_, ledger),
       executor_(*pipeline_, stage_, plan_.num_chunks()),
       owners_{data_.get(), expert_data_ ? expert_data_.get() : data_.get(), data_.get()},
@@ -99,17 +101,25 @@ Engine::Engine(const Config& config, comm::Communicator& comm, MemoryLedger* led
                            group_uses(group, stage_.uses_per_parameter()));
     gatherers_.emplace_back(*owners_[g], group.shards, group.all_values(), stream_);
   }
-  const auto num_microbatches =
-      static_cast<int>(config.train.global_batch_size / (config.train.micro_batch_size * mesh_.data));
-  const pipeline::ChunkCosts costs = model::schedule_costs(config_, comm.size(), model::resolve_split(config_));
-  schedule_ =
-      pipeline::make_schedule(config.parallel.schedule, mesh_.pipeline, plan_.num_chunks(), num_microbatches, &costs);
-  steps_ = pipeline::lower(schedule_, plan_.num_chunks())[static_cast<size_t>(place_.pp_rank)];
   executor_.before_step = [this](const pipeline::Step& step) {
     if (before_step) before_step(step);
   };
-  reserve_tokens(config.train.micro_batch_size * config.data.seq_len * num_microbatches);
+  set_stage(BatchPlan(config).stages().front());
   connect();
+}
+
+// The hops are the same for any number of micro-batches, so connections are made once.
+void Engine::set_stage(const BatchStage& stage) {
+  batch_ = stage;
+  const auto num_microbatches = static_cast<int>(stage.global_batch_size / (stage.micro_batch_size * mesh_.data));
+  const pipeline::ChunkCosts costs =
+      model::schedule_costs(config_of(config_, stage), world_.size(), model::resolve_split(config_));
+  schedule_ =
+      pipeline::make_schedule(config_.parallel.schedule, mesh_.pipeline, plan_.num_chunks(), num_microbatches, &costs);
+  steps_ = pipeline::lower(schedule_, plan_.num_chunks())[static_cast<size_t>(place_.pp_rank)];
+  const int64_t num_tokens = stage.micro_batch_size * stage.seq_len * num_microbatches;
+  if (num_tokens > reserved_tokens_) stream_.synchronize();  // a GPU may still read those that were
+  reserve_tokens(num_tokens);
 }
 
 void Engine::connect() {
@@ -250,16 +260,16 @@ double Engine::accumulate_gradients(std::span<const int32_t> tokens, std::span<c
   const trace::Scope scope(trace_, trace::Track::phases, "forward and backward");
   parameters_.zero_gradients(stream_);
   for (zero::GradientReducer& reducer : reducers_) reducer.begin_step();
-  model::Stage::Pass pass = make_pass(tokens, targets, config_.train.micro_batch_size, config_.data.seq_len);
-  LAMINA_CHECK(pass.num_microbatches * config_.train.micro_batch_size * mesh_.data == config_.train.global_batch_size,
+  model::Stage::Pass pass = make_pass(tokens, targets, batch_.micro_batch_size, batch_.seq_len);
+  LAMINA_CHECK(pass.num_microbatches * batch_.micro_batch_size * mesh_.data == batch_.global_batch_size,
                "{} micro-batches of {} on {} data-parallel ranks for a global batch of {}", pass.num_microbatches,
-               config_.train.micro_batch_size, mesh_.data, config_.train.global_batch_size);
+               batch_.micro_batch_size, mesh_.data, batch_.global_batch_size);
   pass.grad_scale = grad_scale;
   pass.train = true;
   pass.sums = sums;
   const bool detailed = sums != nullptr;
   observer_.begin({config_.model.num_experts > 0, detailed, keep_choices, detailed || clips_query_keys()},
-                  pass.num_microbatches * config_.train.micro_batch_size, stream_);
+                  pass.num_microbatches * batch_.micro_batch_size, stream_);
   pass.observer = &observer_;
   const bool shares = shares_tied_embedding();
   pass.ready = [this, shares](int parameter) {

@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "configs/schema/batch_plan.h"
 #include "configs/schema/config.h"
 #include "core/base/trace.h"
 #include "model/stage.h"
@@ -40,13 +41,18 @@ struct StepObservations {
 class Engine {
  public:
   // model.vocab_size must be resolved. `comm` is the world: pipeline x data ranks; with run.device: cuda it must carry views
-  // of the GPU `device_index`, on which this rank then lives. `ledger` may be null. Collective.
+  // of the GPU `device_index`, on which this rank then lives. `ledger` may be null. Collective. There is room for the largest of the
+  // run's stages; training begins with the first.
   Engine(const Config& config, comm::Communicator& comm, MemoryLedger* ledger, int device_index = 0);
 
   // With data.document_mask: the token that ends a document. Must be called before the first pass then.
   void set_end_of_document(int32_t token) { end_of_document_ = token; }
 
   void initialise();  // parameters and masters from run.seed; moments zero
+
+  // Between steps, the same on all ranks: what accumulate_gradients() gets from now on. Layers per chunk stay where they are.
+  void set_stage(const BatchStage& stage);
+  const BatchStage& batch() const { return batch_; }
 
   // tokens, targets [sequences, seq_len] of this data-parallel rank: its micro-batches in order, the same on all its
   // pipeline ranks. Leaves the reduced gradients of grad_scale * sum of token losses in the owned slices. Returns the sum of
@@ -63,8 +69,8 @@ class Engine {
   // Parameters from masters, on all ranks (after a load).
   void publish();
 
-  // Sum of token losses on the head's rank (0 on the others), no gradients. Any number of sequences, in micro-batches of at
-  // most micro_batch_size. Collective over the pipeline. With ablate_source() no depth read sees that source (model/residual.h);
+  // Sum of token losses on the head's rank (0 on the others), no gradients. Any number of sequences of data.seq_len, in micro-batches of
+  // at most train.micro_batch_size, whatever the stage. Collective over the pipeline. With ablate_source() no depth read sees that source (model/residual.h);
   // -1: all are seen.
   void ablate_source(int source) { ablated_source_ = source; }
   double loss(std::span<const int32_t> tokens, std::span<const int32_t> targets);
@@ -93,7 +99,7 @@ class Engine {
   const Config& config() const { return config_; }
   int num_sites() const { return static_cast<int>(2 * config_.model.num_hidden_layers) + 1; }
   const model::StagePlan& plan() const { return plan_; }
-  const pipeline::Schedule& schedule() const { return schedule_; }                // of a training step
+  const pipeline::Schedule& schedule() const { return schedule_; }                // of a training step of the stage
   const pipeline::ExecutionReport& last_execution() const { return execution_; }  // of the last accumulate_gradients()
   // Bytes this rank has sent since the last call to add up a tied embedding's gradient over its two holders.
   int64_t take_tied_bytes() { return std::exchange(tied_bytes_, 0); }
@@ -144,6 +150,7 @@ class Engine {
   model::Stage stage_;
   model::Observer observer_;
   pipeline::Executor executor_;
+  BatchStage batch_;  // of the training steps
   pipeline::Schedule schedule_;
   std::vector<pipeline::Step> steps_;                         // this rank's, of a training step
   std::map<int, std::vector<pipeline::Step>> forward_steps_;  // by number of micro-batches

@@ -11,7 +11,7 @@ EngineDump::EngineDump(const Config& config, Engine& engine, MemoryLedger* ledge
                        int64_t step, std::span<int32_t> tokens, std::span<int32_t> targets)
     : config_(config), engine_(engine), ledger_(ledger), dump_(path, to_yaml(config), step, engine.world()) {
   const int64_t count = static_cast<int64_t>(tokens.size()), begin = engine_.place().dp_rank * count;
-  const Shape shape{config_.train.global_batch_size, config_.data.seq_len};
+  const Shape shape{engine_.batch().global_batch_size, engine_.batch().seq_len};
   std::vector<TensorPiece> sequences = {
       {"tokens", shape, begin, begin + count, {tokens.data(), DType::i32, {count}}},
       {"targets", shape, begin, begin + count, {targets.data(), DType::i32, {count}}}};
@@ -43,7 +43,7 @@ void EngineDump::add_values(const std::string& group, bool gradients) {
 void EngineDump::add_gradients(double loss, double aux_loss, std::span<double> token_losses) {
   add_values("gradients", true);
   const int64_t count = static_cast<int64_t>(token_losses.size()), begin = engine_.place().dp_rank * count;
-  const Shape shape{config_.train.global_batch_size, config_.data.seq_len};
+  const Shape shape{engine_.batch().global_batch_size, engine_.batch().seq_len};
   std::vector<float> narrow(token_losses.begin(), token_losses.end());
   const bool wide = config_.train.precision == Precision::fp64;
   const TensorView data =

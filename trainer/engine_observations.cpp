@@ -46,7 +46,7 @@ void Engine::share_observations(bool detailed) {
     }
     if (stats.expert_counts.empty()) continue;
     for (double& count : stats.expert_counts) count = sums[at++];
-    stats.balance_loss = sums[at++] / static_cast<double>(config_.train.global_batch_size);
+    stats.balance_loss = sums[at++] / static_cast<double>(batch_.global_batch_size);
     if (detailed) stats.entropy = sums[at++];
     observations_.aux_loss += config_.model.aux_loss_alpha * stats.balance_loss;
   }

@@ -133,7 +133,7 @@ std::vector<ExportShard> make_export_shards(const ModelConfig& model, const Expo
 
 ExportSummary export_checkpoint(const fs::path& checkpoint, const fs::path& output, const ExportOptions& options) {
   CheckpointReader reader(checkpoint);
-  const Config config = parse_config(reader.info().config_yaml, checkpoint.string());
+  const Config config = trained_config(reader.info(), checkpoint.string());
   const std::vector<CheckpointTensor> stored = reader.tensors();
   const std::vector<model::ParameterSpec> specs = model::parameter_specs(config.model);
   check_parameters(checkpoint.string(), stored, specs);

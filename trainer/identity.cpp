@@ -16,6 +16,7 @@ namespace {
 using nlohmann::json;
 
 constexpr const char* hash_key = "tokenizer_hash";
+constexpr const char* passed_key = "passed_batches";
 constexpr const char* ids_key = "token_ids";
 
 // The keys of the model, in one spelling for each model.
@@ -94,6 +95,23 @@ TokenizerIdentity stored_tokenizer(const CheckpointInfo& info) {
   if (!ids.at("pad").is_null()) identity.ids.pad = ids.at("pad").get<int64_t>();
   identity.ids.eos = ids.at("eos").get<std::vector<int64_t>>();
   return identity;
+}
+
+void store_passed_batches(CheckpointInfo& info, const PassedBatches& passed) {
+  if (!passed.ranges().empty()) info.extra[passed_key] = to_text(passed.ranges());
+}
+
+PassedBatches passed_batches(const CheckpointInfo& info) {
+  const auto stored = info.extra.find(passed_key);
+  return stored == info.extra.end() ? PassedBatches() : PassedBatches(parse_step_ranges(stored->second));
+}
+
+int64_t trained_batches(const CheckpointInfo& info) {
+  return passed_batches(info).batch_of(info.step);
+}
+
+Config trained_config(const CheckpointInfo& info, const std::string& checkpoint) {
+  return trained_config(parse_config(info.config_yaml, checkpoint), trained_batches(info));
 }
 
 std::optional<DataIdentity> stored_data(const CheckpointInfo& info) {

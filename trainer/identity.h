@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "configs/schema/config.h"
+#include "data/passed_batches.h"
 #include "data/sampler.h"
 #include "data/tokenizer.h"
 #include "model/parameters.h"
@@ -40,6 +41,13 @@ std::unique_ptr<Tokenizer> find_tokenizer(const CheckpointInfo& info, const std:
 
 // The hash of older checkpoints is in the sampler's fingerprint; they have no ids.
 TokenizerIdentity stored_tokenizer(const CheckpointInfo& info);
+
+// Those that the run had passed over.
+void store_passed_batches(CheckpointInfo& info, const PassedBatches& passed);
+PassedBatches passed_batches(const CheckpointInfo& info);
+int64_t trained_batches(const CheckpointInfo& info);  // the last one that it was trained on; 0 of none
+// The configuration of the model as far as it was trained: without stages, data.seq_len the longest so far.
+Config trained_config(const CheckpointInfo& info, const std::string& checkpoint);
 
 // Absent for a checkpoint that was imported.
 std::optional<DataIdentity> stored_data(const CheckpointInfo& info);

@@ -5,6 +5,7 @@
 #include <optional>
 #include <utility>
 
+#include "configs/schema/decode.h"
 #include "core/base/error.h"
 #include "model/parameters.h"
 #include "trainer/export.h"
@@ -74,11 +75,15 @@ std::string training_of(const CheckpointInfo& info, const Config& config) {
   const char* precision = config.train.precision == Precision::fp32   ? "fp32"
                           : config.train.precision == Precision::bf16 ? "bf16"
                                                                       : "fp64";
-  return fmt::format("{} of {} steps, {} sequences of {} tokens ({} tokens); {}, learning rate {}, {}, seed {}",
-                     info.step, config.train.num_steps, info.sequences_consumed, config.data.seq_len,
-                     info.sequences_consumed * config.data.seq_len,
-                     config.train.optimizer.name == OptimizerName::muon ? "Muon" : "AdamW", config.train.optimizer.lr,
-                     precision, info.seed);
+  const auto stored =
+      info.extra.find("tokens");  // absent in checkpoints of older programs, whose sequences are all as long
+  const std::string tokens =
+      stored == info.extra.end() ? std::to_string(info.sequences_consumed * config.data.seq_len) : stored->second;
+  const bool is_staged = BatchPlan(parse_config(info.config_yaml, "config")).stages().size() > 1;
+  return fmt::format("{} of {} steps, {} sequences of {}{} tokens ({} tokens); {}, learning rate {}, {}, seed {}",
+                     info.step, config.train.num_steps, info.sequences_consumed, is_staged ? "up to " : "",
+                     config.data.seq_len, tokens, config.train.optimizer.name == OptimizerName::muon ? "Muon" : "AdamW",
+                     config.train.optimizer.lr, precision, info.seed);
 }
 
 }  // namespace

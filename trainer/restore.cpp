@@ -77,7 +77,7 @@ Restored restore_parameters(const std::filesystem::path& path, comm::Communicato
   run_and_agree(comm, [&] {
     CheckpointReader reader(restored.checkpoint);
     restored.info = reader.info();
-    restored.config = parse_config(restored.info.config_yaml, restored.checkpoint.string());
+    restored.config = trained_config(restored.info, restored.checkpoint.string());
     if (adjust) adjust(restored.config);
     check_model(restored.checkpoint, reader, restored.config.model);
     restored.engine = std::make_unique<Engine>(restored.config, comm, nullptr, device_index);

@@ -8,21 +8,26 @@
 #include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <span>
 #include <sstream>
 #include <string_view>
 #include <system_error>
 #include <thread>
 #include <utility>
 
+#include "configs/schema/batch_plan.h"
 #include "configs/schema/decode.h"
 #include "core/base/error.h"
 #include "core/base/log.h"
 #include "core/io/file.h"
 #include "core/io/lines_from_end.h"
 #include "model/update_rules.h"
+#include "parallel/comm/thread.h"
 #include "trainer/checkpoint.h"
 #include "trainer/checkpoint_comm.h"
+#include "trainer/identity.h"
 #include "trainer/metrics.h"
+#include "trainer/spike_log.h"
 
 namespace lamina {
 namespace {
@@ -54,6 +59,8 @@ constexpr std::string_view run_time_keys[] = {"run.name",
                                               "train.optimizer.attn_res_lr_factor",
                                               "train.optimizer.groups[].",
                                               "train.lr_schedule.",
+                                              "stages[].micro_batch_size",
+                                              "stages[].lr_factor",
                                               "train.eval.",
                                               "checkpoint.",
                                               "logging.",
@@ -62,8 +69,12 @@ constexpr std::string_view run_time_keys[] = {"run.name",
                                               "data.validation.path",
                                               "data.validation.interval"};
 
+// What says which batches there are: may change for those that are to come.
+constexpr std::string_view batch_keys[] = {"stages[].", "train.batch_ramp.", "train.global_batch_size",
+                                           "data.piece_len", "data.train[].weight"};
+
 // "data.train[0].path" is matched as "data.train[].path".
-bool is_run_time(const std::string& key) {
+bool is_one_of(std::span<const std::string_view> keys, const std::string& key) {
   std::string general;
   bool inside = false;
   for (char c : key) {
@@ -71,7 +82,7 @@ bool is_run_time(const std::string& key) {
     if (!inside) general += c;
     inside = inside || c == '[';
   }
-  return std::any_of(std::begin(run_time_keys), std::end(run_time_keys), [&](std::string_view known) {
+  return std::any_of(keys.begin(), keys.end(), [&](std::string_view known) {
     return known.back() == '.' ? general.starts_with(known) : general == known;
   });
 }
@@ -88,7 +99,7 @@ bool has_results(const RunFolder& folder) {
 std::vector<std::string> check(const RunFolder& folder, const Config& config) {
   check_can_write("run.output_dir", folder.root);
   if (!fs::exists(folder.config()) || !has_results(folder)) return {};
-  return check_same_experiment(io::read_file(folder.config()), folder.config().string(), config);
+  return check_same_experiment(io::read_file(folder.config()), folder.config().string(), config, last_batch(folder));
 }
 
 void prepare(const RunFolder& folder, const Config& config) {
@@ -276,12 +287,47 @@ void check_same_rules(const Config& stored, const std::string& name, const Confi
           name, text(now[i].kind), specs[i].name, text(before[i].kind));
 }
 
+// Why the batches up to `begun` are others than the run's; empty where they are the same.
+std::string batch_difference(const Config& began, const Config& config, int64_t begun) {
+  const BatchPlan before(began);
+  if (before.has_same_batches(BatchPlan(config), begun)) return "";
+  std::string why = " as this run began";
+  const bool is_staged = before.stages().size() > 1 || !config.stages.empty();
+  if (is_staged && begun < std::numeric_limits<int64_t>::max())
+    why = fmt::format(": the run has come to batch {}, and stages that have begun stay as they are", begun);
+  // A stage longer than all that were planned makes longer pieces of the text from the beginning.
+  Config cut = config;
+  cut.data.piece_len = before.stages().front().piece_len;
+  if (before.has_same_batches(BatchPlan(cut), begun))
+    why += fmt::format(
+        "; data.piece_len: {} keeps the text's order so far, and longer sequences then begin a new epoch of every "
+        "source",
+        *cut.data.piece_len);
+  return why;
+}
+
 }  // namespace
 
+int64_t last_batch(const RunFolder& folder) {
+  int64_t last = 0;
+  const auto checkpoints = list_committed_checkpoints(folder.checkpoints());
+  for (auto checkpoint = checkpoints.rbegin(); checkpoint != checkpoints.rend() && last == 0; ++checkpoint) {
+    try {
+      last = trained_batches(read_checkpoint_info(*checkpoint));
+    } catch (const std::exception& damage) {  // an older one is taken then
+      log::debug("{}", damage.what());
+    }
+  }
+  const auto self = comm::make_self_communicator();
+  const PassedBatches passed = SpikeLog(folder.spikes(), *self).passed();
+  return passed.ranges().empty() ? last : std::max(last, passed.ranges().back().last);
+}
+
 std::vector<std::string> check_same_experiment(const std::string& stored_yaml, const std::string& name,
-                                               const Config& config) {
+                                               const Config& config, int64_t begun) {
   const Config began = stored_config(stored_yaml, name);
   check_same_rules(began, name, config);
+  const std::string other_batches = batch_difference(began, config, begun);
   std::map<std::string, std::string> stored = flatten_config(to_yaml(began));
   std::map<std::string, std::string> current = flatten_config(to_yaml(config));
   constexpr const char* absent = "(absent)";
@@ -291,10 +337,10 @@ std::vector<std::string> check_same_experiment(const std::string& stored_yaml, c
   for (const auto& [key, before] : stored) {
     const std::string& now = current[key];
     if (before == now) continue;
-    if (!is_run_time(key))
-      throw Error(
-          "{}: {}: {} found, expected {} as this run began; choose another run.output_dir for another experiment", name,
-          key, now, before);
+    const bool is_of_batches = is_one_of(batch_keys, key) && !is_one_of(run_time_keys, key);
+    if (is_of_batches ? !other_batches.empty() : !is_one_of(run_time_keys, key))
+      throw Error("{}: {}: {} found, expected {}{}; choose another run.output_dir for another experiment", name, key,
+                  now, before, is_of_batches ? other_batches : " as this run began");
     differences.push_back(fmt::format("{}: {} (was {})", key, now, before));
   }
   return differences;

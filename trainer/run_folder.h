@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <limits>
 #include <map>
 #include <memory>
 #include <optional>
@@ -56,11 +57,15 @@ std::optional<Divergence> read_divergence(const RunFolder& folder);  // Error wh
 void write_divergence(const RunFolder& folder, const Divergence& divergence);
 void remove_divergence(const RunFolder& folder);
 
+// The last batch of the run's order that it has trained on or passed over, as far as its newest checkpoint and spikes.jsonl say; 0: none.
+int64_t last_batch(const RunFolder& folder);
+
 // A run may go on with another layout, length, learning rate (of a group too) or interval; not with another model, data order, batch,
-// seed, precision or optimizer. What an older program wrote counts as what it did then. Throws Error naming the first key that differs in such a way, with both values;
+// seed, precision or optimizer; with other stages where those that have begun by batch `begun` stay as they are. What an older program wrote counts as what it did then. Throws Error naming the first key that differs in such a way, with both values;
 // returns the lines of the other differences. `name` stands for the stored configuration in messages.
 std::vector<std::string> check_same_experiment(const std::string& stored_yaml, const std::string& name,
-                                               const Config& config);
+                                               const Config& config,
+                                               int64_t begun = std::numeric_limits<int64_t>::max());
 
 // "key.path" -> value, from the form that to_yaml() writes: two spaces a level, one key a line, lists of sections.
 std::map<std::string, std::string> flatten_config(const std::string& resolved_yaml);

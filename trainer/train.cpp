@@ -73,16 +73,17 @@ class Trainer {
         depth_reads_(config.model),
         spikes_(config.train.spike_threshold),
         place_(engine_.place()),
-        local_sequences_(config.train.global_batch_size / engine_.mesh().data),
-        tokens_(static_cast<size_t>(local_sequences_ * config.data.seq_len)),
-        targets_(tokens_.size()),
-        flops_per_token_(model::training_flops_per_token(config.model, config.data.seq_len).total()),
         threads_(threads_of_ranks(comm)),
-        origin_(process.origin) {}
+        origin_(process.origin) {
+    begin_stage(0);
+  }
   TrainResult run();
 
  private:
   void describe() const;
+  void begin_stage(size_t stage);
+  void stand_in_stage();
+  void enter_stage_of(int64_t batch);
   TrainEnd train();
   void check_writable();
   void resume();
@@ -124,7 +125,8 @@ class Trainer {
   bool agree_to_stop();
   TrainEnd end_early();
   double sum_over_ranks(std::span<double> values);
-  int64_t tokens_per_step() const { return config_.train.global_batch_size * config_.data.seq_len; }
+  int64_t tokens_per_step() const { return engine_.batch().tokens_per_batch(); }
+  int64_t tokens_after(int64_t step) const;
 
   const Clock::time_point begin_ = Clock::now();
   const Config& config_;
@@ -151,23 +153,27 @@ class Trainer {
   std::optional<Divergence> diverged_before_;
   std::optional<Evaluation> last_evaluation_;
   mesh::Coordinates place_;
-  int64_t local_sequences_;  // of this data-parallel rank
+  size_t stage_ = 0;             // of the plan, that the engine is set to
+  int64_t local_sequences_ = 0;  // of this data-parallel rank
   std::vector<int32_t> tokens_, targets_;
   int64_t logged_step_ = 0;          // completed at the last console line
   Clock::time_point logged_;         // when that was
   Clock::time_point start_, saved_;  // of the first step; of the last checkpoint, or start_
-  double flops_per_token_;
+  double flops_per_token_ = 0;
   std::string threads_;                        // of the ranks
   std::map<std::string, std::string> origin_;  // of this process
   double peak_gflops_ = 0;                     // of one rank
 };
 
 void Trainer::describe() const {
-  log::info("{}: {} parameters, {} layers, {} x {} tokens per step, {} steps ({} tokens), {} rank{}, {}",
+  const BatchStage& first = sampler_.plan().stages().front();
+  const int64_t num_stages = std::ssize(sampler_.plan().stages()), num_steps = config_.train.num_steps;
+  log::info("{}: {} parameters, {} layers, {} x {} tokens per step{}, {} steps ({} tokens), {} rank{}, {}",
             config_.run.name, count_text(static_cast<double>(model::num_parameters(config_.model))),
-            config_.model.num_hidden_layers, config_.train.global_batch_size, config_.data.seq_len,
-            config_.train.num_steps, count_text(static_cast<double>(tokens_per_step() * config_.train.num_steps)),
-            comm_.size(), comm_.size() == 1 ? "" : "s", name_of(compute_dtype(config_.train.precision)));
+            config_.model.num_hidden_layers, first.global_batch_size, first.seq_len,
+            num_stages > 1 ? fmt::format(" at first, {} stages", num_stages) : "", num_steps,
+            count_text(static_cast<double>(sampler_.plan().num_tokens(1, num_steps))), comm_.size(),
+            comm_.size() == 1 ? "" : "s", name_of(compute_dtype(config_.train.precision)));
   const ParallelConfig& parallel = config_.parallel;
   if (parallel.pipeline * parallel.virtual_stages > 1) {
     const pipeline::ChunkSplit& split = engine_.plan().split;
@@ -182,6 +188,48 @@ void Trainer::describe() const {
   for (const std::string& rule : model::describe_update_rules(config_)) log::info("updates: {}", rule);
   for (const evaluation::Task& task : tasks_) log::info("task {}", evaluation::describe(task, config_.data.seq_len));
   log::info("run folder {}", folder_.root.string());
+}
+
+// What a step takes from now on.
+void Trainer::begin_stage(size_t stage) {
+  const BatchStage& batch = sampler_.plan().stages()[stage];
+  stage_ = stage;
+  engine_.set_stage(batch);
+  local_sequences_ = batch.global_batch_size / engine_.mesh().data;
+  tokens_.resize(static_cast<size_t>(local_sequences_ * batch.seq_len));
+  targets_.resize(tokens_.size());
+  flops_per_token_ = model::training_flops_per_token(config_.model, batch.seq_len).total();
+}
+
+// Where the completed steps have come to.
+void Trainer::stand_in_stage() {
+  begin_stage(step_ > 0 ? sampler_.plan().stage_of(passed_.batch_of(step_)) : 0);
+}
+
+// Before the next step. What it takes may be compared with other steps' loss and gradient norm no more.
+void Trainer::enter_stage_of(int64_t batch) {
+  const std::vector<BatchStage>& stages = sampler_.plan().stages();
+  const size_t stage = sampler_.plan().stage_of(batch);
+  for (size_t begun = step_ > 0 ? sampler_.plan().stage_of(passed_.batch_of(step_)) : stage; begun < stage; ++begun) {
+    const BatchStage &before = stages[begun], &next = stages[begun + 1];
+    if (!has_same_mixture(before, next) || before.seq_len != next.seq_len ||
+        before.global_batch_size > next.global_batch_size)
+      spikes_ = SpikeWatch(config_.train.spike_threshold);
+  }
+  if (stage == stage_) return;
+  begin_stage(stage);
+  log::info("step {}: stage {} of {}: {}{}", step_ + 1, stage + 1, stages.size(), to_text(stages[stage]),
+            batch == step_ + 1 ? "" : fmt::format("; {} batches were passed over before", batch - step_ - 1));
+}
+
+// Seen in the steps up to this one.
+int64_t Trainer::tokens_after(int64_t step) const {
+  const BatchPlan& plan = sampler_.plan();
+  const int64_t last = passed_.batch_of(step);
+  int64_t tokens = plan.num_tokens(1, last);
+  const PassedBatches passed = passed_.before(last);
+  for (const StepRange& range : passed.ranges()) tokens -= plan.num_tokens(range.first, range.last);
+  return tokens;
 }
 
 // What would only show when it is to be written.
@@ -209,6 +257,7 @@ void Trainer::resume() {
     warn_of_other_threads(info);
   }
   pass_over_as_before(checkpoint ? &info : nullptr);
+  stand_in_stage();
   if (const std::string line = choose_bf16_products(engine_, checkpoint ? &info : nullptr); !line.empty())
     log::info("{}", line);
   first_step_ = step_;
@@ -221,7 +270,7 @@ CheckpointInfo Trainer::load(const std::filesystem::path& checkpoint) {
   CheckpointInfo info;
   run_and_agree(comm_, [&] {
     info = read_checkpoint_info(checkpoint);
-    if (info.sampler_fingerprint != sampler_.fingerprint())
+    if (!sampler_.continues(info.sampler_fingerprint, trained_batches(info)))
       throw Error("{}: was trained on other data: expected {}, found {}", checkpoint.string(), info.sampler_fingerprint,
                   sampler_.fingerprint());
     load_checkpoint(checkpoint, engine_.optimizer().state());
@@ -239,9 +288,7 @@ void Trainer::pass_over_as_before(const CheckpointInfo* info) {
   passed_ = PassedBatches(parse_step_ranges(config_.train.skip_steps));
   passed_.add(spike_log_.passed());
   if (!info) return;
-  const auto stored = info->extra.find("passed_batches");
-  const PassedBatches before(stored == info->extra.end() ? std::vector<StepRange>()
-                                                         : parse_step_ranges(stored->second));
+  const PassedBatches before = passed_batches(*info);
   passed_.add(before);
   const int64_t reached = before.batch_of(step_);
   if (passed_.before(reached + 1) != before)
@@ -422,6 +469,7 @@ bool Trainer::rewind(Spike& spike) {
   const auto checkpoint = find_checkpoint(folder_.checkpoints(), comm_);
   if (!checkpoint) return false;
   load(*checkpoint);
+  stand_in_stage();
   spike.passed = {{passed_.batch_of(step_ + 1), spike.batch}};
   depth_reads_ = DepthReadWatch(config_.model);
   first_step_ = std::min(first_step_, step_);
@@ -454,7 +502,8 @@ std::optional<EngineDump> Trainer::begin_dump() {
 }
 
 LayerStats Trainer::observe_layers(const std::vector<model::LayerSums>& sums) {
-  const LayerStatsTotals totals{tokens_per_step(), config_.train.global_batch_size / config_.train.micro_batch_size};
+  const LayerStatsTotals totals{tokens_per_step(),
+                                engine_.batch().global_batch_size / engine_.batch().micro_batch_size};
   return layer_stats(engine_, comm_, step_ + 1, config_.model.hidden_size, sums, totals);
 }
 
@@ -467,12 +516,13 @@ void Trainer::write_layer_stats(const LayerStats& stats) {
 // Completes the next step, or finds that its batch is passed over.
 void Trainer::step() {
   if (lock_) lock_->check();
+  const int64_t batch = passed_.batch_of(step_ + 1);
+  enter_stage_of(batch);
   tracer_.begin(step_ + 1, engine_);
   const auto started = Clock::now();
   engine_.take_data_bytes();
   engine_.take_expert_bytes();
   const int64_t first = place_.dp_rank * local_sequences_;
-  const int64_t batch = passed_.batch_of(step_ + 1);
   {
     const trace::Scope scope(tracer_.recorder(), trace::Track::phases, "load data");
     sampler_.load(batch - 1, first, first + local_sequences_, tokens_, targets_);
@@ -495,7 +545,9 @@ void Trainer::step() {
   metrics.loss = totals[0] / static_cast<double>(tokens_per_step());
   metrics.grad_norm = std::sqrt(totals[1]);
   if (config_.model.aux_loss_alpha > 0) metrics.aux_loss = totals[2];
-  metrics.lr = learning_rate(config_.train.optimizer.lr, config_.train.lr_schedule, config_.train.num_steps, step_ + 1);
+  metrics.lr =
+      learning_rate(config_.train.optimizer.lr, config_.train.lr_schedule, config_.train.num_steps, step_ + 1) *
+      engine_.batch().lr_factor;
   if (passes_over(metrics.loss, metrics.grad_norm)) return;
   LayerStats layers;
   std::optional<QueryUpdates> queries;
@@ -516,7 +568,7 @@ void Trainer::step() {
   if (dump) dump->finish();
   ++step_;
   const double seconds = seconds_since(started);
-  metrics.tokens = step_ * tokens_per_step();
+  metrics.tokens = tokens_after(step_);
   metrics.tokens_per_second = static_cast<double>(tokens_per_step()) / seconds;
   metrics.mfu = flops_per_token_ * metrics.tokens_per_second / 1e9 / (peak_gflops_ * comm_.size());
   tracer_.release(engine_);
@@ -536,6 +588,10 @@ void Trainer::step() {
   const double interval_rate = rate_since_logged();
   if (logs_step()) row.add("peak_bytes", peak_bytes()).add("interval_tokens_per_second", interval_rate);
   if (batch != step_) row.add("batch", batch);
+  if (sampler_.plan().stages().size() > 1)
+    row.add("stage", static_cast<int64_t>(stage_ + 1))
+        .add("sequences", engine_.batch().global_batch_size)
+        .add("seq_len", engine_.batch().seq_len);
   row.add("gflops", flops_per_token_ * metrics.tokens_per_second / 1e9);
   if (evaluation) row.add("validation_bits_per_byte", evaluation->bits_per_byte);
   if (answers) row.append(*answers);
@@ -547,7 +603,7 @@ void Trainer::step() {
 
 // Tokens per second since the last console line: what a step waits for between two steps counts too.
 double Trainer::rate_since_logged() const {
-  return static_cast<double>((step_ - logged_step_) * tokens_per_step()) / seconds_since(logged_);
+  return static_cast<double>(tokens_after(step_) - tokens_after(logged_step_)) / seconds_since(logged_);
 }
 
 void Trainer::console_line(const StepMetrics& metrics, const std::optional<Evaluation>& evaluation, double rate) {
@@ -557,8 +613,9 @@ void Trainer::console_line(const StepMetrics& metrics, const std::optional<Evalu
   if (!logs_step()) return;
   logged_step_ = step_;
   logged_ = Clock::now();
-  const double per_step = seconds_since(start_) / static_cast<double>(step_ - first_step_);
-  const double left = per_step * static_cast<double>(config_.train.num_steps - step_);
+  const int64_t seen = tokens_after(step_);
+  const double per_token = seconds_since(start_) / static_cast<double>(seen - tokens_after(first_step_));
+  const double left = per_token * static_cast<double>(tokens_after(config_.train.num_steps) - seen);
   const double gflops = flops_per_token_ * rate / 1e9;
   log::info("step {}/{} ({:.0f} %)  loss {:.4f}  grad norm {:.3f}  lr {:.2e}  {} tokens/s  {:.1f} GFLOP/s  {}  {} left",
             step_, config_.train.num_steps,
@@ -660,14 +717,14 @@ void Trainer::save_checkpoint() {
   info.config_yaml = to_yaml(config_);
   info.sampler_fingerprint = sampler_.fingerprint();
   const int64_t batch = passed_.batch_of(step_);
-  info.sequences_consumed = batch * config_.train.global_batch_size;
+  info.sequences_consumed = sampler_.plan().num_sequences(1, batch);
   info.seed = config_.run.seed;
   info.data_parallel = engine_.mesh().data;
   info.program_version = program_version;
   info.extra["threads"] = threads_;
   info.extra["spike_window"] = spikes_.to_text();
-  if (const PassedBatches passed = passed_.before(batch); !passed.ranges().empty())
-    info.extra["passed_batches"] = to_text(passed.ranges());
+  store_passed_batches(info, passed_.before(batch));
+  info.extra["tokens"] = std::to_string(tokens_after(step_));
   info.extra.insert(origin_.begin(), origin_.end());
   store_bf16_products(info, engine_);
   store_tokenizer(info, sampler_.tokenizer());
@@ -790,7 +847,7 @@ TrainResult train(Config config, comm::Communicator& comm, const TrainProcess& p
   std::vector<evaluation::Task> tasks;
   run_and_agree(comm, [&] {
     if (config.model.vocab_size == 0) config.model.vocab_size = data_vocab_size(config.data);
-    sampler.emplace(config.data, config.run.seed, config.train.global_batch_size, config.model.vocab_size);
+    sampler.emplace(config);
     tasks = evaluation::load_tasks(config.train.eval.tasks, sampler->tokenizer(), config.data.seq_len);
   });
   const RunFolder folder = run_folder_of(config);

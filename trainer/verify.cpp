@@ -152,13 +152,14 @@ class Verifier {
   double floor_ = 0;
 };
 
-Verifier::Verifier(const Config& config, const VerifyOptions& options) : config_(config), options_(options) {
+Verifier::Verifier(const Config& config, const VerifyOptions& options)
+    : config_(config_of(config, BatchPlan(config).at(options.step))), options_(options) {
   LAMINA_CHECK(config.model.vocab_size > 0);
-  const Sampler sampler(config.data, config.run.seed, config.train.global_batch_size, config.model.vocab_size);
-  const auto count = static_cast<size_t>(config.train.global_batch_size * config.data.seq_len);
+  const Sampler sampler(config);
+  const auto count = static_cast<size_t>(config_.train.global_batch_size * config_.data.seq_len);
   batch_ = {std::vector<int32_t>(count), std::vector<int32_t>(count)};
   end_of_document_ = sampler.end_of_document();
-  sampler.load(options_.step - 1, 0, config.train.global_batch_size, batch_.tokens, batch_.targets);
+  sampler.load(options_.step - 1, 0, config_.train.global_batch_size, batch_.tokens, batch_.targets);
   if (!options_.checkpoint.empty()) {
     const auto self = comm::make_self_communicator();
     options_.checkpoint = resolve_checkpoint(options_.checkpoint, *self);
