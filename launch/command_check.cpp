@@ -1,11 +1,13 @@
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <filesystem>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "configs/schema/batch_plan.h"
 #include "configs/schema/decode.h"
 #include "core/base/error.h"
 #include "core/device/cuda_device.h"
@@ -45,7 +47,8 @@ std::string run_folder_state(const Config& config) {
   if (!fs::exists(folder.config())) return "new";
   const std::string stored = io::read_file(folder.config());
   std::string text = "exists, the run goes on";
-  for (const std::string& difference : check_same_experiment(stored, folder.config().string(), config))
+  for (const std::string& difference :
+       check_same_experiment(stored, folder.config().string(), config, last_batch(folder)))
     text += "\n               with " + difference;
   return text;
 }
@@ -93,6 +96,27 @@ const char* plural(int64_t count) {
   return count == 1 ? "" : "s";
 }
 
+// A long ramp is cut in the middle.
+void print_stages(const BatchPlan& plan, int64_t num_steps) {
+  constexpr size_t most = 20;
+  const std::vector<BatchStage>& stages = plan.stages();
+  if (stages.size() == 1) return;
+  fmt::print("{:<14} {:<13} {:>7} {:>6} {:>8} {:>14} {:>10}  weights\n", "stages", "steps", "batch", "micro", "seq_len",
+             "tokens", "lr factor");
+  for (size_t i = 0; i < stages.size(); ++i) {
+    if (stages.size() > most && i == most / 2) {
+      i = stages.size() - most / 2;
+      fmt::print("{:<14} ... {} more\n", "", i - most / 2);
+    }
+    const BatchStage& stage = stages[i];
+    const int64_t last = i + 1 < stages.size() ? std::min(stages[i + 1].first - 1, num_steps) : num_steps;
+    fmt::print("{:<14} {:<13} {:>7} {:>6} {:>8} {:>14} {:>10}  {}{}\n", "", steps_text(plan, i, num_steps),
+               stage.global_batch_size, stage.micro_batch_size, stage.seq_len, plan.num_tokens(stage.first, last),
+               stage.lr_factor, fmt::join(stage.weights, ", "),
+               stage.begins_epoch ? "; every source begins an epoch (data.piece_len)" : "");
+  }
+}
+
 // N. Muennighoff et al., Scaling Data-Constrained Language Models, arXiv 2305.16264: up to four epochs are nearly as good as new text.
 constexpr double many_epochs = 4;
 
@@ -102,7 +126,7 @@ void check(const CheckOptions& options) {
   const TrainConfig& train = config.train;
   const int data_size = resolve_data_parallel(config, ranks);
   if (config.model.vocab_size == 0) config.model.vocab_size = data_vocab_size(config.data);
-  const Sampler sampler(config.data, config.run.seed, train.global_batch_size, config.model.vocab_size);
+  const Sampler sampler(config);
   const std::vector<evaluation::Task> tasks =
       evaluation::load_tasks(config.train.eval.tasks, sampler.tokenizer(), config.data.seq_len);
   const std::string folder = run_folder_state(config), parameters = check_parameters(config, sampler);
@@ -112,8 +136,8 @@ void check(const CheckOptions& options) {
     return;
   }
 
-  const int64_t num_microbatches = train.global_batch_size / (train.micro_batch_size * data_size);
-  const int64_t tokens_per_step = train.global_batch_size * config.data.seq_len;
+  const BatchStage& first = sampler.plan().stages().front();
+  const int64_t num_microbatches = first.global_batch_size / (first.micro_batch_size * data_size);
   fmt::print("configuration  {}: right for {} rank{}\n", options.config, ranks, plural(ranks));
   fmt::print("model          {} parameters, {} layer{}, vocabulary {}, {}\n", model::num_parameters(config.model),
              config.model.num_hidden_layers, plural(config.model.num_hidden_layers), config.model.vocab_size,
@@ -123,14 +147,17 @@ void check(const CheckOptions& options) {
                plural(config.parallel.pipeline), config.parallel.virtual_stages, plural(config.parallel.virtual_stages),
                fmt::join(model::resolve_split(config), " "));
   fmt::print("batch          {} sequences = {} per micro-batch x {} {}rank{} x {} micro-batch{}\n",
-             train.global_batch_size, train.micro_batch_size, data_size,
+             first.global_batch_size, first.micro_batch_size, data_size,
              config.parallel.pipeline > 1 ? "data-parallel " : "", plural(data_size), num_microbatches,
              num_microbatches == 1 ? "" : "es");
+  print_stages(sampler.plan(), train.num_steps);
   for (size_t i = 0; i < updates.size(); ++i) fmt::print("{:<14} {}\n", i == 0 ? "updates" : "", updates[i]);
   for (const std::string& note : config.notes) fmt::print("note           {}\n", note);
   fmt::print("memory         {}\n", memory_text(config, ranks));
-  fmt::print("tokens         {} per step x {} steps = {}\n", tokens_per_step, train.num_steps,
-             tokens_per_step * train.num_steps);
+  if (const int64_t tokens = sampler.plan().num_tokens(1, train.num_steps); sampler.plan().stages().size() > 1)
+    fmt::print("tokens         {} in {} steps\n", tokens, train.num_steps);
+  else
+    fmt::print("tokens         {} per step x {} steps = {}\n", first.tokens_per_batch(), train.num_steps, tokens);
   const std::vector<double> epochs = sampler.epochs(train.num_steps);
   for (size_t i = 0; i < epochs.size(); ++i)
     fmt::print("{:<14} {:.2f} epochs of {}{}\n", i == 0 ? "data" : "", epochs[i], config.data.train[i].path,

@@ -6,6 +6,7 @@
 #include <thread>
 #include <vector>
 
+#include "configs/schema/batch_plan.h"
 #include "core/base/error.h"
 #include "core/base/stop.h"
 #include "data/sampler.h"
@@ -31,9 +32,8 @@ void print_plan(const study::SweepPlan& plan) {
     const Config& config = run.config;
     Config resolved = config;
     if (resolved.model.vocab_size == 0) resolved.model.vocab_size = data_vocab_size(config.data);
-    const double tokens =
-        static_cast<double>(config.train.num_steps * config.train.global_batch_size * config.data.seq_len);
-    const double flops = model::training_flops_per_token(resolved.model, config.data.seq_len).total() * tokens;
+    const auto tokens = static_cast<double>(BatchPlan(config).num_tokens(1, config.train.num_steps));
+    const double flops = model::training_flops(resolved, config.train.num_steps);
     total += flops;
     fmt::print("{}  {} parameters, {} steps, {:.3g} tokens, lr {}, {:.3g} FLOP\n", run.id.name,
                model::num_parameters(resolved.model), config.train.num_steps, tokens, config.train.optimizer.lr, flops);

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "configs/schema/batch_plan.h"
 #include "configs/schema/decode.h"
 #include "core/base/error.h"
 #include "core/base/log.h"
@@ -55,8 +56,8 @@ void verify(const VerifyArguments& options) {
     fmt::print("precision   {}{}\n", name_of(compute_dtype(config.train.precision)), why);
     fmt::print("parameters  {}\n",
                how.checkpoint.empty() ? "initial, depth queries moved away from zero" : how.checkpoint.string());
-    fmt::print("data        step {}: {} sequences of {} tokens\n", how.step, config.train.global_batch_size,
-               config.data.seq_len);
+    const BatchStage batch = BatchPlan(config).at(how.step);
+    fmt::print("data        step {}: {} sequences of {} tokens\n", how.step, batch.global_batch_size, batch.seq_len);
     std::fflush(stdout);
     const Verification result = verify_layouts(config, layouts, how);
     log::flush();

@@ -120,6 +120,9 @@ MetricsDigest digest_metrics(const study::RunData& run, const std::vector<std::s
     const double rate = value_at(*row, "tokens_per_second").value_or(no_number);
     const double seconds = rate > 0 ? step_tokens / rate : 0;
     point.time = clock.add(*row, point.step, point.tokens, seconds);
+    const int64_t stage = row->value("stage", int64_t{1});
+    if (stage > (digest.stages.empty() ? 1 : digest.stages.back().stage))
+      digest.stages.push_back({stage, point.step, point.tokens});
     digest.seconds_in_steps += seconds;
     if (seconds > 0) digest.tokens_in_steps += step_tokens;
     if (const double mfu = value_at(*row, "mfu").value_or(no_number); seconds > 0 && std::isfinite(mfu)) {

@@ -21,12 +21,18 @@ struct Start {
   double running = std::numeric_limits<double>::quiet_NaN();
 };
 
+// The first step that a run's rows tell of a stage other than its first one.
+struct StageBegin {
+  int64_t stage = 1, step = 0, tokens = 0;
+};
+
 // [{start, step, tokens, time, running}]; `time` counts from `time_zero`, null is not known.
 nlohmann::json to_json(const std::vector<Start>& starts, double time_zero);
 
 struct MetricsDigest {
   std::map<std::string, Thinner> series;  // of the keys that some row has
   std::vector<Start> starts;
+  std::vector<StageBegin> stages;        // in order
   nlohmann::json peak_bytes;             // of the last row that has them: they grow only
   double seconds_in_steps = 0;           // without start-up, validation and checkpoints
   double tokens_in_steps = 0;            // of the steps whose time is known

@@ -5,6 +5,7 @@
 #include <map>
 #include <vector>
 
+#include "configs/schema/batch_plan.h"
 #include "configs/schema/decode.h"
 #include "launch/report/layer_document.h"
 #include "launch/report/metrics_digest.h"
@@ -64,6 +65,19 @@ json spikes_document(const RunData& run, json& left_out) {
   return out;
 }
 
+// Where each stage begins but the run's first one.
+json stages_document(const RunData& run, const MetricsDigest& digest) {
+  const BatchPlan plan(run.config);
+  json begins = json::array();
+  for (const StageBegin& begin : digest.stages)
+    if (begin.stage <= std::ssize(plan.stages()))
+      begins.push_back({{"step", begin.step},
+                        {"tokens", begin.tokens},
+                        {"name", fmt::format("stage {}: {}", begin.stage,
+                                             to_text(plan.stages()[static_cast<size_t>(begin.stage - 1)]))}});
+  return begins;
+}
+
 json summary(const RunData& run, const MetricsDigest& digest, const std::map<std::string, std::string>& keys) {
   const Config& config = run.config;
   const int64_t ranks = num_ranks(digest.peak_bytes);
@@ -77,12 +91,13 @@ json summary(const RunData& run, const MetricsDigest& digest, const std::map<std
       {"num_experts", config.model.num_experts},
       {"parameters", model::model_parameters(config.model).total()},
       {"active_parameters", model::active_parameters(config.model)},
-      {"flops_per_token", model::training_flops_per_token(config.model, config.data.seq_len).total()},
+      {"flops", study::training_flops(run)},
+      {"stages", stages_document(run, digest)},
       {"seq_len", config.data.seq_len},
-      {"global_batch_size", config.train.global_batch_size},
+      {"global_batch_size", BatchPlan(config).stages().front().global_batch_size},
       {"micro_batch_size", config.train.micro_batch_size},
       {"tokens", run.last_row["tokens"]},
-      {"planned_tokens", config.train.num_steps * config.train.global_batch_size * config.data.seq_len},
+      {"planned_tokens", BatchPlan(config).num_tokens(1, config.train.num_steps)},
       {"precision", keys.at("train.precision")},
       {"optimizer", keys.at("train.optimizer.name")},
       {"device", config.run.device},

@@ -46,7 +46,7 @@ json run_row(const SweepRun& entry, const RunData& run, size_t max_points) {
           {"seed", entry.seed},
           {"state", state_text(run)},
           {"active_parameters", model::active_parameters(run.config.model)},
-          {"compute", model::training_flops_per_token(run.config.model, run.config.data.seq_len).total() * tokens},
+          {"compute", study::training_flops(run)},
           {"tokens", tokens},
           {"loss", last_of(digest.find("loss"))},
           {"validation_loss", last_of(digest.find("validation_loss"))},

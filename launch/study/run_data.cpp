@@ -4,12 +4,15 @@
 
 #include <cerrno>
 #include <fstream>
+#include <map>
 #include <memory>
 
+#include "configs/schema/batch_plan.h"
 #include "configs/schema/decode.h"
 #include "core/base/error.h"
 #include "core/io/file.h"
 #include "core/io/lines_from_end.h"
+#include "model/cost_model.h"
 #include "trainer/checkpoint.h"
 
 namespace lamina::study {
@@ -147,6 +150,25 @@ std::optional<Divergence> find_divergence(const RunFolder& folder, const json& l
 
 std::optional<Divergence> find_divergence(const RunData& run) {
   return find_divergence(RunFolder{run.folder}, run.last_row, run.config.train.num_steps);
+}
+
+double training_flops(const RunData& run) {
+  const auto per_token = [&](int64_t seq_len) {
+    return model::training_flops_per_token(run.config.model, seq_len).total();
+  };
+  if (BatchPlan(run.config).stages().size() == 1)
+    return per_token(run.config.data.seq_len) * run.last_row.value("tokens", 0.0);
+  std::map<int64_t, double> tokens_of_length;
+  double before = 0;
+  const RowReader next = run.metrics();
+  while (const std::optional<json> row = next()) {
+    const double tokens = row->value("tokens", before);
+    tokens_of_length[row->value("seq_len", run.config.data.seq_len)] += tokens - before;
+    before = tokens;
+  }
+  double flops = 0;
+  for (const auto& [seq_len, tokens] : tokens_of_length) flops += per_token(seq_len) * tokens;
+  return flops;
 }
 
 bool is_sweep(const fs::path& folder) {

@@ -56,6 +56,9 @@ RunProgress read_progress(const std::filesystem::path& folder);
 std::optional<Divergence> find_divergence(const RunFolder& folder, const nlohmann::json& last_row, int64_t num_steps);
 std::optional<Divergence> find_divergence(const RunData& run);
 
+// Floating-point operations of the steps that its rows tell of, each with its own seq_len (model/cost_model.h).
+double training_flops(const RunData& run);
+
 // sweep.json of a sweep's folder: what `lamina sweep` made of its file, the same at every start.
 struct SweepRun {
   std::string name;     // of the run, and of its folder below the sweep's

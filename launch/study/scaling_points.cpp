@@ -55,7 +55,7 @@ FitPoint point_of(const SweepRun& entry, const RunData& run, const MetricOptions
     throw Error("{}: found no tokens in the last row, expected rows written by `lamina train`", rows.string());
   point.tokens = tokens->get<double>();
   point.parameters = static_cast<double>(model::active_parameters(config.model));
-  point.compute = model::training_flops_per_token(config.model, config.data.seq_len).total() * point.tokens;
+  point.compute = training_flops(run);
   const std::optional<double> mean =
       mean_of_last(run, "loss", options.window, config.train.num_steps);  // reads all rows
   double loss = std::nan("");

@@ -270,7 +270,7 @@ void check_sweep(const SweepPlan& plan) {
       Config config = run.config;
       resolve_data_parallel(config, plan.ranks);
       if (config.model.vocab_size == 0) config.model.vocab_size = data_vocab_size(config.data);
-      const Sampler sampler(config.data, config.run.seed, config.train.global_batch_size, config.model.vocab_size);
+      const Sampler sampler(config);
       check_same_run(run);
     } catch (const Error& failure) {
       throw Error("{}: {}", run.id.name, failure.what());

@@ -9,6 +9,7 @@
 #include <fstream>
 #include <optional>
 
+#include "configs/schema/batch_plan.h"
 #include "configs/schema/decode.h"
 #include "core/base/error.h"
 #include "core/io/file.h"
@@ -122,8 +123,8 @@ std::string status_line(const PlannedRun& run, const RunStatus& status, size_t n
   line += status.loss > 0 ? fmt::format("  loss {:.4f}", status.loss) : "";
   if (status.validation_loss > 0) line += fmt::format("  validation {:.4f}", status.validation_loss);
   if (status.state == RunState::running && status.tokens_per_second > 0) {
-    const double left = static_cast<double>((run.config.train.num_steps - status.step) *
-                                            run.config.train.global_batch_size * run.config.data.seq_len);
+    const auto left =
+        static_cast<double>(BatchPlan(run.config).num_tokens(status.step + 1, run.config.train.num_steps));
     line += fmt::format("  {:.0f} tokens/s  {:.0f} s left", status.tokens_per_second, left / status.tokens_per_second);
   }
   if (!status.reason.empty()) line += "  " + status.reason;

@@ -104,9 +104,9 @@ function positionOf(run, step, axis) {
 
 const fullExtent = (runs, axis) => extent(runs.filter(run => run.series.loss).map(run => positions(run, run.series.loss, axis)));
 
-// ---- What happened to a run: it was resumed, a spike was skipped ----
+// ---- What happened to a run: it was resumed, a spike was skipped, a stage began ----
 
-const spikeWords = {warn: 'spike, gone on', skip: 'spike, batch skipped', rewind: 'spike, rewound'};
+const eventWords = {resumed: 'resumed', stage: 'a stage begins', warn: 'spike, gone on', skip: 'spike, batch skipped', rewind: 'spike, rewound'};
 
 // [{step, x, kind, words, colour}] against an axis, in order.
 function eventsOf(runs, axis) {
@@ -117,8 +117,10 @@ function eventsOf(runs, axis) {
       what: 'resumed (start ' + start.start + ')', words: said + 'resumed, start ' + start.start + ', at step ' + whole(start.step),
       x: axis === 'step' ? start.step : axis === 'tokens' ? start.tokens : axis === 'time' ? run.time_zero + start.time : start.running}));
     const spikes = (run.spikes || []).map(spike => ({...common, step: spike.step, kind: spike.action, reason: spike.reason, time: null,
-      what: spikeWords[spike.action] + (spike.passed ? ' (passed over: ' + spike.passed + ')' : ''),
-      words: said + spikeWords[spike.action] + ', step ' + whole(spike.step), x: positionOf(run, spike.step, axis)}));
-    return [...starts, ...spikes].filter(event => isNumber(event.x));
+      what: eventWords[spike.action] + (spike.passed ? ' (passed over: ' + spike.passed + ')' : ''),
+      words: said + eventWords[spike.action] + ', step ' + whole(spike.step), x: positionOf(run, spike.step, axis)}));
+    const stages = run.summary.stages.map(stage => ({...common, step: stage.step, kind: 'stage', reason: '', time: null, what: stage.name,
+      words: said + stage.name + ', from step ' + whole(stage.step), x: positionOf(run, stage.step, axis)}));
+    return [...starts, ...spikes, ...stages].filter(event => isNumber(event.x));
   }).sort((a, b) => a.step - b.step);
 }

@@ -104,7 +104,7 @@ function curveFigure(runs, options) {
   return host;
 }
 
-// Resumes and spikes in words; null where nothing happened.
+// Resumes, spikes and stages in words; null where nothing happened.
 function eventsTable(runs) {
   const events = eventsOf(runs, 'step');
   if (events.length === 0) return null;
@@ -117,7 +117,7 @@ function eventsTable(runs) {
   const rows = events.map(event => [...(many ? [event.run] : []), event.step, event.what, when(event), event.reason || null]);
   const note = older > 0 ? el('p', {class: 'note'}, 'The oldest ' + whole(older) + ' spikes are left out.') : null;
   return el('div', {}, eventLegend(events),
-            tableBehind('Table of resumes and spikes (' + whole(events.length + older) + ')',
+            tableBehind('Table of resumes, spikes and stages (' + whole(events.length + older) + ')',
                         () => el('div', {}, note, table(columns, rows))));
 }
 

@@ -18,23 +18,25 @@ function legend(series) {
 // The signs of each kind of event that is there, for all plots of a page.
 function eventLegend(events) {
   const kinds = [...new Set(events.map(event => event.kind))];
-  const sample = kind => el('li', {}, eventSwatch(kind), el('span', {}, kind === 'resumed' ? 'resumed' : spikeWords[kind]));
+  const sample = kind => el('li', {}, eventSwatch(kind), el('span', {}, eventWords[kind]));
   return el('ul', {class: 'legend events'}, kinds.map(sample));
 }
 
-// Resumed: a broken line with a triangle at its foot. Spikes: a triangle at the top, hollow where nothing was done about it.
+// Resumed: a broken line with a triangle at its foot. A stage: a line of long strokes. Spikes: a triangle at the top, hollow where nothing was done about it.
 function eventSign(event, at, top, bottom) {
   const style = event.colour ? 'color:' + event.colour : null;
   const group = svg('g', {class: 'event ' + event.kind, style, 'data-step': event.step});
   if (event.kind === 'resumed')
     group.append(svg('line', {x1: at, x2: at, y1: top, y2: bottom}),
                  svg('path', {class: 'sign', d: 'M' + (at - 4) + ',' + bottom + 'h8l-4,-7Z'}));
+  else if (event.kind === 'stage')
+    group.append(svg('line', {x1: at, x2: at, y1: top, y2: bottom}));
   else
     group.append(svg('path', {class: 'sign', d: 'M' + (at - 4.5) + ',' + top + 'h9l-4.5,8Z'}));
   return group;
 }
 function eventSwatch(kind) {
-  return svg('svg', {width: 30, height: 12, class: 'swatch', 'aria-hidden': 'true'}, eventSign({kind}, 15, kind === 'resumed' ? 0 : 2, 11));
+  return svg('svg', {width: 30, height: 12, class: 'swatch', 'aria-hidden': 'true'}, eventSign({kind}, 15, ['resumed', 'stage'].includes(kind) ? 0 : 2, 11));
 }
 
 // Gaps where a value is not a number, or not positive on a log scale, and before the points in `breaks`.

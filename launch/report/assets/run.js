@@ -19,10 +19,12 @@ function facts(run) {
     ['Residual', (schemes[s.residual] || s.residual) +
                  (s.block_size ? ', ' + s.block_size + (s.block_size === 1 ? ' layer' : ' layers') + ' per block' : '')],
     ['Experts', experts],
-    ['Batch', whole(s.global_batch_size) + ' \u00d7 ' + whole(s.seq_len) + ' tokens'],
+    ['Batch', whole(s.global_batch_size) + ' \u00d7 ' + whole(s.seq_len) + ' tokens' + (s.stages.length ? ' at first' : '')],
+    ['Stages', s.stages.length > 6 ? s.stages.length + 1 + ', begun where the curves have a line'
+        : s.stages.map(stage => 'from step ' + whole(stage.step) + ' ' + stage.name).join('; ') || 'one'],
     ['Precision', s.precision + ', ' + s.optimizer],
     ['Layout', layout],
-    ['Compute', flop(s.flops_per_token * s.tokens)],
+    ['Compute', flop(s.flops)],
     ['Time in steps', seconds(s.seconds_in_steps) + (run.starts.length > 1 ? ', ' + run.starts.length + ' starts' : '')],
     ['Seed', String(s.seed)],
   ];
