@@ -1,6 +1,7 @@
 #include "launch/study/child_process.h"
 
 #include <fcntl.h>
+#include <sched.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -40,7 +41,11 @@ std::vector<char*> words_of(std::vector<std::string>& command) {
 
 }  // namespace
 
-ChildProcess::ChildProcess(const std::vector<std::string>& command, const std::filesystem::path& log) {
+ChildProcess::ChildProcess(const std::vector<std::string>& command, const std::filesystem::path& log,
+                           const std::vector<int>& cores) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  for (const int core : cores) CPU_SET(core, &set);
   std::vector<std::string> copy = command;
   std::vector<char*> words = words_of(copy);
   const int output = ::open(log.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
@@ -53,6 +58,11 @@ ChildProcess::ChildProcess(const std::vector<std::string>& command, const std::f
     ::setpgid(0, 0);
     ::prctl(PR_SET_PDEATHSIG, SIGUSR1);
     if (::getppid() != parent) ::_exit(127);  // it died meanwhile
+    if (!cores.empty() && ::sched_setaffinity(0, sizeof set, &set) != 0) {
+      const int reason = errno;
+      [[maybe_unused]] const ssize_t written = ::write(failure[1], &reason, sizeof reason);
+      ::_exit(127);
+    }
     execute(words, output, failure[1]);
   }
   ::close(output);

@@ -15,8 +15,9 @@ namespace lamina::study {
 class ChildProcess {
  public:
   ChildProcess() = default;
-  // Output goes to the end of `log`. Error when the command can't be started.
-  ChildProcess(const std::vector<std::string>& command, const std::filesystem::path& log);
+  // Output goes to the end of `log`. The process and its children run on `cores`; empty: on all. Error when the command can't be started.
+  ChildProcess(const std::vector<std::string>& command, const std::filesystem::path& log,
+               const std::vector<int>& cores = {});
   ~ChildProcess();
   ChildProcess(ChildProcess&& other) noexcept;
   ChildProcess& operator=(ChildProcess&& other) noexcept;

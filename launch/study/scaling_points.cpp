@@ -11,6 +11,7 @@
 #include "core/base/error.h"
 #include "core/io/file.h"
 #include "launch/study/scaling_law.h"
+#include "launch/study/sweep_state.h"
 #include "model/cost_model.h"
 #include "trainer/run_folder.h"
 
@@ -168,6 +169,7 @@ std::vector<FitPoint> sweep_points(const SweepData& sweep, const MetricOptions& 
                                    std::vector<std::string>& warnings) {
   std::vector<FitPoint> points;
   std::optional<std::pair<std::string, RunIdentity>> first;
+  const std::map<std::string, std::string> stopped = read_stopped(sweep.folder);
   for (const SweepRun& entry : sweep.runs) {
     const RunFolder files{sweep.folder / entry.name};
     if (!fs::exists(files.config()) || !fs::exists(files.metrics()) || fs::file_size(files.metrics()) == 0) {
@@ -179,7 +181,9 @@ std::vector<FitPoint> sweep_points(const SweepData& sweep, const MetricOptions& 
     }
     const RunData run = read_run(files.root);
     if (const std::string why = unfinished(run); !why.empty()) {
-      warnings.push_back(entry.name + " is left out: " + why);
+      const auto early = stopped.find(entry.name);
+      warnings.push_back(fmt::format("{} is left out: {}{}", entry.name, why,
+                                     early == stopped.end() ? "" : ", stopped early: " + early->second));
       continue;
     }
     points.push_back(point_of(entry, run, options));

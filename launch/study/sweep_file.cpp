@@ -3,6 +3,9 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <limits>
 #include <map>
 #include <optional>
 #include <set>
@@ -22,12 +25,13 @@ namespace fs = std::filesystem;
 using schema::Entry;
 using schema::Value;
 
-// Keys that stand together under a name: a size of the ladder, a choice of an axis.
+// Keys that stand together under a name: a size of the ladder, a choice of an axis, a variant.
 struct Choice {
   std::string name;
   std::string origin;
-  std::string file;         // an experiment file in place of the base; of sizes only
-  std::vector<Entry> keys;  // "key.path" and its value
+  std::string file;                     // an experiment file in place of the base; of sizes only
+  std::vector<Entry> keys;              // "key.path" and its value
+  std::vector<std::string> parts = {};  // of a variant: the axes' choices
 };
 
 class Reader {
@@ -43,23 +47,31 @@ class Reader {
     plan.ranks = static_cast<int>(integer(root_.find("ranks"), 1, 1));
     if (const Entry* set = root_.find("set")) set_ = keys_of(set->value, "set");
     const std::vector<Choice> sizes = read_ladder(), variants = read_variants();
-    const std::vector<uint64_t> seeds = read_seeds();
+    const Entry* seeds = root_.find("seeds");
+    const std::vector<uint64_t> seed_list = seeds ? read_seeds(*seeds) : std::vector<uint64_t>{1};
+    if (const Entry* tune = root_.find("tune")) plan.tune = read_tune(*tune);
     for (const Choice& size : sizes)
       for (const Choice& variant : variants)
-        for (const uint64_t seed : seeds) add_run(plan, size, variant, seed);
+        for (const uint64_t seed : seed_list) add_run(plan, size, variant, seed);
+    if (plan.tune) finish_tune(plan, root_.find("tune")->value);
+    if (const Entry* stop = root_.find("early_stop")) plan.early_stop = read_early_stop(plan, *stop);
     return plan;
   }
 
  private:
   void check_keys() const {
-    static const std::vector<std::string> known = {"name",   "output_dir", "base",  "set",
-                                                   "ladder", "axes",       "seeds", "ranks"};
     if (root_.kind != Value::Kind::section)
       throw Error("{}: found {}, expected a sweep's sections", name_, root_.found());
-    for (const Entry& entry : root_.entries) {
+    check_keys(root_, "",
+               {"name", "output_dir", "base", "set", "ladder", "axes", "seeds", "ranks", "tune", "early_stop"});
+  }
+
+  // `prefix` is the section's name with a dot.
+  static void check_keys(const Value& section, const std::string& prefix, const std::vector<std::string>& known) {
+    for (const Entry& entry : section.entries) {
       if (std::find(known.begin(), known.end(), entry.key) != known.end()) continue;
       const auto near = nearest_name(entry.key, known);
-      throw Error("{}: {}: unknown key, {}", entry.origin, entry.key,
+      throw Error("{}: {}{}: unknown key, {}", entry.origin, prefix, entry.key,
                   near ? "did you mean " + *near + "?" : fmt::format("expected one of {}", fmt::join(known, ", ")));
     }
   }
@@ -169,12 +181,14 @@ class Reader {
     const Entry* axes = root_.find("axes");
     if (!axes) return variants;
     for (const Entry& axis : keys_of(axes->value, "axes")) {
+      axes_.push_back(axis.key);
       std::vector<Choice> product;
       for (const Choice& variant : variants)
         for (const Choice& choice : read_axis(axis)) {
           Choice both = variant;
           if (!both.name.empty()) both.name += '-';
           both.name += choice.name;
+          both.parts.push_back(choice.name);
           both.origin = choice.origin;
           both.keys.insert(both.keys.end(), choice.keys.begin(), choice.keys.end());
           product.push_back(std::move(both));
@@ -184,20 +198,185 @@ class Reader {
     return variants;
   }
 
-  std::vector<uint64_t> read_seeds() {
-    const Entry* entry = root_.find("seeds");
-    if (!entry) return {1};
-    if (entry->value.kind != Value::Kind::list || entry->value.items.empty())
-      throw Error("{}: seeds: found {}, expected a list of integers", entry->origin,
-                  entry->value.kind == Value::Kind::list ? "an empty list" : entry->value.found());
+  static const std::vector<Value>& items_of(const Entry& entry, const std::string& key, const char* expected) {
+    if (entry.value.kind != Value::Kind::list || entry.value.items.empty())
+      throw Error("{}: {}: found {}, expected {}", entry.origin, key,
+                  entry.value.kind == Value::Kind::list ? "an empty list" : entry.value.found(), expected);
+    return entry.value.items;
+  }
+
+  static std::vector<uint64_t> read_seeds(const Entry& entry, const std::string& key = "seeds") {
     std::vector<uint64_t> seeds;
-    for (const Value& item : entry->value.items) {
-      const uint64_t seed = integer_of(item, item.origin + ": seeds", 0);
+    for (const Value& item : items_of(entry, key, "a list of integers")) {
+      const uint64_t seed = integer_of(item, fmt::format("{}: {}", item.origin, key), 0);
       if (std::find(seeds.begin(), seeds.end(), seed) != seeds.end())
-        throw Error("{}: seeds: found {} twice, expected each seed once", item.origin, seed);
+        throw Error("{}: {}: found {} twice, expected each seed once", item.origin, key, seed);
       seeds.push_back(seed);
     }
     return seeds;
+  }
+
+  // A number in (0, most], or with `most_too` false in (0, most).
+  static double share_of(const Value& value, const std::string& key, double most, bool most_too) {
+    const std::optional<double> number =
+        value.kind == Value::Kind::scalar && !value.quoted ? parse_number(value.scalar) : std::nullopt;
+    if (!number || !(*number > 0) || *number > most || (!most_too && *number == most))
+      throw Error("{}: {}: found {}, expected a number above 0{}", value.origin, key, value.found(),
+                  std::isinf(most) ? "" : fmt::format(" and {} {}", most_too ? "at most" : "below", most));
+    return *number;
+  }
+
+  TunePlan read_tune(const Entry& entry) {
+    if (entry.value.kind != Value::Kind::section)
+      throw Error("{}: tune: found {}, expected a section with key and values", entry.origin, entry.value.found());
+    Value section = entry.value;
+    check_keys(section, "tune.", {"key", "values", "per", "seeds", "rungs", "keep", "schedule"});
+    TunePlan tune;
+    const Entry* key = section.find("key");
+    if (!key || key->value.kind != Value::Kind::scalar || key->value.scalar.empty())
+      throw Error("{}: tune.key: found {}, expected a key like train.optimizer.lr", key ? key->origin : entry.origin,
+                  key ? key->value.found() : "nothing");
+    tune.key = key->value.scalar;
+    if (tune.key.starts_with("run.") || tune.key == "train.num_steps")
+      throw Error("{}: tune.key: found {}, expected a key that a shorter run can tell about", key->origin, tune.key);
+    const Entry* values = section.find("values");
+    if (!values) throw Error("{}: tune.values: missing, expected a list of two values or more", entry.origin);
+    for (const Value& value : items_of(*values, "tune.values", "a list of two values or more")) add_value(tune, value);
+    if (tune.values.size() < 2) throw Error("{}: tune.values: found one value, expected two or more", values->origin);
+    const Entry* seeds = section.find("seeds");
+    tune.seeds = seeds ? read_seeds(*seeds, "tune.seeds") : std::vector<uint64_t>{1001};
+    tune.rungs = {0.25, 0.5, 1.0};
+    if (const Entry* rungs = section.find("rungs")) {
+      tune.rungs.clear();
+      for (const Value& rung : items_of(*rungs, "tune.rungs", "a list of shares of train.num_steps")) {
+        tune.rungs.push_back(share_of(rung, "tune.rungs", 1, /*most_too=*/true));
+        if (tune.rungs.size() > 1 && !(tune.rungs.back() > tune.rungs[tune.rungs.size() - 2]))
+          throw Error("{}: tune.rungs: found {}, expected more than the one before", rung.origin, rung.scalar);
+      }
+    }
+    if (const Entry* keep = section.find("keep")) tune.keep = share_of(keep->value, "tune.keep", 1, /*most_too=*/false);
+    return tune;
+  }
+
+  void add_value(TunePlan& tune, const Value& value) {
+    if (value.kind != Value::Kind::scalar)
+      throw Error("{}: tune.values: found {}, expected a value", value.origin, value.found());
+    for (const Value& other : values_) {
+      const std::optional<double> one = parse_number(other.scalar), two = parse_number(value.scalar);
+      if (other.scalar == value.scalar || (one && two && *one == *two))
+        throw Error("{}: tune.values: found {} twice, expected each value once", value.origin, value.scalar);
+    }
+    tune.values.push_back(checked_name(value.scalar, value.origin + ": tune.values"));
+    values_.push_back(value);
+  }
+
+  // What hangs on the runs.
+  void finish_tune(SweepPlan& plan, Value section) {
+    TunePlan& tune = *plan.tune;
+    tune.cells = read_cells(plan, section, "tune");
+    const auto plateau = [](const Config& config) {  // the learning rate does not hang on the length
+      const LrScheduleConfig& lr = config.train.lr_schedule;
+      return lr.name == LrScheduleName::constant || (lr.name == LrScheduleName::wsd && lr.decay_steps == 0);
+    };
+    const bool all_plateau = std::all_of(plan.runs.begin(), plan.runs.end(), [&](const PlannedRun& run) {
+      return std::all_of(run.candidates.begin(), run.candidates.end(), plateau);
+    });
+    tune.schedule = all_plateau ? RungSchedule::continued : RungSchedule::shortened;
+    const Entry* schedule = section.find("schedule");
+    if (schedule) {
+      const std::string& name = schedule->value.scalar;
+      if (name != "shortened" && name != "continued")
+        throw Error("{}: tune.schedule: found {}, expected shortened or continued", schedule->origin,
+                    schedule->value.found());
+      tune.schedule = name == "continued" ? RungSchedule::continued : RungSchedule::shortened;
+    }
+    for (const PlannedRun& run : plan.runs)
+      for (const Config& config : run.candidates) check_rungs(tune, config, section, schedule);
+  }
+
+  static void check_rungs(const TunePlan& tune, const Config& config, const Value& section, const Entry* schedule) {
+    const TrainConfig& train = config.train;
+    if (config.data.validation.path.empty())
+      throw Error("{}: tune: found no data.validation in run {}, expected one: values are compared by validation loss",
+                  section.origin, config.run.name);
+    int64_t before = 0;
+    for (const double rung : tune.rungs) {
+      const int64_t steps = rung_steps(config, rung);
+      if (steps <= before)
+        throw Error("{}: tune.rungs: found two rungs at step {} of run {}, expected rungs further apart",
+                    section.origin, steps, config.run.name);
+      before = steps;
+      if (tune.schedule != RungSchedule::continued || steps == train.num_steps) continue;
+      const LrScheduleConfig& lr = train.lr_schedule;
+      if (lr.name == LrScheduleName::cosine || tune.key.starts_with("train.lr_schedule."))
+        throw Error(
+            "{}: tune.schedule: found continued with {}, expected shortened: its rates hang on the run's length",
+            schedule ? schedule->origin : section.origin,
+            lr.name == LrScheduleName::cosine ? "the cosine schedule" : tune.key);
+      if (steps < lr.warmup_steps)
+        throw Error("{}: tune.rungs: found a rung at step {} of run {}, expected none inside its {} steps of warm-up",
+                    section.origin, steps, config.run.name, lr.warmup_steps);
+      if (lr.name == LrScheduleName::wsd && steps > train.num_steps - lr.decay_steps)
+        throw Error(
+            "{}: tune.rungs: found a rung at step {} of run {}, expected none inside its decay, which begins after {}",
+            section.origin, steps, config.run.name, train.num_steps - lr.decay_steps);
+    }
+  }
+
+  EarlyStop read_early_stop(const SweepPlan& plan, const Entry& entry) {
+    if (entry.value.kind != Value::Kind::section)
+      throw Error("{}: early_stop: found {}, expected a section with a margin", entry.origin, entry.value.found());
+    Value section = entry.value;
+    check_keys(section, "early_stop.", {"margin", "after", "per"});
+    EarlyStop stop;
+    const Entry* margin = section.find("margin");
+    if (!margin)
+      throw Error("{}: early_stop.margin: missing, expected a difference of validation losses", entry.origin);
+    stop.margin = share_of(margin->value, "early_stop.margin", std::numeric_limits<double>::infinity(), true);
+    if (const Entry* after = section.find("after")) stop.after = share_of(after->value, "early_stop.after", 1, false);
+    stop.cells = read_cells(plan, section, "early_stop");
+    for (const PlannedRun& run : plan.runs)
+      if (run.config.data.validation.path.empty() || run.config.data.validation.interval == 0)
+        throw Error(
+            "{}: early_stop: found {} in run {}, expected validations on the way: they tell which run is hopeless",
+            entry.origin,
+            run.config.data.validation.path.empty() ? "no data.validation" : "data.validation.interval: 0",
+            run.id.name);
+    return stop;
+  }
+
+  // The runs by what `per` names: the ladder and all axes when it is not given.
+  std::vector<SweepCell> read_cells(const SweepPlan& plan, Value& section, const std::string& name) {
+    std::vector<std::string> names = {"ladder"};
+    names.insert(names.end(), axes_.begin(), axes_.end());
+    std::set<std::string> per(names.begin(), names.end());
+    if (const Entry* entry = section.find("per")) {
+      if (entry->value.kind != Value::Kind::list)
+        throw Error("{}: {}.per: found {}, expected a list of axes, and ladder", entry->origin, name,
+                    entry->value.found());
+      per.clear();
+      for (const Value& item : entry->value.items) {
+        if (std::find(names.begin(), names.end(), item.scalar) == names.end())
+          throw Error("{}: {}.per: found {}, expected some of {}", item.origin, name, item.found(),
+                      fmt::join(names, ", "));
+        per.insert(item.scalar);
+      }
+    }
+    std::vector<SweepCell> cells;
+    for (size_t i = 0; i < plan.runs.size(); ++i) {
+      std::vector<std::string> parts;
+      if (per.contains("ladder") && !plan.runs[i].id.size.empty()) parts.push_back(plan.runs[i].id.size);
+      for (size_t axis = 0; axis < axes_.size(); ++axis)
+        if (per.contains(axes_[axis])) parts.push_back(parts_[i][axis]);
+      const std::string cell = parts.empty() ? "all" : fmt::format("{}", fmt::join(parts, "-"));
+      const auto same =
+          std::find_if(cells.begin(), cells.end(), [&](const SweepCell& other) { return other.name == cell; });
+      if (same == cells.end())
+        cells.push_back({cell, {i}});
+      else
+        same->runs.push_back(i);
+    }
+    return cells;
   }
 
   const Value& experiment(const std::string& file, const std::string& place) {
@@ -232,18 +411,33 @@ class Reader {
         if (entry.key == "run.name" || entry.key == "run.output_dir" || entry.key == "run.seed")
           throw Error("{}: {}: is the sweep's own, expected another key (seeds are listed under seeds)", entry.origin,
                       entry.key);
+        if (plan.tune && entry.key == plan.tune->key && keys != &set_)
+          throw Error("{}: {}: is what tune chooses, expected it there only", entry.origin, entry.key);
         schema::replace_key(root, entry.key, entry.value, entry.origin);
       }
     own_key(root, "run.name", run.id.name);
     own_key(root, "run.output_dir", (plan.folder / run.id.name).string());
     own_key(root, "run.seed", fmt::format("{}", seed));
-    run.config = decode_config(std::move(root), name_);
-    try {
-      model::update_rules(run.config);
-    } catch (const Error& failure) {
-      throw Error("{}: run {}: {}", variant.origin.empty() ? name_ : variant.origin, run.id.name, failure.what());
+    for (const Value& value : values_) {
+      Value tuned = root;
+      schema::replace_key(tuned, plan.tune->key, value, value.origin);
+      run.candidates.push_back(decode(std::move(tuned), value.origin, run.id.name));
     }
+    const std::string& origin = variant.origin.empty() ? name_ : variant.origin;
+    run.awaits_tuning = !run.candidates.empty();
+    run.config = run.candidates.empty() ? decode(std::move(root), origin, run.id.name) : run.candidates.front();
     plan.runs.push_back(std::move(run));
+    parts_.push_back(variant.parts);
+  }
+
+  Config decode(Value root, const std::string& origin, const std::string& run) const {
+    Config config = decode_config(std::move(root), name_);
+    try {
+      model::update_rules(config);
+    } catch (const Error& failure) {
+      throw Error("{}: run {}: {}", origin, run, failure.what());
+    }
+    return config;
   }
 
   void own_key(Value& root, const char* key, const std::string& value) const {
@@ -257,11 +451,25 @@ class Reader {
   std::string name_;
   Value root_;
   std::vector<Entry> set_;
+  std::vector<std::string> axes_;
+  std::vector<Value> values_;  // of tune
   std::set<std::string> names_;
-  std::map<std::string, Value> experiments_;  // by path
+  std::vector<std::vector<std::string>> parts_;  // [run][axis]
+  std::map<std::string, Value> experiments_;     // by path
 };
 
 }  // namespace
+
+int64_t rung_steps(const Config& config, double share) {
+  return std::max<int64_t>(1, std::llround(share * static_cast<double>(config.train.num_steps)));
+}
+
+std::optional<double> parse_number(const std::string& text) {
+  double number = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  const bool is_number = error == std::errc() && end == text.data() + text.size() && std::isfinite(number);
+  return is_number ? std::optional(number) : std::nullopt;
+}
 
 SweepData SweepPlan::data() const {
   SweepData data;

@@ -15,11 +15,14 @@
 #include "configs/schema/decode.h"
 #include "core/base/clock.h"
 #include "core/base/error.h"
+#include "core/base/log.h"
 #include "core/base/stop.h"
 #include "core/io/file.h"
 #include "core/io/folder_lock.h"
 #include "data/sampler.h"
 #include "launch/study/child_process.h"
+#include "launch/study/sweep_early_stop.h"
+#include "launch/study/sweep_estimate.h"
 
 namespace lamina::study {
 namespace {
@@ -29,10 +32,6 @@ using nlohmann::json;
 
 constexpr int starts_without_progress = 3;
 
-fs::path state_file(const fs::path& folder) {
-  return folder / "state.json";
-}
-
 // What is not in the runs' folders: which of them are being run, and why others failed.
 void write_state(const SweepPlan& plan, const std::vector<RunStatus>& status) {
   json runs = json::object();
@@ -40,18 +39,38 @@ void write_state(const SweepPlan& plan, const std::vector<RunStatus>& status) {
     if (status[i].state == RunState::running) runs[plan.runs[i].id.name] = {{"state", "running"}};
     if (status[i].state == RunState::failed)
       runs[plan.runs[i].id.name] = {{"state", "failed"}, {"reason", status[i].reason}};
+    if (status[i].state == RunState::stopped)
+      runs[plan.runs[i].id.name] = {{"state", "stopped"}, {"reason", status[i].reason}};
   }
   io::write_file_atomically(state_file(plan.folder), json{{"runs", runs}}.dump(1) + "\n");
 }
 
-void write_plan(const SweepPlan& plan) {
+void write_configs(const SweepPlan& plan) {
   std::error_code error;
   for (const char* folder : {"configs", "logs"}) {
     fs::create_directories(plan.folder / folder, error);
     if (error) throw Error("{}: can't create: {}", (plan.folder / folder).string(), error.message());
   }
   for (const PlannedRun& run : plan.runs) io::write_file_atomically(config_file(plan, run), to_yaml(run.config));
+}
+
+void write_plan(const SweepPlan& plan) {
+  write_configs(plan);
   write_sweep(plan.data());
+}
+
+// As their folders say, and of those that are not done which ones were stopped early; a sweep without early_stop goes on with these.
+std::vector<RunStatus> stored_status(const SweepPlan& plan) {
+  const auto stopped = plan.early_stop ? read_stopped(plan.folder) : std::map<std::string, std::string>();
+  std::vector<RunStatus> all;
+  for (const PlannedRun& run : plan.runs) {
+    all.push_back(read_status(run));
+    const auto reason = stopped.find(run.id.name);
+    if (reason == stopped.end() || has_ended(all.back().state)) continue;
+    all.back().state = RunState::stopped;
+    all.back().reason = reason->second;
+  }
+  return all;
 }
 
 std::string clock_text() {
@@ -63,11 +82,20 @@ std::string clock_text() {
 
 class Runner {
  public:
-  Runner(const SweepPlan& plan, const SweepOptions& options, const io::FolderLock& lock)
-      : plan_(plan), options_(options), lock_(lock), starts_(plan.runs.size()) {
+  // `later` is the work that comes after this plan's.
+  Runner(const SweepPlan& plan, const SweepOptions& options, const io::FolderLock& lock, SweepClock& clock, Work later)
+      : plan_(plan),
+        options_(options),
+        lock_(lock),
+        clock_(clock),
+        later_(std::move(later)),
+        hopeless_(plan),
+        status_(stored_status(plan)),
+        starts_(plan.runs.size()),
+        slots_(static_cast<size_t>(options.jobs)) {
     for (const PlannedRun& run : plan.runs) {
       name_width_ = std::max(name_width_, run.id.name.size());
-      status_.push_back(read_status(run));
+      flops_.push_back(run_flops(run.config));
     }
     for (size_t i = 0; i < status_.size(); ++i)
       if (!has_ended(status_[i].state)) queue_.push_back(i);
@@ -80,15 +108,18 @@ class Runner {
       if (stop::requested() && !stopping_) tell_to_stop();
       while (!stopping_ && !queue_.empty() && static_cast<int>(active_.size()) < options_.jobs) start_next();
       reap();
+      stop_hopeless();
       draw();
       std::this_thread::sleep_for(std::chrono::milliseconds(100));
     }
     draw(/*force=*/true);
     write_state(plan_, status_);
     SweepEnd end;
+    end.runs = static_cast<int>(status_.size());
     for (const RunStatus& one : status_) {
       end.failed += one.state == RunState::failed;
       end.diverged += one.state == RunState::diverged;
+      end.stopped_early += one.state == RunState::stopped;
     }
     end.is_stopped = stopping_;
     if (!options_.show_table) say(status_sums(status_));
@@ -101,11 +132,22 @@ class Runner {
     ChildProcess process;
     int64_t step;  // at its start
     Clock::time_point start;
+    size_t slot;         // of the runs at a time
+    std::string reason;  // it was told to stop early
   };
 
   const PlannedRun& planned(size_t run) const { return plan_.runs[run]; }
 
-  std::vector<std::string> command(const PlannedRun& run) const {
+  // All of them in pieces of equal size, neighbours together: they tend to share caches and memory.
+  std::vector<int> cores_of(size_t slot) const {
+    const std::vector<int> cores = usable_cores();
+    if (!options_.bind) return cores;
+    const size_t jobs = slots_.size();
+    return {cores.begin() + static_cast<std::ptrdiff_t>(cores.size() * slot / jobs),
+            cores.begin() + static_cast<std::ptrdiff_t>(cores.size() * (slot + 1) / jobs)};
+  }
+
+  std::vector<std::string> command(const PlannedRun& run, size_t slot) const {
     std::vector<std::string> words;
     if (plan_.ranks > 1) {
       std::istringstream launcher(options_.launcher);
@@ -115,8 +157,8 @@ class Runner {
     words.insert(words.end(), {options_.program, "train", config_file(plan_, run).string()});
     // Runs side by side share the cores.
     if (run.config.run.num_threads == 0) {
-      const int cores = static_cast<int>(std::thread::hardware_concurrency());
-      words.push_back(fmt::format("run.num_threads={}", std::max(1, cores / (options_.jobs * plan_.ranks))));
+      const int cores = static_cast<int>(cores_of(slot).size()), sharers = options_.bind ? 1 : options_.jobs;
+      words.push_back(fmt::format("run.num_threads={}", std::max(1, cores / (sharers * plan_.ranks))));
     }
     return words;
   }
@@ -133,7 +175,12 @@ class Runner {
       mark << "--- started by lamina sweep\n";
       if (!mark.flush()) throw Error("{}: can't write", log.string());
     }
-    active_.push_back({run, ChildProcess(command(planned(run)), log), status.step, Clock::now()});
+    const auto free = std::find(slots_.begin(), slots_.end(), false);
+    const auto slot = static_cast<size_t>(free - slots_.begin());
+    *free = true;
+    active_.push_back(
+        {run, ChildProcess(command(planned(run), slot), log, options_.bind ? cores_of(slot) : std::vector<int>()),
+         status.step, Clock::now(), slot, ""});
     say(fmt::format("{}: {}", planned(run).id.name,
                     status.step > 0 ? fmt::format("goes on after step {}", status.step) : "started"));
     write_state(plan_, status_);
@@ -146,6 +193,16 @@ class Runner {
     for (Active& active : active_) active.process.signal(SIGUSR1);
   }
 
+  void stop_hopeless() {
+    if (!plan_.early_stop || stopping_ || seconds_since(looked_at_) < 0.5) return;
+    looked_at_ = Clock::now();
+    for (Active& active : active_) {
+      if (!active.reason.empty()) continue;
+      active.reason = hopeless_.reason(active.run);
+      if (!active.reason.empty()) active.process.signal(SIGUSR1);
+    }
+  }
+
   void reap() {
     for (size_t i = 0; i < active_.size();) {
       const std::optional<int> ended = active_[i].process.poll();
@@ -153,7 +210,8 @@ class Runner {
         ++i;
         continue;
       }
-      const Active active = {active_[i].run, ChildProcess(), active_[i].step, active_[i].start};
+      const Active active = std::move(active_[i]);
+      slots_[active.slot] = false;
       active_.erase(active_.begin() + static_cast<std::ptrdiff_t>(i));
       judge(active, *ended);
       write_state(plan_, status_);
@@ -166,13 +224,21 @@ class Runner {
     const bool asks_to_resume = WIFEXITED(wait_status) && WEXITSTATUS(wait_status) == exit_resume;
     const bool is_good = WIFEXITED(wait_status) && WEXITSTATUS(wait_status) == 0;
     status = read_status(planned(active.run));
+    clock_.measured(planned(active.run).id.size, work_of(active.run, active.step), seconds_since(active.start));
     if (status.state == RunState::done) {
       say(fmt::format("{}: done in {:.0f} s, loss {:.4f}{}", name, seconds_since(active.start), status.loss,
                       status.validation_loss > 0 ? fmt::format(", validation {:.4f}", status.validation_loss) : ""));
+      say(progress());
       return;
     }
     if (status.state == RunState::diverged) {
       say(fmt::format("{}: diverged: {}", name, status.reason));
+      return;
+    }
+    if (!active.reason.empty() && asks_to_resume) {
+      status.state = RunState::stopped;
+      status.reason = active.reason;
+      say(fmt::format("{}: stopped early at step {}: {}", name, status.step, status.reason));
       return;
     }
     status.state = RunState::waiting;
@@ -192,6 +258,25 @@ class Runner {
     say(fmt::format("{}: failed: {} ({})", name, status.reason, log_file(plan_, planned(active.run)).string()));
   }
 
+  // FLOP of the steps that a run has done since `step`.
+  double work_of(size_t run, int64_t step) const {
+    return flops_[run] * static_cast<double>(status_[run].step - step) /
+           static_cast<double>(planned(run).config.train.num_steps);
+  }
+
+  std::string progress() {
+    SweepClock now = clock_;
+    for (const Active& active : active_) {
+      const int64_t step = std::max(read_status(planned(active.run)).step, active.step);
+      status_[active.run].step = step;
+      now.measured(planned(active.run).id.size, work_of(active.run, active.step), seconds_since(active.start));
+    }
+    Work left = later_;
+    for (size_t run = 0; run < status_.size(); ++run)
+      if (!has_ended(status_[run].state)) left[planned(run).id.size] += flops_[run] - work_of(run, 0);
+    return now.text(left);
+  }
+
   // A line for each change, or a table that shows it by itself.
   void say(const std::string& text) {
     if (options_.show_table) return;
@@ -200,8 +285,9 @@ class Runner {
   }
 
   void draw(bool force = false) {
-    if (!options_.show_table || (!force && seconds_since(drawn_at_) < 1)) return;
+    if (!force && seconds_since(drawn_at_) < (options_.show_table ? 1 : 300)) return;
     drawn_at_ = Clock::now();
+    if (!options_.show_table) return force ? void() : say(progress());
     std::string table;
     int lines = 1;
     for (size_t i = 0; i < status_.size(); ++i) {
@@ -213,7 +299,7 @@ class Runner {
       table += status_line(planned(i), status_[i], name_width_) + "\x1b[K\n";
       ++lines;
     }
-    table += status_sums(status_) + "\x1b[K\n\x1b[J";
+    table += fmt::format("{}; {}\x1b[K\n\x1b[J", status_sums(status_), progress());
     if (drawn_lines_ > 0) fmt::print("\x1b[{}A", drawn_lines_);
     fmt::print("{}", table);
     std::fflush(stdout);
@@ -223,14 +309,19 @@ class Runner {
   const SweepPlan& plan_;
   const SweepOptions& options_;
   const io::FolderLock& lock_;
+  SweepClock& clock_;
+  Work later_;
+  EarlyStopper hopeless_;
   std::vector<RunStatus> status_;
-  std::vector<int> starts_;  // in a row, without progress
+  std::vector<double> flops_;  // of whole runs
+  std::vector<int> starts_;    // in a row, without progress
   std::deque<size_t> queue_;
   std::vector<Active> active_;
+  std::vector<bool> slots_;  // taken
   bool stopping_ = false;
   size_t name_width_ = 0;
   int drawn_lines_ = 0;
-  Clock::time_point drawn_at_{};
+  Clock::time_point drawn_at_ = Clock::now(), looked_at_{};
 };
 
 // The runs of a sweep that was killed save and end. One that goes on is not this sweep's to start.
@@ -262,66 +353,42 @@ std::map<std::string, std::string> slurm_queue() {
   return jobs;
 }
 
-}  // namespace
+void say_all(const std::string& text) {
+  fmt::print("{}", text);
+  std::fflush(stdout);
+}
 
-void check_sweep(const SweepPlan& plan) {
-  for (const PlannedRun& run : plan.runs) {
-    try {
-      Config config = run.config;
-      resolve_data_parallel(config, plan.ranks);
-      if (config.model.vocab_size == 0) config.model.vocab_size = data_vocab_size(config.data);
-      const Sampler sampler(config);
-      check_same_run(run);
-    } catch (const Error& failure) {
-      throw Error("{}: {}", run.id.name, failure.what());
+// Trains rung after rung until every cell's value is chosen, and gives it to the study's runs. Ended early when runs failed, or on request.
+SweepEnd tune(SweepPlan& plan, const SweepOptions& options, const io::FolderLock& lock, SweepClock& clock) {
+  for (;;) {
+    const std::vector<CellTuning> tuning = read_tuning(plan);
+    write_tuning(plan, tuning);
+    for (size_t cell = 0; cell < tuning.size(); ++cell)
+      if (tuning[cell].is_failed)
+        throw Error("tune: {}: every {} diverged, expected one that trains (tuning.md in {})",
+                    plan.tune->cells[cell].name, plan.tune->key, plan.folder.string());
+    if (is_complete(tuning)) {
+      apply_tuning(plan, tuning);
+      say_all(tuning_text(plan, tuning) + "\n");
+      for (const std::string& warning : tuning_warnings(plan, tuning)) log::warning("{}", warning);
+      return {};
     }
+    const SweepPlan rung = next_rung(plan, tuning);
+    wait_for_runs(rung);
+    write_configs(rung);
+    Work later = later_tuning_work(plan, tuning);
+    for (const PlannedRun& run : plan.runs) later[run.id.size] += run_flops(run.config);
+    say_all(fmt::format("tuning {}: {} run{} of this rung are open\n", plan.tune->key, rung.runs.size(),
+                        rung.runs.size() == 1 ? "" : "s"));
+    const SweepEnd end = Runner(rung, options, lock, clock, std::move(later)).run();
+    if (end.is_stopped || end.failed > 0) return end;
   }
 }
 
-std::vector<RunStatus> sweep_status(const SweepPlan& plan) {
-  json state;
-  if (fs::exists(state_file(plan.folder)))
-    state = json::parse(io::read_file(state_file(plan.folder)), nullptr, /*allow_exceptions=*/false);
-  const json runs = state.is_object() ? state.value("runs", json::object()) : json::object();
-  const bool is_running = io::FolderLock::holder(plan.folder).has_value();
-  const std::map<std::string, std::string> jobs =
-      fs::exists(plan.folder / "slurm") ? slurm_queue() : std::map<std::string, std::string>();
-  std::vector<RunStatus> all;
-  for (const PlannedRun& run : plan.runs) {
-    RunStatus status = read_status(run);
-    const auto job = jobs.find(job_name(plan, run));
-    const json one = runs.value(run.id.name, json::object());
-    const bool is_open = !has_ended(status.state);
-    if (is_open && job != jobs.end()) {
-      status.state = job->second == "RUNNING" || job->second == "COMPLETING" ? RunState::running : RunState::waiting;
-      status.reason = "Slurm: " + job->second;
-    } else if (is_open && status.state != RunState::running) {
-      if (one.value("state", "") == "failed") {
-        status.state = RunState::failed;
-        status.reason = one.value("reason", "");
-      } else if (one.value("state", "") == "running" && is_running) {
-        status.state = RunState::running;
-      }
-    }
-    all.push_back(std::move(status));
-  }
-  return all;
-}
-
-SweepEnd run_sweep(const SweepPlan& plan, const SweepOptions& options) {
-  LAMINA_CHECK(options.jobs >= 1 && !options.program.empty());
-  io::FolderLock lock(plan.folder, "lamina sweep");
-  lock.take();
-  wait_for_runs(plan);
-  write_plan(plan);
-  return Runner(plan, options, lock).run();
-}
-
-int submit_sweep(const SweepPlan& plan, const SweepOptions& options) {
+int submit_runs(const SweepPlan& plan, const SweepOptions& options) {
   std::error_code error;
   fs::create_directories(plan.folder / "slurm", error);
   if (error) throw Error("{}: can't create: {}", (plan.folder / "slurm").string(), error.message());
-  write_plan(plan);
   ::setenv("LAMINA_BINARY", options.program.c_str(), /*overwrite=*/0);  // for launch/slurm.sbatch; sbatch passes it on
   const std::map<std::string, std::string> jobs = slurm_queue();
   int submitted = 0;
@@ -343,6 +410,88 @@ int submit_sweep(const SweepPlan& plan, const SweepOptions& options) {
     ++submitted;
   }
   return submitted;
+}
+
+}  // namespace
+
+void check_sweep(const SweepPlan& plan) {
+  for (const PlannedRun& run : plan.runs) {
+    try {
+      Config config = run.config;
+      resolve_data_parallel(config, plan.ranks);
+      if (config.model.vocab_size == 0) config.model.vocab_size = data_vocab_size(config.data);
+      const Sampler sampler(config);
+      if (!run.awaits_tuning) check_same_run(run);
+    } catch (const Error& failure) {
+      throw Error("{}: {}", run.id.name, failure.what());
+    }
+  }
+}
+
+std::vector<RunStatus> sweep_status(const SweepPlan& plan) {
+  json state;
+  if (fs::exists(state_file(plan.folder)))
+    state = json::parse(io::read_file(state_file(plan.folder)), nullptr, /*allow_exceptions=*/false);
+  const json runs = state.is_object() ? state.value("runs", json::object()) : json::object();
+  const bool is_running = io::FolderLock::holder(plan.folder).has_value();
+  const std::map<std::string, std::string> jobs =
+      fs::exists(plan.folder / "slurm") ? slurm_queue() : std::map<std::string, std::string>();
+  std::vector<RunStatus> all = stored_status(plan);
+  for (size_t i = 0; i < plan.runs.size(); ++i) {
+    const PlannedRun& run = plan.runs[i];
+    RunStatus& status = all[i];
+    const auto job = jobs.find(job_name(plan, run));
+    const json one = runs.value(run.id.name, json::object());
+    const bool is_open = !has_ended(status.state);
+    if (is_open && job != jobs.end()) {
+      status.state = job->second == "RUNNING" || job->second == "COMPLETING" ? RunState::running : RunState::waiting;
+      status.reason = "Slurm: " + job->second;
+    } else if (is_open && status.state != RunState::running) {
+      if (one.value("state", "") == "failed") {
+        status.state = RunState::failed;
+        status.reason = one.value("reason", "");
+      } else if (one.value("state", "") == "running" && is_running) {
+        status.state = RunState::running;
+      }
+    }
+  }
+  return all;
+}
+
+SweepEnd run_sweep(SweepPlan plan, const SweepOptions& options) {
+  LAMINA_CHECK(options.jobs >= 1 && !options.program.empty());
+  io::FolderLock lock(plan.folder, "lamina sweep");
+  lock.take();
+  double total = plan.tune ? sum(tuning_work(plan)) : 0;
+  for (const PlannedRun& run : plan.runs) total += run_flops(run.config);
+  SweepClock clock(total, options.jobs);
+  if (plan.tune) {
+    const SweepEnd end = tune(plan, options, lock, clock);
+    if (end.is_stopped || end.failed > 0) return end;
+    check_sweep(plan);  // the study's folders, now that the values are known
+  }
+  wait_for_runs(plan);
+  write_plan(plan);
+  clock.measured(plan, stored_status(plan));
+  return Runner(plan, options, lock, clock, {}).run();
+}
+
+int submit_sweep(SweepPlan plan, const SweepOptions& options) {
+  if (plan.early_stop) throw Error("early_stop: found it with --slurm, expected none: nobody watches the jobs");
+  if (plan.tune) {
+    const std::vector<CellTuning> tuning = read_tuning(plan);
+    fs::create_directories(plan.folder);
+    write_tuning(plan, tuning);
+    if (!is_complete(tuning)) {
+      const SweepPlan rung = next_rung(plan, tuning);
+      write_configs(rung);
+      return submit_runs(rung, options);
+    }
+    apply_tuning(plan, tuning);
+    check_sweep(plan);
+  }
+  write_plan(plan);
+  return submit_runs(plan, options);
 }
 
 }  // namespace lamina::study

@@ -35,7 +35,7 @@ bool is_free(const std::string& difference) {  // "key: now (was before)"
 }
 
 const char* name_of_state(RunState state) {
-  static constexpr const char* names[] = {"waiting", "running", "done", "failed", "diverged"};
+  static constexpr const char* names[] = {"waiting", "running", "done", "failed", "diverged", "stopped"};
   return names[static_cast<size_t>(state)];
 }
 
@@ -104,6 +104,21 @@ void check_same_run(const PlannedRun& run) {
                   difference);
 }
 
+fs::path state_file(const fs::path& sweep_folder) {
+  return sweep_folder / "state.json";
+}
+
+std::map<std::string, std::string> read_stopped(const fs::path& sweep_folder) {
+  std::map<std::string, std::string> stopped;
+  if (!fs::exists(state_file(sweep_folder))) return stopped;
+  const auto state =
+      nlohmann::json::parse(io::read_file(state_file(sweep_folder)), nullptr, /*allow_exceptions=*/false);
+  if (!state.is_object() || !state.contains("runs") || !state["runs"].is_object()) return stopped;
+  for (const auto& [name, run] : state["runs"].items())
+    if (run.is_object() && run.value("state", "") == "stopped") stopped[name] = run.value("reason", "");
+  return stopped;
+}
+
 std::string failure_reason(const fs::path& log, int wait_status) {
   std::ifstream file(log);
   std::string reason;
@@ -132,11 +147,12 @@ std::string status_line(const PlannedRun& run, const RunStatus& status, size_t n
 }
 
 std::string status_sums(const std::vector<RunStatus>& status) {
-  std::array<int, 5> counts{};
+  std::array<int, 6> counts{};
   for (const RunStatus& one : status) ++counts[static_cast<size_t>(one.state)];
   std::string sums = fmt::format("{} run{}: {} done, {} running, {} waiting, {} failed", status.size(),
                                  status.size() == 1 ? "" : "s", counts[2], counts[1], counts[0], counts[3]);
   if (counts[4] > 0) sums += fmt::format(", {} diverged", counts[4]);
+  if (counts[5] > 0) sums += fmt::format(", {} stopped early", counts[5]);
   return sums;
 }
 

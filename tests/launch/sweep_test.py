@@ -4,6 +4,7 @@
     sweep_test.py LAMINA
 """
 import json
+import math
 import os
 import signal
 import subprocess
@@ -11,6 +12,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "integration"))
 from training import Lamina, metrics  # noqa: E402
@@ -78,10 +81,14 @@ def wait_until(condition, message, seconds=60):
 def runs_to_the_end_and_then_has_nothing_to_do(lamina) -> dict:
     study = Study(lamina, "whole")
     dry = study.run("--dry-run")
-    check(dry.returncode == 0 and dry.stdout.count("\n") == len(RUNS) + 1 and not study.out.exists(),
+    check(dry.returncode == 0 and dry.stdout.count("\n") == len(RUNS) + 2 and not study.out.exists(),
           f"--dry-run: {dry.stdout}{dry.stderr}")
+    check("\nmore than " in dry.stdout and " with --jobs 1, by the rates" in dry.stdout, f"no estimate: {dry.stdout}")
     done = study.run("--jobs", "2")
     check(done.returncode == 0 and "8 runs: 8 done, 0 running, 0 waiting, 0 failed" in done.stdout, done.stdout + done.stderr)
+    share = [float(line.split()[1]) for line in done.stdout.splitlines() if " FLOP" in line]
+    check(len(share) == len(RUNS) and share == sorted(share) and share[-1] == 100 and done.stdout.count(" left") >= len(RUNS) - 2,
+          f"progress: {done.stdout}")
     losses = study.losses()
     for name, rows in losses.items():
         steps = 16 if name.startswith("long") else 12
@@ -98,6 +105,8 @@ def runs_to_the_end_and_then_has_nothing_to_do(lamina) -> dict:
     check(status.returncode == 0 and status.stdout.count(" done ") == len(RUNS), status.stdout)
     # A study may grow; what it had stays.
     study.file.write_text(study.file.read_text().replace("seeds: [1, 2]", "seeds: [1, 2, 3]"))
+    left = study.run("--dry-run")  # a third of the work; the rates are those of the runs before
+    check(f"\n{200 / 3:.1f} % of " in left.stdout and " left with --jobs 1" in left.stdout, f"estimate of what is left: {left.stdout}")
     grown = study.run("--jobs", "2")
     check(grown.returncode == 0 and grown.stdout.count(": started") == 4 and "12 done" in grown.stdout, grown.stdout)
     return losses
@@ -122,8 +131,11 @@ def survives_stops_and_kills(lamina, expected) -> None:
 
 def one_at_a_time_owns_the_folder(lamina) -> None:
     study = Study(lamina, "owned", experiment=EXPERIMENT.replace("num_steps: 12", "num_steps: 100000"))
-    process = study.start()
-    wait_until(lambda: any(study.out.glob("*/metrics.jsonl")), "nothing started")
+    process = study.start("--jobs", "2", "--bind")
+    wait_until(lambda: len(list(study.out.glob("*/metrics.jsonl"))) == 2, "nothing started")
+    cores = [os.sched_getaffinity(int(path.read_text().split("process: ")[1].split()[0])) for path in study.out.glob("*/lock")]
+    check(len(cores) == 2 and all(cores) and not cores[0] & cores[1] and cores[0] | cores[1] == os.sched_getaffinity(0),
+          f"--bind: {cores} of {os.sched_getaffinity(0)}")
     status = study.run("--status")
     check("short-standard-s1  running" in status.stdout.replace("   ", "  "), status.stdout)
     other = study.run()
@@ -174,6 +186,113 @@ def divergences_have_ended(lamina) -> None:
         check(rerun.returncode == 0 and rerun.stdout.count("first-block-s1: ") == 2 and "6 diverged" in rerun.stdout, rerun.stdout)
 
 
+TUNED = """
+name: study
+base: base.yaml
+axes:
+  residual:
+    standard: {model.residual: standard, model.attn_res_block_size: null}
+    block: {}
+seeds: [1, 2]
+set: {train.num_steps: 6, model.hidden_size: 16, model.num_hidden_layers: 2, train.grad_clip: 0}
+tune:
+  key: train.optimizer.lr
+  values: [1.0e-4, 3.0e-3, 1.0e-2, 1.0e+12]
+  rungs: [0.5, 1.0]
+"""
+
+
+def validation_loss(run: Path, step: int) -> float:
+    rows = [row for row in metrics(run) if row["step"] == step] if (run / "metrics.jsonl").exists() else []
+    value = rows[0].get("validation_loss") if rows else None
+    return math.inf if value is None else value
+
+
+def chooses_by_successive_halving(lamina) -> None:
+    """The choice is that of the losses in the run folders; a survivor's run is that of a run of full length."""
+    study = Study(lamina, "tuned", TUNED)
+    dry = study.run("--dry-run")
+    check(dry.returncode == 0 and "tuning: 2 cells, 4 values" in dry.stdout and "train.optimizer.lr is tuned" in dry.stdout and
+          not study.out.exists(), f"{dry.stdout}{dry.stderr}")
+    done = study.run("--jobs", "2")
+    check(done.returncode == 0 and "4 runs: 4 done" in done.stdout, f"{done.stdout}{done.stderr}")
+    values = ["1.0e-4", "3.0e-3", "1.0e-2", "1.0e+12"]
+    tuning = json.loads((study.out / "tuning.json").read_text())
+    check(tuning["seeds"] == [1001] and tuning["schedule"] == "continued", f"{tuning}")
+    for cell, name in zip(tuning["cells"], ("standard", "block"), strict=True):
+        folder = {value: study.out / "tuning" / f"{name}-lr_{value}-s1001" for value in values}
+        first = {value: validation_loss(folder[value], 3) for value in values}
+        check(first["1.0e+12"] == math.inf and len(set(first.values())) == 4, f"{name}: {first}")
+        left = sorted(values, key=first.get)[:2]
+        last = {value: validation_loss(folder[value], 6) for value in left}
+        best = min(left, key=last.get)
+        check(cell["name"] == name and cell["chosen"] == best, f"{name}: {cell} of {first} and {last}")
+        table = [(row["value"], row["steps"], row["validation_losses"][0]) for row in cell["table"]]
+        check(table == [(value, 3, first[value] if first[value] < math.inf else "diverged") for value in values] +
+              [(value, 6, last[value]) for value in values if value in left], f"{name}: {table}")
+        for seed in (1, 2):
+            config = yaml.safe_load((study.out / f"{name}-s{seed}" / "config.yaml").read_text())
+            check(config["train"]["optimizer"]["lr"] == float(best), f"{name}-s{seed}: {config['train']}")
+        line = next(line for line in (study.out / "tuning.md").read_text().splitlines() if line.startswith(f"| {name} ") and best in line)
+        check(f"{first[best]:.4f}" in line and f"{last[best]:.4f}" in line and "chosen" in line and line in done.stdout, line)
+    whole = lamina.run(["train", str(study.out / "configs/block-s1.yaml"), f"run.output_dir={study.folder}/whole", "run.seed=1001"])
+    check(whole.returncode == 0, whole.stderr)
+    continued = metrics(study.out / "tuning" / f"block-lr_{best}-s1001")
+    check([(row["step"], row["loss"]) for row in continued] == [(row["step"], row["loss"]) for row in metrics(study.folder / "whole")] and
+          continued[-1]["validation_loss"] == metrics(study.folder / "whole")[-1]["validation_loss"], "a rung's run goes on otherwise")
+    named = [run["name"] for run in json.loads((study.out / "sweep.json").read_text())["runs"]]  # what a fit and a report read
+    check(named == ["standard-s1", "standard-s2", "block-s1", "block-s2"], f"sweep.json has {named}")
+    again = study.run()
+    check(again.returncode == 0 and "started" not in again.stdout and "goes on" not in again.stdout, again.stdout)
+    # Killed in the midst: nothing that was done is done again, and the choice is the same.
+    killed = Study(lamina, "tuned-killed", TUNED)
+    process = killed.start("--jobs", "2")
+    wait_until(lambda: len(list(killed.out.glob("tuning/*/metrics.jsonl"))) > 5, "no progress")
+    process.kill()
+    before, _ = process.communicate(timeout=60)
+    resumed = killed.run("--jobs", "2")
+    check(resumed.returncode == 0 and "4 runs: 4 done" in resumed.stdout, f"{resumed.stdout}{resumed.stderr}")
+    ended = [line.split()[1] for line in before.splitlines() if ": done in" in line or ": diverged" in line]
+    check(ended and not any(f"{name} started" in resumed.stdout for name in ended), f"{ended} started again:\n{resumed.stdout}")
+    check(json.loads((killed.out / "tuning.json").read_text()) == tuning, "a killed tuning chooses otherwise")
+    # The best at the edge is said; a range without a value that trains is an error.
+    study.file.write_text(study.file.read_text().replace("[1.0e-4, 3.0e-3, 1.0e-2, 1.0e+12]", "[1.0e-4, 3.0e-3]"))
+    edge = study.run("--status")
+    check(edge.returncode == 0 and "chosen, at the edge" in edge.stdout, f"{edge.stdout}{edge.stderr}")
+    study.file.write_text(study.file.read_text().replace("[1.0e-4, 3.0e-3]", "[1.0e+12, 1.0e+13]"))
+    hopeless = study.run("--jobs", "2")
+    check(hopeless.returncode == 1 and "tune: standard: every train.optimizer.lr diverged" in hopeless.stderr, hopeless.stderr)
+
+
+def stops_hopeless_runs(lamina) -> None:
+    """And names them: in the status, at the next start, and in the fit."""
+    sweep = """
+name: study
+base: base.yaml
+axes:
+  rate:
+    good: {train.optimizer.lr: 1.0e-2, train.num_steps: 20}
+    bad: {train.optimizer.lr: 1.0, train.num_steps: 100000}
+set: {data.validation.interval: 2, data.validation.num_sequences: 2}
+"""
+    rule = "early_stop: {margin: 0.1, after: 1.0e-4, per: []}\n"
+    study = Study(lamina, "hopeless", sweep + rule)
+    done = study.run()
+    check(done.returncode == 0 and "1 done, 0 running, 0 waiting, 0 failed, 1 stopped early" in done.stdout, f"{done.stdout}{done.stderr}")
+    reason = next(line for line in done.stdout.splitlines() if "bad-s1: stopped early at step" in line).split(": ", 2)[2]
+    loss, step, above = (float(reason.split(word)[1].split()[0]) for word in ("validation", "at step", "is"))
+    best = validation_loss(study.out / "good-s1", int(step))
+    check(10 <= step <= 20 and abs(loss - validation_loss(study.out / "bad-s1", int(step))) < 1e-4 and
+          abs(loss - best - above) < 2e-4 and above > 0.1 and "that of good-s1" in reason, reason)
+    again = study.run()
+    check(again.returncode == 0 and "started" not in again.stdout and "goes on" not in again.stdout, again.stdout)
+    fit = lamina.run(["fit", str(study.out), "--resamples", "0"])
+    check(f"stopped early: {reason}" in fit.stderr and "bad-s1 is left out" in fit.stderr, f"fit: {fit.stdout}{fit.stderr}")
+    check(" stopped " in study.run("--status").stdout, "the status does not name it")
+    study.file.write_text(study.file.read_text().replace(rule, ""))
+    check(" waiting " in study.run("--status").stdout, "without the rule the run is to go on")
+
+
 def never_mixes_configurations(lamina) -> None:
     study = Study(lamina, "mixed")
     check(study.run("--jobs", "2").returncode == 0, "the first sweep failed")
@@ -193,6 +312,9 @@ def never_mixes_configurations(lamina) -> None:
 
 
 def bad_sweeps_write_nothing(lamina) -> None:
+    crowded = Study(lamina, "crowded", SWEEP, EXPERIMENT.replace("num_threads: 1", "num_threads: 5000"))
+    warned = crowded.run("--dry-run", "--jobs", "2")
+    check(warned.returncode == 0 and "2 runs at a time with 5000 threads each on" in warned.stderr, warned.stderr)
     study = Study(lamina, "bad", SWEEP.replace("residual:\n", "model.hidden_sise: [32, 48]\n  residual:\n"))
     for arguments, sweep, message in (
             ((), study.file.read_text(), "sweep.yaml:8: model.hidden_sise: unknown key, did you mean hidden_size?"),
@@ -200,6 +322,7 @@ def bad_sweeps_write_nothing(lamina) -> None:
             ((), SWEEP + f"set: {{data.train.0.path: nowhere}}\noutput_dir: {study.out}\n", "nowhere: no such folder"),
             ((), SWEEP + f"ranks: 3\noutput_dir: {study.out}\n", "train.global_batch_size"),
             (("--jobs", "0"), SWEEP, "--jobs"),
+            (("--jobs", "4096", "--bind"), SWEEP + f"output_dir: {study.out}\n", "--bind: found 4096 runs at a time on"),
             (("--slurm", "none.sbatch"), SWEEP, "none.sbatch")):
         study.file.write_text(sweep)
         refused = study.run(*arguments)
@@ -228,6 +351,8 @@ def main() -> None:
         one_at_a_time_owns_the_folder(lamina)
         failures_are_told_and_do_not_stop_the_others(lamina)
         divergences_have_ended(lamina)
+        chooses_by_successive_halving(lamina)
+        stops_hopeless_runs(lamina)
         never_mixes_configurations(lamina)
         bad_sweeps_write_nothing(lamina)
         several_ranks(lamina, expected)
