@@ -71,7 +71,7 @@ const Edit edits[] = {
      "beta1, beta2, eps, attn_res_lr_factor, groups"},
     {"model:\n", "modle:\n", "a.yaml:3: modle: unknown key, did you mean model?"},
     {"", "optim: {}\n",
-     "a.yaml:26: optim: unknown key, expected one of run, model, data, parallel, train, checkpoint, "
+     "a.yaml:26: optim: unknown key, expected one of run, model, data, parallel, train, stages, checkpoint, "
      "logging, debug"},
     {"", "optimizer: {lr: 1}\n", "a.yaml:26: optimizer: unknown key, did you mean train.optimizer?"},
     {"", "num_steps: 5\n", "a.yaml:26: num_steps: unknown key, did you mean train.num_steps?"},

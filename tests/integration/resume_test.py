@@ -97,8 +97,10 @@ def wait_for_checkpoint(process: subprocess.Popen, run: Path, already: int) -> N
         time.sleep(0.005)
 
 
-def kill_and_resume(lamina: Lamina, ranks: int, randomly: random.Random, layout: dict | None = None, max_kills: int = KILLS) -> None:
-    """`layout`: more changes of the experiment."""
+def kill_and_resume(lamina: Lamina, ranks: int, randomly: random.Random, layout: dict | None = None, max_kills: int = KILLS,
+                    steps: list[int] | None = None) -> Path:
+    """`layout`: more changes of the experiment. `steps`: the checkpoint after which each kill comes; else the next one. Returns the run
+    that was left alone."""
     label = f"{ranks} rank(s){f', {layout}' if layout else ''}"
     name = f"killed-{len(list(lamina.folder.iterdir()))}"
     experiment = merged(changes(STEPS), layout or {})
@@ -110,7 +112,7 @@ def kill_and_resume(lamina: Lamina, ranks: int, randomly: random.Random, layout:
         process = subprocess.Popen(lamina.command(["train", str(config)], ranks), env=lamina.environment,
                                    stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         if kills > 0:   # the first one may die before anything is there
-            wait_for_checkpoint(process, run, reached)
+            wait_for_checkpoint(process, run, max(reached, steps[kills] - 1) if steps else reached)
         time.sleep(randomly.uniform(0.0, 0.06))
         alive = process.poll() is None
         kill_all(process)
@@ -131,6 +133,7 @@ def kill_and_resume(lamina: Lamina, ranks: int, randomly: random.Random, layout:
     left = [path.name for path in (run / "checkpoints").iterdir()]
     expect(sorted(left) == [f"step-{s:08d}" for s in range(STEPS - 2, STEPS + 1)], f"left in checkpoints/: {left}")
     print(f"{label}: {kills} kills, last of them left {steps_left}; the same bits", flush=True)
+    return undisturbed
 
 
 def check_times(rows: list[dict], least_starts: int) -> None:

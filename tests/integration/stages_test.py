@@ -100,10 +100,9 @@ def main() -> None:
         lamina.prepare()
         prepare_more(lamina)
         randomly = random.Random(33)
-        kill_and_resume(lamina, 1, randomly, experiment(lamina), KILLS)
-        rows_say_it(next(lamina.folder.glob("undisturbed-*")))
-        kill_and_resume(lamina, 2, randomly, merged(experiment(lamina), {"parallel": {"data": 2}}), 3)
-        kill_and_resume(lamina, 2, randomly, merged(experiment(lamina), {"parallel": {"pipeline": 2, "virtual_stages": 2}}), 3)
+        for ranks, parallel, kills in ((1, {}, KILLS), (2, {"data": 2}, 3), (2, {"pipeline": 2, "virtual_stages": 2}, 3)):
+            steps = sorted(randomly.sample(range(2, STEPS - 2), kills))
+            rows_say_it(kill_and_resume(lamina, ranks, randomly, merged(experiment(lamina), {"parallel": parallel}), kills, steps))
         layouts_agree(lamina)
         batches_are_passed_over(lamina)
         later_stages_change(lamina)
