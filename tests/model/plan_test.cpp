@@ -320,7 +320,7 @@ TEST(Plan, OfARunWithStagesIsThatOfTheFullest) {
   // 6 sequences with micro-batches of 2 can't be shared by two data-parallel ranks.
   const PlanInputs odd =
       inputs_of("tiny.yaml", 2, {"stages=[{from_step: 5, global_batch_size: 6, micro_batch_size: 2}]"});
-  for (const Plan& layout : search_layouts(odd)) EXPECT_EQ(layout.parallel.data, 1);
+  for (const Plan& possible : search_layouts(odd)) EXPECT_EQ(possible.parallel.data, 1);
 }
 
 TEST(Plan, SchedulesAreMadeForTheDefaultDevice) {
