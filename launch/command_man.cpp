@@ -20,7 +20,7 @@ std::vector<std::string> keys_to_type() {
   return keys;
 }
 
-void print(const std::string& text) {
+void write_out(const std::string& text) {
   if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size() || std::fflush(stdout) != 0)
     throw Error("standard output: can't write");
 }
@@ -46,7 +46,7 @@ void register_completion(CLI::App& app) {
   command->callback([shell, &app] {
     const std::vector<ParserCommand> table = parser_table(app);
     const auto script = *shell == "bash" ? bash_completion : *shell == "zsh" ? zsh_completion : fish_completion;
-    print(script(table, keys_to_type()));
+    write_out(script(table, keys_to_type()));
   });
 }
 
@@ -73,7 +73,7 @@ void register_man(CLI::App& app) {
     size_t page = 0;
     for (size_t i = 1; i < table.size(); ++i)
       if (table[i].name == options->command) page = i;
-    print(manual_page(table, page));
+    write_out(manual_page(table, page));
   });
 }
 

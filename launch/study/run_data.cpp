@@ -103,12 +103,12 @@ RunData read_run(const fs::path& folder) {
 
 RunIdentity read_identity(const fs::path& folder) {
   RunIdentity identity;
-  const fs::path path = RunFolder{folder}.starts();
-  if (!fs::exists(path)) return identity;
-  const std::vector<nlohmann::json> starts = read_rows(path);
-  if (starts.empty()) return identity;
-  identity.tokenizer_hash = starts.back().value("tokenizer_hash", "");
-  identity.data = parse_data_identity(starts.back().value("data", ""));
+  json last;
+  const RowReader next = rows_of(RunFolder{folder}.starts())();
+  while (std::optional<json> row = next()) last = std::move(*row);
+  if (last.is_null()) return identity;
+  identity.tokenizer_hash = last.value("tokenizer_hash", "");
+  identity.data = parse_data_identity(last.value("data", ""));
   return identity;
 }
 
