@@ -165,8 +165,8 @@ check_sanitizers() {
   local threaded=(tests_core_base tests_core_io tests_parallel_comm tests_parallel_expert tests_parallel_pipeline tests_parallel_zero tests_data
     tests_inference tests_trainer)
   if build_preset cpu-tsan "${threaded[@]}"; then
-    # Plans are made by one thread.
-    GTEST_FILTER='-Decoder*:ThreadsOfSteps.*:PeakRate.GrowsWithTheThreads:BlockRoutes.*:Faults.*:PeakSummaries.*:Lowering.*:ProgramFaults.*:Schedule.*:ScheduleFaults.*:Simulate.*:BalancedSplit.*' \
+    # Plans and factors are made by one thread.
+    GTEST_FILTER='-Decoder*:ThreadsOfSteps.*:PeakRate.GrowsWithTheThreads:WidthRule.*:BlockRoutes.*:Faults.*:PeakSummaries.*:Lowering.*:ProgramFaults.*:Schedule.*:ScheduleFaults.*:Simulate.*:BalancedSplit.*' \
       TSAN_OPTIONS="suppressions=$root/tests/support/tsan.supp:second_deadlock_stack=1" \
       run_ctest build-tsan --parallel "$(nproc)" -R "^($(IFS='|'; echo "${threaded[*]}"))\$"
   else

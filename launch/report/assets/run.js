@@ -20,8 +20,7 @@ function facts(run) {
                  (s.block_size ? ', ' + s.block_size + (s.block_size === 1 ? ' layer' : ' layers') + ' per block' : '')],
     ['Experts', experts],
     ['Batch', whole(s.global_batch_size) + ' \u00d7 ' + whole(s.seq_len) + ' tokens' + (s.stages.length ? ' at first' : '')],
-    ['Stages', s.stages.length > 6 ? s.stages.length + 1 + ', begun where the curves have a line'
-        : s.stages.map(stage => 'from step ' + whole(stage.step) + ' ' + stage.name).join('; ') || 'one'],
+    ['Stages', s.stages.length ? whole(s.stages.length + 1) + ' so far, in the table of stages' : 'one'],
     ['Precision', s.precision + ', ' + s.optimizer],
     ['Layout', layout],
     ['Compute', flop(s.flops)],
