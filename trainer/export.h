@@ -19,7 +19,7 @@ struct ExportOptions {
   DType dtype = DType::bf16;  // or f32; A_log and dt_bias are always f32
   int64_t max_shard_bytes = 5'000'000'000;
   std::string program = "lamina";  // that exports, for the folder's README.md
-  std::optional<Quantization> quantization;
+  std::optional<Quantization> quantization = {};
   // Of this process, for origin.json, which also says where the checkpoint comes from; empty: none is written.
   std::map<std::string, std::string> origin = {};
 };

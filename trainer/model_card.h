@@ -12,11 +12,11 @@
 namespace lamina {
 
 struct ExportFacts {
-  std::string program;                     // that exports
-  std::string tokenizer;                   // its name; empty: unknown
-  bool has_tokenizer_json = true;          // AutoTokenizer loads it
-  std::string rounded_weights;             // how the weights were rounded before they were written; empty: not at all
-  std::vector<std::string> rounded_kinds;  // of which tensors, where it was this export
+  std::string program;               // that exports
+  std::string tokenizer;             // its name; empty: unknown
+  bool has_tokenizer_json = true;    // AutoTokenizer loads it
+  std::string rounded_weights = {};  // how the weights were rounded before they were written; empty: not at all
+  std::vector<std::string> rounded_kinds = {};  // of which tensors, where it was this export
 };
 
 // Losses are those of the run folder that `checkpoint` lies in, where it does.

@@ -31,7 +31,8 @@ struct ModelConfig {
   double rms_norm_eps = 1e-5;
   bool tie_word_embeddings = false;
   double initializer_range = 0.02;
-  std::optional<int64_t> mup_base_width;  // initial values and learning rates follow hidden_size / this (model/width_rule.h)
+  std::optional<int64_t>
+      mup_base_width;  // initial values and learning rates follow hidden_size / this (model/width_rule.h)
   Residual residual = Residual::block_attnres;
   int64_t attn_res_block_size = 2;  // decoder layers per block; the last block may be short
   // Token mixer of each layer; the pattern repeats. Empty: mla everywhere. Its keys are `num_attention_heads` to
