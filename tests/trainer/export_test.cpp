@@ -698,6 +698,7 @@ TEST(Export, TheCardSaysWhatIsKnown) {
   info.sampler_fingerprint = "seq_len 16; tokenizer 0123456789abcdef; train 900 tokens 00000000000000aa";
   info.extra = {{"commit", "abcdef0123"}};
   const Config config = config_of({});
+  info.config_yaml = to_yaml(config);
   const HfModel hf{config.model, 16, DType::bf16, {}, false, {}};
   const auto has = [&](const std::vector<std::string>& parts) {
     const std::string card = model_card(checkpoint, info, config, hf, {"lamina 9.9.9", "bytes", true});
