@@ -119,7 +119,7 @@ function eventsOf(runs, axis) {
     const spikes = (run.spikes || []).map(spike => ({...common, step: spike.step, kind: spike.action, reason: spike.reason, time: null,
       what: eventWords[spike.action] + (spike.passed ? ' (passed over: ' + spike.passed + ')' : ''),
       words: said + eventWords[spike.action] + ', step ' + whole(spike.step), x: positionOf(run, spike.step, axis)}));
-    const stages = run.summary.stages.map(stage => ({...common, step: stage.step, kind: 'stage', reason: '', time: null, what: stage.name,
+    const stages = (run.summary ? run.summary.stages : []).map(stage => ({...common, step: stage.step, kind: 'stage', reason: '', time: null, what: stage.name,
       words: said + stage.name + ', from step ' + whole(stage.step), x: positionOf(run, stage.step, axis)}));
     return [...starts, ...spikes, ...stages].filter(event => isNumber(event.x));
   }).sort((a, b) => a.step - b.step);
