@@ -64,8 +64,8 @@ std::string entry(const ParserOption& option) {
     names += fmt::format("{}\\f{}{}\\fR", names.empty() ? "" : ", ", option.is_argument ? 'I' : 'B', roff(name));
   if (!option.is_argument && !option.value.empty()) names += fmt::format(" \\fI{}\\fR", roff(value_of(option)));
   std::vector<std::string> notes;
-  if (option.is_required) notes.push_back("required");
-  if (!option.is_argument && option.is_repeated) notes.push_back("as often as needed");
+  if (option.is_required) notes.emplace_back("required");
+  if (!option.is_argument && option.is_repeated) notes.emplace_back("as often as needed");
   if (option.is_argument && !option.choices.empty())
     notes.push_back(fmt::format("one of {}", fmt::join(option.choices, ", ")));
   if (!option.limits.empty()) notes.push_back(option.limits);
@@ -132,7 +132,7 @@ std::string manual_page(const std::vector<ParserCommand>& table, size_t which) {
       others.push_back(fmt::format(".BR {} (1)", roff(manual_page_name(table[i]))));
     }
   } else {
-    others.push_back(".BR lamina (1)");
+    others.emplace_back(".BR lamina (1)");
   }
   page += footer_section(command.footer) + exit_status();
   page += fmt::format(".SH SEE ALSO\n{}\n", fmt::join(others, ",\n"));

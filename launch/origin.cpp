@@ -27,7 +27,7 @@ std::vector<std::string> command_words() {
   const std::string text{std::istreambuf_iterator<char>(file), {}};
   std::vector<std::string> words;
   for (size_t begin = 0; begin < text.size();) {
-    words.push_back(text.c_str() + begin);
+    words.emplace_back(text.c_str() + begin);
     begin += words.back().size() + 1;
   }
   return words;

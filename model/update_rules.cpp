@@ -34,18 +34,6 @@ std::vector<OptimizerGroupConfig> built_in_groups(const Config& config) {
   return {{"*_res_proj.weight", factor, {}, {}}, {"*_res_norm.weight", factor, {}, {}}};
 }
 
-// "model.layers.12.mlp.up_proj.weight" as "model.layers.*.mlp.up_proj.weight".
-std::string family_of(const std::string& name) {
-  std::string family;
-  for (size_t at = 0; at <= name.size();) {
-    const size_t end = std::min(name.find('.', at), name.size());
-    const bool is_number = end > at && name.find_first_not_of("0123456789", at) >= end;
-    family += (at > 0 ? "." : "") + (is_number ? "*" : name.substr(at, end - at));
-    at = end + 1;
-  }
-  return family;
-}
-
 std::vector<std::string> families_of(std::span<const ParameterSpec> specs) {
   std::vector<std::string> families;
   for (const ParameterSpec& spec : specs) {
@@ -80,6 +68,17 @@ void check_uses(const OptimizerGroupConfig& group, size_t index, const Uses& use
 }
 
 }  // namespace
+
+std::string family_of(const std::string& name) {
+  std::string family;
+  for (size_t at = 0; at <= name.size();) {
+    const size_t end = std::min(name.find('.', at), name.size());
+    const bool is_number = end > at && name.find_first_not_of("0123456789", at) >= end;
+    family += (at > 0 ? "." : "") + (is_number ? "*" : name.substr(at, end - at));
+    at = end + 1;
+  }
+  return family;
+}
 
 std::vector<UpdateRule> update_rules(const Config& config, std::span<const ParameterSpec> specs) {
   const OptimizerConfig& optimizer = config.train.optimizer;

@@ -19,9 +19,13 @@ struct UpdateRule {
   bool operator==(const UpdateRule&) const = default;
 };
 
+// A tensor's name with a star for each number: "model.layers.12.mlp.up_proj.weight" is of "model.layers.*.mlp.up_proj.weight".
+std::string family_of(const std::string& name);
+
 // One per tensor of the whole model. First the built-in group of Attention Residuals, then train.optimizer.groups in their order:
-// of those that match a tensor, the last one that gives a key decides it; then the width's factor (width_rule.h). Throws Error naming the group and the key: a pattern that
-// matches no trained tensor, a key that later groups take from every tensor it matches, Muon for a vector.
+// of those that match a tensor, the last one that gives a key decides it; then the width's factor (width_rule.h).
+// Throws Error naming the group and the key: a pattern that matches no trained tensor, a key that later groups take from every tensor it
+// matches, Muon for a vector.
 std::vector<UpdateRule> update_rules(const Config& config, std::span<const ParameterSpec> specs);
 std::vector<UpdateRule> update_rules(const Config& config);
 

@@ -3,10 +3,10 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <regex>
 #include <string_view>
 
 #include "core/base/error.h"
+#include "model/update_rules.h"
 
 namespace lamina {
 namespace {
@@ -37,10 +37,9 @@ std::vector<std::string> quantized_tensors(const ModelConfig& config, const Quan
 }
 
 std::vector<std::string> quantized_kinds(const ModelConfig& config, const Quantization& how) {
-  static const std::regex number(R"(\.[0-9]+\.)");
   std::vector<std::string> kinds;
   for (const std::string& name : quantized_tensors(config, how)) {
-    const std::string kind = std::regex_replace(name, number, ".*.");
+    const std::string kind = model::family_of(name);
     if (std::find(kinds.begin(), kinds.end(), kind) == kinds.end()) kinds.push_back(kind);
   }
   return kinds;
