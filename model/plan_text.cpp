@@ -162,14 +162,14 @@ std::string stages_text(const Plan& plan, const Config& config) {
 
 }  // namespace
 
-std::string to_text(const Plan& plan, const PlanInputs& run) {
-  PlanInputs inputs = run;
-  inputs.config = config_of(run.config, plan.batch);
-  std::string text = stages_text(plan, run.config);
-  text += summary_text(plan, inputs) + chunk_table(plan) + memory_table(plan) + traffic_table(plan);
+std::string to_text(const Plan& plan, const PlanInputs& inputs) {
+  PlanInputs stage = inputs;
+  stage.config = config_of(inputs.config, plan.batch);
+  std::string text = stages_text(plan, inputs.config);
+  text += summary_text(plan, stage) + chunk_table(plan) + memory_table(plan) + traffic_table(plan);
   text +=
       fmt::format("\nmessages     {} of hidden stream per hop and micro-batch", bytes_text(plan.stream_message_bytes));
-  if (inputs.config.model.residual != Residual::standard)
+  if (stage.config.model.residual != Residual::standard)
     text += fmt::format(", {} per summary", bytes_text(plan.summary_message_bytes));
   text += fmt::format("\nbubble       {:.1f} %\n", 100 * plan.bubble);
   text += fmt::format("step         {} at least: {} pipeline, {} data; {:.0f} tokens/s, MFU at most {:.1f} %\n",
@@ -177,11 +177,10 @@ std::string to_text(const Plan& plan, const PlanInputs& run) {
                       seconds_text(plan.data_seconds), static_cast<double>(plan.tokens_per_step) / plan.step_seconds(),
                       100 * plan.mfu);
   const double peak = plan.peak_bytes() / gib;
-  text +=
-      plan.fits(inputs.device)
-          ? fmt::format("memory       fits: {:.1f} of {:.4g} GiB on the fullest rank\n", peak, inputs.device.memory_gib)
-          : fmt::format("memory       DOES NOT FIT: {:.1f} of {:.4g} GiB on the fullest rank\n", peak,
-                        inputs.device.memory_gib);
+  text += plan.fits(stage.device) ? fmt::format("memory       fits: {:.1f} of {:.4g} GiB on the fullest rank\n", peak,
+                                                stage.device.memory_gib)
+                                  : fmt::format("memory       DOES NOT FIT: {:.1f} of {:.4g} GiB on the fullest rank\n",
+                                                peak, stage.device.memory_gib);
   return text;
 }
 
