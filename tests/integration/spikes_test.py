@@ -106,6 +106,21 @@ def passed(lamina: Lamina, action: str, batch: int, ranks: int = 1) -> None:
         same(stopped, run)
 
 
+def across_stages(lamina: Lamina, batch: int) -> None:
+    """Going back over the start of a stage, to a checkpoint of the one before: the batches that are passed over are those of the two stages,
+    and what follows is the later stage's."""
+    checkpoint = (batch - 1) // 16 * 16
+    begin = checkpoint + 2  # of batches twice as long; the noise stays ahead, and before the next checkpoint
+    staged = {"stages": [{"from_step": begin, "global_batch_size": 8, "lr_factor": 0.5}]}
+    spike = begin + (batch - begin) // 2
+    run = lamina.train("rewind-stages", {**settings("rewind"), **staged})
+    found = spikes(run)
+    expect(len(found) == 1 and found[0]["batch"] == spike > begin and found[0]["passed"] == f"{checkpoint + 1}-{spike}",
+           f"across stages: {found}, expected batches {checkpoint + 1}-{spike}")
+    expect([row["sequences"] for row in metrics(run)] == [4] * checkpoint + [8] * (STEPS - checkpoint), "across stages: the rows' sequences")
+    same(run, lamina.train("named-stages", {**settings("warn", skip_steps=f"{checkpoint + 1}-{spike}", spike_threshold=0), **staged}))
+
+
 def refused(lamina: Lamina, batch: int) -> None:
     """What has been trained on can't be left out any more."""
     config = lamina.write_config("skip-1", settings("skip", skip_steps="3", num_steps=STEPS + 1))
@@ -139,6 +154,7 @@ def main() -> None:
             passed(lamina, action, batch)
         passed(lamina, "skip", batch, ranks=2)
         passed(lamina, "rewind", batch, ranks=2)
+        across_stages(lamina, batch)
         refused(lamina, batch)
         limited(lamina)
     print(f"spikes: batch {batch} told, passed over and gone back from")
