@@ -158,7 +158,10 @@ void inspect(const InspectOptions& options) {
                                     : info.tokenizer->model.empty() ? info.tokenizer->name
                                                                     : fmt::format("{}, {} bytes", info.tokenizer->name,
                                                                                   info.tokenizer->model.size()));
-  for (const auto& [key, value] : info.extra) fmt::print("{:<14} {}\n", key, value);
+  for (const auto& [key, value] : info.extra) {
+    const auto lines = std::count(value.begin(), value.end(), '\n');
+    fmt::print("{:<14} {}\n", key, lines == 0 ? value : fmt::format("{} lines", lines));
+  }
   print_starts(given);
   print_totals(tensors);
   print_configuration(info.config_yaml);
