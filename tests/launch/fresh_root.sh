@@ -69,7 +69,7 @@ bare_root() {  # folder
   [[ $user == root ]] || {
     chroot "$1" useradd --create-home --shell /bin/bash "$user"
     echo "$user ALL=(ALL) NOPASSWD:ALL" >"$1/etc/sudoers.d/$user"
-    chown -R --no-dereference "$(chroot "$1" id -u "$user"):" "$1/lamina"
+    chroot "$1" chown -R --no-dereference "$user:" /lamina   # whose number this machine need not know
   }
 }
 
