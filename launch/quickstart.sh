@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From a fresh clone to a trained model in about five minutes on two cores: installs what is missing, builds, trains a small Kimi
+# From a fresh clone to a trained model in seven or eight minutes on two processors: installs what is missing, builds, trains a small Kimi
 # Linear with Block Attention Residuals on English prose in a pipeline of 2 ranks x 2 virtual stages, kills it, resumes on one
 # rank, compares with gzip -9 on the same text, lets the model speak, and draws its report. Its precision is the one that is quicker
 # on this machine, which `lamina doctor` measures.
