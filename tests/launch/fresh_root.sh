@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What a newcomer meets: a bare root of one release, HEAD cloned into it, the README's commands typed there. As root.
 #   tests/launch/fresh_root.sh [--start] [--user root|newcomer] SUITE[:mpich]
-# SUITE is a release that debootstrap knows (bookworm, trixie, ...), with Open MPI, or with MPICH instead.
+# SUITE is a release of Debian or Ubuntu (bookworm, trixie, noble, resolute, ...), with Open MPI, or with MPICH instead.
 #   (nothing)   ./launch/quickstart.sh and ./launch/test.sh, each twice: the second time there is nothing left to install or build
 #   --start     the shortest proof that set-up names every package: install, configure, build, train a few steps, one test
 #   --user      root, or "newcomer", an ordinary user with sudo (default root)
@@ -57,11 +57,26 @@ outside() {
   exit "$status"
 }
 
+# Debian's debootstrap knows Debian's releases, and of Ubuntu's those before its own. Sets `source`: options before the release, and what
+# comes after the folder. Ubuntu's universe is on, as where it was installed by hand or from an image.
+where_from() {
+  local keys=/usr/share/keyrings/ubuntu-archive-keyring.gpg
+  options=() source=()
+  case $release in
+    bookworm|trixie|forky|duke|sid|stable|testing|unstable) return ;;
+  esac
+  options=(--components=main,universe --keyring="$keys")
+  [[ -r $keys ]] || { say "$keys is not here: the root's first packages are not verified"; options[1]=--no-check-gpg; }
+  source=(http://archive.ubuntu.com/ubuntu gutsy)   # the script that all of Ubuntu's releases since share
+}
+
 bare_root() {  # folder
-  local packages=git,ca-certificates
+  local packages=git,ca-certificates options source
   [[ $user == root ]] || packages+=,sudo
   say "a bare $release in $1, with $packages"
-  debootstrap --variant=minbase --include="$packages" "$release" "$1" >"$1.log" 2>&1 || { tail -n 20 "$1.log" >&2; die "debootstrap $release failed"; }
+  where_from
+  debootstrap --variant=minbase --include="$packages" ${options[@]+"${options[@]}"} "$release" "$1" ${source[@]+"${source[@]}"} >"$1.log" 2>&1 ||
+    { tail -n 20 "$1.log" >&2; die "debootstrap $release failed"; }
   cp /etc/resolv.conf "$1/etc/resolv.conf"
   echo "fresh-$release" >"$1/etc/hostname"
   printf '127.0.0.1 localhost %s\n::1 localhost\n' "$(hostname)" >"$1/etc/hosts"
