@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Lamina's dense benchmark models in PyTorch: torch.compile, scaled_dot_product_attention, fused AdamW.
 
-    bench/torch_dense.py [--micro-batch 4] [--steps 7]
-        on a GPU: the model of bench_gpu_train in bf16 with fp32 masters
+    bench/torch_dense.py [--micro-batch 4] [--steps 7] [--eager]
+        on a GPU: the model of bench_gpu_train in bf16 with fp32 masters; says which attention PyTorch chose
     bench/torch_dense.py --against build/bench/bench_train [--threads 1] [--steps 7] [--eager] [--standard]
         on the CPU: the fp32 model of bench_train with Block AttnRes, in turn with bench_train
 
@@ -129,10 +129,18 @@ def optimizer_of(parameters):
     return torch.optim.AdamW(parameters, lr=1e-4, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, fused=True)
 
 
+def attention_backend(s, batch):
+    """What scaled_dot_product_attention chooses for the model's attention."""
+    q, k, v = (torch.empty(batch, s.heads, s.length, size, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+               for size in (s.nope + s.rope, s.nope + s.rope, s.value))
+    return torch.nn.attention.SDPBackend(torch._fused_sdp_choice(q, k, v, is_causal=True)).name.lower()
+
+
 def on_gpu(options):
     torch.set_float32_matmul_precision("high")
+    print(f"attention: {attention_backend(GPU_SHAPE, options.micro_batch)}", flush=True)
     model = Model(GPU_SHAPE).cuda().bfloat16()
-    compiled = torch.compile(model)
+    compiled = model if options.eager else torch.compile(model)
     # Masters and moments in fp32, as Lamina keeps them.
     masters = [p.detach().float().clone().requires_grad_() for p in model.parameters()]
     optimizer = optimizer_of(masters)
@@ -157,7 +165,8 @@ def on_gpu(options):
     seconds = statistics.median(step() for _ in range(options.steps))
     count, flops = options.micro_batch * GPU_SHAPE.length, model_flops(model, options.micro_batch) / seconds
     print(f"torch    {sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters: {1e3 * seconds:.1f} ms per step, "
-          f"{count / seconds:.0f} tokens/s, {flops / 1e12:.1f} TFLOP/s (PyTorch {torch.__version__})")
+          f"{count / seconds:.0f} tokens/s, {flops / 1e12:.1f} TFLOP/s "
+          f"(PyTorch {torch.__version__}, {'eager' if options.eager else 'compiled'})")
 
 
 class TorchOnCpu:
