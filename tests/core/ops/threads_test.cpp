@@ -6,6 +6,7 @@
 
 #include "core/device/cpu/parallel_for.h"
 #include "core/ops/adamw.h"
+#include "core/ops/hyper_connections.h"
 #include "core/ops/kda.h"
 #include "core/ops/muon.h"
 #include "core/ops/rms_norm.h"
@@ -61,6 +62,30 @@ TEST_P(Threads, RmsNorm) {
     rms_norm_backward(context.fastest, {sum, weight, rstd, dy, dx, GradMode::overwrite, dweight});
     rms_norm_apply(context.fastest, {sum, weight, rstd, again});
     return values_of({y, rstd, sum, dx, dweight, again});
+  });
+}
+
+TEST_P(Threads, HyperConnections) {
+  const DType dtype = GetParam(), acc = accumulation_dtype(dtype);
+  const int64_t n = 4, dim = 50;
+  const Tensor x = test::normal(dtype, {num_tokens, n * dim}, 1), y = test::normal(dtype, {num_tokens, dim}, 2),
+               z = test::normal(acc, {num_tokens, num_projections(n)}, 3), alpha = test::normal(acc, {3}, 4),
+               bias = test::normal(acc, {num_projections(n)}, 5), dh = test::normal(acc, {num_tokens, dim}, 6);
+  expect_same_at_any_number_of_threads([&](TestContext& context) {
+    const Tensor rstd = test::poisoned(acc, {num_tokens}), h = test::poisoned(dtype, {num_tokens, dim}),
+                 c = test::poisoned(acc, {num_tokens, num_coefficients(n)}), next = test::poisoned(dtype, x->shape),
+                 d = test::normal(acc, x->shape, 7), dc = test::poisoned(acc, c->shape),
+                 dy = test::poisoned(dtype, y->shape), dz = test::poisoned(acc, z->shape),
+                 dalpha = test::zeros(acc, {3}), dbias = test::zeros(acc, bias->shape),
+                 sum = test::poisoned(dtype, y->shape);
+    hyper_coefficients_forward(context.fastest, {x, z, alpha, bias, n, 1e-5, rstd, c});
+    hyper_read(context.fastest, {x, c, n, h});
+    hyper_write(context.fastest, {x, c, n, y, next});
+    hyper_output_gradient(context.fastest, {d, c, n, dy});
+    hyper_backward(context.fastest, {x, c, n, y, dh, d, dc});
+    hyper_coefficients_backward(context.fastest, {x, z, alpha, bias, n, rstd, c, dc, dz, d, dalpha, dbias});
+    hyper_reduce(context.fastest, {next, 0.25, sum});
+    return values_of({rstd, c, h, next, dy, d, dc, dz, dalpha, dbias, sum});
   });
 }
 
