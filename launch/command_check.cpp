@@ -59,6 +59,8 @@ std::string residual_text(const ModelConfig& model) {
       return "standard residual";
     case Residual::full_attnres:
       return "full Attention Residuals";
+    case Residual::mhc:
+      return fmt::format("manifold-constrained hyper-connections (mHC), {} streams", model.num_residual_streams);
     case Residual::block_attnres:
       return fmt::format("Attention Residuals over blocks of {} layer{}", model.attn_res_block_size,
                          model.attn_res_block_size == 1 ? "" : "s");

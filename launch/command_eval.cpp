@@ -60,10 +60,11 @@ void check(const Config& config, EvalOptions& options) {
     throw Error("--write-text: found {} validation sets, expected one", order.validation.size());
   if (!order.ablate_sources) return;
   if (order.validation.empty()) throw Error("--ablate-sources: found no validation set, expected one");
-  if (config.model.residual == Residual::standard)
+  if (!config.model.has_depth_reads())
     throw Error(
-        "--ablate-sources: found model.residual: standard, expected full_attnres or block_attnres: the standard "
-        "residual has no sources to choose from");
+        "--ablate-sources: found model.residual: {}, expected full_attnres or block_attnres: it has no sources to "
+        "choose from",
+        name_of(config.model.residual));
 }
 
 void print(const evaluation::Perplexity& found) {

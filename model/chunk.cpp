@@ -65,20 +65,29 @@ Chunk::Layer Chunk::make_layer(const ChunkOptions& options, Parameters& paramete
 }
 
 void Chunk::build_sites(const ModelConfig& config, Parameters& parameters) {
-  const bool attn_res = config.residual != Residual::standard;
-  const auto add = [&](const std::string& norm, const std::string& res) {
+  const auto add = [&](const std::string& norm, const std::string& name) {
     Site site;
     site.norm_eps = config.rms_norm_eps;
-    const auto use = [&](const std::string& name, std::vector<int>& list) {
-      list.push_back(parameters.index_of(name));
+    const auto use = [&](const std::string& tensor, std::vector<int>& list) {
+      list.push_back(parameters.index_of(tensor));
       return list.back();
     };
     const int index = use(norm, site.norm_parameters);
     site.norm_weight = parameters.value(index);
     site.d_norm_weight = parameters.gradient(index);
-    if (attn_res) {
-      const int g = use(res + "_norm.weight", site.query_parameters),
-                w = use(res + "_proj.weight", site.query_parameters);
+    if (const std::string mixing = name + "_mhc"; parameters.has(mixing + ".weight")) {
+      const auto views = [&](const char* tensor, TensorView& value, TensorView& gradient) {
+        const int mixing_index = use(mixing + tensor, site.norm_parameters);
+        value = parameters.value(mixing_index);
+        gradient = parameters.gradient(mixing_index);
+      };
+      views(".weight", site.mixing.weight, site.d_mixing.weight);
+      views(".bias", site.mixing.bias, site.d_mixing.bias);
+      views(".alpha", site.mixing.alpha, site.d_mixing.alpha);
+    }
+    if (config.has_depth_reads()) {
+      const int g = use(name + "_res_norm.weight", site.query_parameters),
+                w = use(name + "_res_proj.weight", site.query_parameters);
       const Shape flat{config.hidden_size};
       site.query = {parameters.value(g), parameters.value(w).reshaped(flat)};
       site.d_query = {parameters.gradient(g), parameters.gradient(w).reshaped(flat)};
@@ -88,11 +97,11 @@ void Chunk::build_sites(const ModelConfig& config, Parameters& parameters) {
   for (int sublayer = range_.begin; sublayer < range_.end; ++sublayer) {
     const std::string prefix = fmt::format("model.layers.{}.", sublayer / 2);
     if (sublayer % 2 == 0)
-      add(prefix + "input_layernorm.weight", prefix + "self_attention_res");
+      add(prefix + "input_layernorm.weight", prefix + "self_attention");
     else
-      add(prefix + "post_attention_layernorm.weight", prefix + "mlp_res");
+      add(prefix + "post_attention_layernorm.weight", prefix + "mlp");
   }
-  if (range_.is_last) add("model.norm.weight", "model.output_attn_res");
+  if (range_.is_last) add("model.norm.weight", "model.output_attn");
 }
 
 template <class Action>
@@ -135,9 +144,12 @@ TensorView Chunk::run_sublayers(ops::OpContext& ctx, Slot& slot, const Input& in
                                 const ResidualPass::Streams& streams, const Summaries& summaries) {
   slot.keep_.reset();
   ResidualPass& pass = *slot.pass_;
-  if (has_embedding()) ops::embedding_forward(ctx, {input.tokens, embedding_, streams.in});
   Batch batch = input.batch;
   pass.begin_forward(batch, slot.keep_, streams, summaries);
+  if (has_embedding()) {
+    ops::embedding_forward(ctx, {input.tokens, embedding_, pass.embedding_buffer()});
+    pass.embed(ctx);
+  }
   for (int sublayer = range_.begin; sublayer < range_.end; ++sublayer) {
     const TensorView x = pass.read(ctx, sublayer);
     observe(ctx, slot, input, sublayer);
@@ -217,7 +229,7 @@ void Chunk::backward(ops::OpContext& ctx, Slot& slot, const Input& input, bool d
   // Depth queries are served per block, at the block's start; they are reported together at the end.
   done(queries_);
   if (!has_embedding()) return;
-  ops::embedding_backward(ctx, {input.tokens, pass.incoming_gradient(), d_embedding_});
+  ops::embedding_backward(ctx, {input.tokens, pass.embedding_gradient(ctx), d_embedding_});
   done({embedding_index_});
 }
 

@@ -74,20 +74,20 @@ class Chunk {
 
   Chunk(const ChunkOptions& options, const ChunkRange& range, Parameters& parameters);
 
-  // `streams.in` of the first chunk is written here (the embedding), of the others it is read.
+  // `streams.in` of the first chunk is written here (from the embedding), of the others it is read.
   void forward(ops::OpContext& ctx, Slot& slot, const Input& input, const ResidualPass::Streams& streams,
                const Summaries& summaries);
   // The head's input instead of a loss: [num_tokens, hidden_size], valid until the next call. Last chunk.
   TensorView forward_hidden(ops::OpContext& ctx, Slot& slot, const Input& input, const ResidualPass::Streams& streams,
                             const Summaries& summaries);
 
-  // Fills [tokens, hidden] acc with the gradient of `streams.out`.
+  // Fills [tokens, wide] acc (residual.h) with the gradient of `streams.out`.
   using FillGradient = std::function<void(TensorView)>;
   // Once after each forward with train. Deferred weight gradients wait in slot.weights().
   // `done(sublayer)` is called after each sublayer, in order, and after the embedding and output site.
   void backward(ops::OpContext& ctx, Slot& slot, const Input& input, bool defer_weights, const FillGradient& outgoing,
                 const std::function<void(const std::vector<int>&)>& done);
-  // Gradient of `streams.in` [tokens, hidden] acc, after backward.
+  // Gradient of `streams.in` [tokens, wide] acc, after backward. Not of the first chunk.
   TensorView incoming_gradient(Slot& slot) const { return slot.pass_->incoming_gradient(); }
 
   const ChunkRange& range() const { return range_; }

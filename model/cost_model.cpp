@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "configs/schema/batch_plan.h"
+#include "core/ops/hyper_connections.h"
 #include "model/update_rules.h"
 #include "parallel/pipeline/block_routes.h"
 #include "parallel/pipeline/schedule.h"
@@ -17,10 +18,6 @@ constexpr double kda_chunk = 64;  // tokens
 // Two cores with AVX-512 do about this many bf16 operations in the time of moving a byte. Splits balanced with it are the same
 // on every machine.
 constexpr double flops_per_byte = 16;
-
-bool has_depth_reads(const ModelConfig& c) {
-  return c.residual != Residual::standard;
-}
 
 int64_t qk_head_dim(const ModelConfig& c) {
   return c.qk_nope_head_dim + c.qk_rope_head_dim;
@@ -48,6 +45,17 @@ int64_t mixer_vectors(const ModelConfig& c, int64_t layer) {
   // A_log, dt_bias and the output norm that the heads share.
   return convolution_elements(c, layer) + c.linear_num_heads + c.linear_num_heads * c.linear_head_dim +
          c.linear_head_dim;
+}
+
+// Of the residual scheme, per sublayer; norms not counted.
+struct SchemeTensors {
+  int64_t count = 0, elements = 0;
+};
+SchemeTensors scheme_tensors(const ModelConfig& c) {
+  if (c.has_depth_reads()) return {2, 2 * c.hidden_size};
+  if (c.residual != Residual::mhc) return {};
+  const int64_t rows = ops::num_projections(c.num_streams());
+  return {3, rows * c.num_streams() * c.hidden_size + rows + 3};  // W, b, alpha
 }
 
 int64_t expert_elements(const ModelConfig& c) {
@@ -168,6 +176,16 @@ double standard_bytes(const ModelConfig& c, int begin, int end, bool is_last, co
   return sites * (row + sizes.accumulation) + inputs * row;
 }
 
+double mhc_bytes(const ModelConfig& c, int begin, int end, bool is_last, const ElementSizes& sizes,
+                 Recompute recompute) {
+  const int64_t n = c.num_streams();
+  const double row = static_cast<double>(c.hidden_size) * sizes.compute, sublayers = end - begin;
+  const double streams = (sublayers + (is_last ? 1 : 0)) * (static_cast<double>(n) * row + sizes.accumulation);
+  // The output, what the coefficients are made of and they themselves; with `none` the input, before its norm and after it.
+  const auto numbers = static_cast<double>(ops::num_projections(n) + 1 + ops::num_coefficients(n));
+  return streams + sublayers * (row + numbers * sizes.accumulation + (recompute == Recompute::none ? 2 * row : 0));
+}
+
 }  // namespace
 
 ParameterCount& ParameterCount::operator+=(const ParameterCount& other) {
@@ -188,7 +206,7 @@ Flops& Flops::operator+=(const Flops& other) {
 ParameterCount layer_parameters(const ModelConfig& c, int64_t layer) {
   ParameterCount count;
   count.matrices = count.linear = mixer_matrices(c, layer) + mlp_matrices(c, layer);
-  count.vectors = mixer_vectors(c, layer) + 2 * c.hidden_size + (has_depth_reads(c) ? 4 * c.hidden_size : 0);
+  count.vectors = mixer_vectors(c, layer) + 2 * c.hidden_size + 2 * scheme_tensors(c).elements;
   if (c.is_moe(layer)) {
     count.experts = c.num_experts * expert_elements(c);
     count.buffers = c.num_experts;
@@ -205,7 +223,7 @@ ParameterCount embedding_parameters(const ModelConfig& c) {
 ParameterCount head_parameters(const ModelConfig& c) {
   ParameterCount count;
   count.matrices = c.tie_word_embeddings ? 0 : c.vocab_size * c.hidden_size;
-  count.vectors = c.hidden_size + (has_depth_reads(c) ? 2 * c.hidden_size : 0);
+  count.vectors = c.hidden_size + (c.has_depth_reads() ? 2 * c.hidden_size : 0);
   return count;
 }
 
@@ -217,9 +235,9 @@ ParameterCount model_parameters(const ModelConfig& c) {
 
 int64_t num_tensors(const ModelConfig& c) {
   int64_t count = c.tie_word_embeddings ? 2 : 3;  // embedding, final norm, head
-  if (has_depth_reads(c)) count += 2;
+  if (c.has_depth_reads()) count += 2;
   for (int64_t layer = 0; layer < c.num_hidden_layers; ++layer) {
-    count += 2 + (has_depth_reads(c) ? 4 : 0);
+    count += 2 + 2 * scheme_tensors(c).count;
     if (c.mixer(layer) == Mixer::kda)
       count += 15;  // q, k, v, their convolutions, A_log, dt_bias, f_a, f_b, b, g_a, g_b, norm, o
     else
@@ -280,14 +298,29 @@ Flops head_forward_flops(const ModelConfig& c) {
   return {2.0 * static_cast<double>(c.vocab_size * c.hidden_size), 0};
 }
 
-double depth_read_flops(const ModelConfig& c, int64_t layer) {
-  if (!has_depth_reads(c)) return 0;
+double residual_flops(const ModelConfig& c, int64_t layer) {
+  if (c.residual == Residual::mhc) {
+    const auto n = static_cast<double>(c.num_streams()), d = static_cast<double>(c.hidden_size);
+    const auto rows = static_cast<double>(ops::num_projections(c.num_streams()));
+    return 2 * 2 * (rows * n + n + n * (n + 1)) * d;  // W x, the read, the write
+  }
+  if (!c.has_depth_reads()) return 0;
   const pipeline::BlockLayout blocks = pipeline::make_block_layout(c);
   double sources = 0;
   for (int64_t site : {2 * layer, 2 * layer + 1})
     sources += num_sources(blocks, static_cast<int>(site), num_sublayers(c));
   return 4.0 * static_cast<double>(c.hidden_size) * sources;
 }
+
+namespace {
+
+// Of what backward makes again of residual_flops().
+double reread_flops(const ModelConfig& c, int64_t layer) {
+  if (c.residual == Residual::mhc) return 2 * 2 * static_cast<double>(c.num_streams() * c.hidden_size);
+  return residual_flops(c, layer);
+}
+
+}  // namespace
 
 double recompute_flops(const ModelConfig& c, int64_t layer, int64_t seq_len, Recompute recompute) {
   if (recompute == Recompute::none) return 0;
@@ -296,9 +329,9 @@ double recompute_flops(const ModelConfig& c, int64_t layer, int64_t seq_len, Rec
   const bool is_kda = c.mixer(layer) == Mixer::kda;
   if (recompute == Recompute::selective) {
     // Keys and values from their latent; or KDA's convolutions.
-    if (is_kda) return 2.0 * static_cast<double>(convolution_elements(c, layer)) + depth_read_flops(c, layer);
+    if (is_kda) return 2.0 * static_cast<double>(convolution_elements(c, layer)) + reread_flops(c, layer);
     return 2.0 * static_cast<double>(c.kv_lora_rank * c.num_attention_heads * (c.qk_nope_head_dim + c.v_head_dim)) +
-           depth_read_flops(c, layer);
+           reread_flops(c, layer);
   }
   // All but the products whose results backward doesn't need: the outputs of mixer and MLP.
   const double mixer_out =
@@ -306,7 +339,7 @@ double recompute_flops(const ModelConfig& c, int64_t layer, int64_t seq_len, Rec
   const double mlp_out =
       static_cast<double>(c.is_moe(layer) ? c.moe_intermediate_size * (c.num_experts_per_token + c.num_shared_experts)
                                           : c.intermediate_size);
-  return forward.total() - 2.0 * d * (mixer_out + mlp_out) + depth_read_flops(c, layer);
+  return forward.total() - 2.0 * d * (mixer_out + mlp_out) + reread_flops(c, layer);
 }
 
 FlopsPerToken training_flops_per_token(const ModelConfig& c, int64_t seq_len) {
@@ -351,8 +384,10 @@ double sublayer_activation_bytes(const ModelConfig& c, int sublayer, const Eleme
 double chunk_activation_bytes(const ModelConfig& c, const SublayerRange& range, const ElementSizes& sizes,
                               Recompute recompute, int expert_ranks) {
   const auto [begin, end, is_last] = range;
-  double bytes = has_depth_reads(c) ? attn_res_bytes(c, begin, end, is_last, sizes, recompute)
-                                    : standard_bytes(c, begin, end, is_last, sizes, recompute);
+  const auto scheme_bytes = c.has_depth_reads()           ? attn_res_bytes
+                            : c.residual == Residual::mhc ? mhc_bytes
+                                                          : standard_bytes;
+  double bytes = scheme_bytes(c, begin, end, is_last, sizes, recompute);
   for (int sublayer = begin; sublayer < end; ++sublayer)
     bytes += sublayer_activation_bytes(c, sublayer, sizes, recompute, expert_ranks);
   return bytes + (is_last ? static_cast<double>(c.hidden_size) * sizes.compute : 0);
@@ -403,7 +438,9 @@ Traffic layer_traffic(const ModelConfig& c, int64_t layer, const ElementSizes& s
   // Each sublayer's output, what the scheme hands over, and its normalised form; and the sources of the depth reads, which
   // one pass per block serves.
   double rows = 6;
-  if (has_depth_reads(c)) {
+  // The streams are written once, and read for W, the norm, the read and the next write.
+  if (c.residual == Residual::mhc) rows += 5 * static_cast<double>(c.num_streams());
+  if (c.has_depth_reads()) {
     const pipeline::BlockLayout blocks = pipeline::make_block_layout(c);
     for (int site : {first, first + 1}) {
       const int block = blocks.block_of(site);
@@ -431,7 +468,7 @@ pipeline::LayerCosts layer_costs(const ModelConfig& c, int64_t seq_len, Precisio
   pipeline::LayerCosts costs;
   for (int64_t layer = 0; layer < c.num_hidden_layers; ++layer) {
     const Traffic traffic = layer_traffic(c, layer, sizes, recompute);
-    costs.layer.push_back(3 * (layer_forward_flops(c, layer, seq_len).total() + depth_read_flops(c, layer)) +
+    costs.layer.push_back(3 * (layer_forward_flops(c, layer, seq_len).total() + residual_flops(c, layer)) +
                           recompute_flops(c, layer, seq_len, recompute) +
                           flops_per_byte * (traffic.forward + traffic.backward));
   }

@@ -16,14 +16,15 @@ namespace lamina::model {
 struct ParameterCount {
   int64_t matrices = 0;  // embedding, head and linear layers, in the compute dtype; routed experts not counted
   int64_t experts = 0;   // routed experts, in the compute dtype; expert-parallel ranks share them out
-  int64_t vectors = 0;   // norms, depth queries, convolutions, decays: always in the accumulation dtype
-  int64_t buffers = 0;   // the router's selection bias: neither gradient nor optimizer
+  int64_t vectors =
+      0;  // norms, depth queries, convolutions, decays, mixing of streams: always in the accumulation dtype
+  int64_t buffers = 0;  // the router's selection bias: neither gradient nor optimizer
   int64_t linear =
       0;  // of `matrices`, those of linear layers other than the head: with `experts`, Muon's without groups
   int64_t total() const { return matrices + experts + vectors + buffers; }
   ParameterCount& operator+=(const ParameterCount& other);
 };
-ParameterCount layer_parameters(const ModelConfig& config, int64_t layer);  // norms and depth queries included
+ParameterCount layer_parameters(const ModelConfig& config, int64_t layer);  // norms and the residual scheme included
 ParameterCount embedding_parameters(const ModelConfig& config);
 // Output read, final norm, projection. A tied head has no matrix of its own; a pipeline whose last rank is not the first one
 // keeps a copy of the embedding there.
@@ -56,12 +57,14 @@ Flops layer_forward_flops(const ModelConfig& config, int64_t layer, int64_t seq_
 Flops head_forward_flops(const ModelConfig& config);
 // Of one step of Muon in the whole job, each matrix once: five iterations of 4 m^2 n + 2 m^3 on m x n, m <= n.
 double newton_schulz_flops(const Config& config);
-// Of the depth reads before both sublayers of a layer: scores and weighted sums over the sources, 4 hidden_size each.
-double depth_read_flops(const ModelConfig& config, int64_t layer);
+// Of the residual scheme at both sublayers of a layer; 0 for the standard one.
+//   AttnRes   scores and weighted sums over the sources, 4 hidden_size each
+//   mhc       the coefficients, the read and the write of n streams, 2 hidden_size (m n + n + n (n + 1)) per sublayer, m = 2 n + n!
+double residual_flops(const ModelConfig& config, int64_t layer);
 // What the backward pass computes again because it was not kept; the states that KDA's backward always makes again are not counted.
 double recompute_flops(const ModelConfig& config, int64_t layer, int64_t seq_len, Recompute recompute);
 
-// Of training one token: forward and backward (twice forward), recomputation and depth reads not counted:
+// Of training one token: forward and backward (twice forward), recomputation and the residual scheme not counted:
 //   F(T) = 6 N_mm + 3 (sum of core over the MLA layers + the same over the KDA layers)
 // N_mm: elements of all matrices that a token is multiplied with (the head included, the embedding look-up not) and of the
 // convolutions.

@@ -7,6 +7,7 @@
 #include "core/base/rng.h"
 #include "core/device/cpu/parallel_for.h"
 #include "core/device/cuda_device.h"
+#include "core/ops/hyper_connections.h"
 #include "core/tensor/host_copy.h"
 #include "model/width_rule.h"
 
@@ -45,6 +46,13 @@ class SpecList {
   }
   void ones(const std::string& name, int64_t dim) { vector(name, {dim}, Init::ones); }
   void query(const std::string& name, int64_t dim) { vector(name, {1, dim}, Init::zeros); }
+  // W is small, and its products are sums of acc: it stays in acc, as the paper keeps it.
+  void mixing(const std::string& name, int64_t num_streams, int64_t dim) {
+    const int64_t rows = ops::num_projections(num_streams);
+    vector(name + ".weight", {rows, num_streams * dim}, Init::zeros).wide_in = true;
+    vector(name + ".bias", {rows}, Init::mixing_bias).decays = false;
+    vector(name + ".alpha", {3}, Init::mixing_gate).decays = false;
+  }
 
  private:
   ParameterSpec& add(const std::string& name, const Shape& shape, Init init, Group group, bool joined = false) {
@@ -134,7 +142,7 @@ void add_moe(SpecList& list, const std::string& prefix, const ModelConfig& c) {
 std::vector<ParameterSpec> parameter_specs(const ModelConfig& c) {
   std::vector<ParameterSpec> specs;
   SpecList list(specs);
-  const bool attn_res = c.residual != Residual::standard;
+  const bool attn_res = c.has_depth_reads(), mhc = c.residual == Residual::mhc;
   list.embedding("model.embed_tokens.weight", c.vocab_size, c.hidden_size);
   for (int64_t layer = 0; layer < c.num_hidden_layers; ++layer) {
     const std::string prefix = fmt::format("model.layers.{}.", layer);
@@ -148,9 +156,11 @@ std::vector<ParameterSpec> parameter_specs(const ModelConfig& c) {
       list.query(prefix + "mlp_res_proj.weight", c.hidden_size);
     }
     list.at_site(mixer);
+    if (mhc) list.mixing(prefix + "self_attention_mhc", c.num_residual_streams, c.hidden_size);
     list.ones(prefix + "input_layernorm.weight", c.hidden_size);
     (c.mixer(layer) == Mixer::kda ? add_kda : add_mla)(list, prefix + "self_attn.", c);
     list.at_site(mlp);
+    if (mhc) list.mixing(prefix + "mlp_mhc", c.num_residual_streams, c.hidden_size);
     list.ones(prefix + "post_attention_layernorm.weight", c.hidden_size);
     if (c.is_moe(layer))
       add_moe(list, prefix + "block_sparse_moe.", c);
@@ -260,6 +270,16 @@ TensorView Parameters::fused_gradient(const std::string& first, const std::strin
 
 namespace {
 
+// Elements of b: of H_pre, H_post, and the weights of the permutations, of which the first is the identity.
+double initial_mixing_bias(const ParameterSpec& spec, uint64_t index) {
+  int64_t n = 2;
+  while (n < ops::max_streams && ops::num_projections(n) != spec.shape[0]) ++n;
+  const auto row = static_cast<int64_t>(index);
+  const auto logit = [](double share) { return std::log(share / (1 - share)); };
+  if (row < n) return logit(row == spec.site % n ? 0.75 : 0.25 / static_cast<double>(n - 1));
+  return row <= 2 * n ? 0.0 : -8.0;
+}
+
 double initial_value(const ParameterSpec& spec, const CounterRng& rng, double initializer_range, uint64_t index) {
   switch (spec.init) {
     case Init::normal:
@@ -276,6 +296,10 @@ double initial_value(const ParameterSpec& spec, const CounterRng& rng, double in
       const double step = std::exp(std::log(1e-3) + rng.uniform(index) * std::log(1e2));
       return step + std::log(-std::expm1(-step));
     }
+    case Init::mixing_bias:
+      return initial_mixing_bias(spec, index);
+    case Init::mixing_gate:
+      return 0.01;
   }
   return 0.0;
 }

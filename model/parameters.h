@@ -5,8 +5,8 @@
 // with kv_a_proj_with_mqa; the six first projections of KDA; gate_proj with up_proj, w1 with w3.
 //
 // Three flat buffers ("groups"): matrices in the compute dtype; those of the routed experts, which are replicated over other
-// ranks than the rest; and vectors (norm weights, depth queries, convolutions, decays) always in the accumulation dtype, because a bf16
-// norm weight near 1 can't take a small step. Each group has a flat gradient buffer in the accumulation dtype.
+// ranks than the rest; and vectors (norm weights, depth queries, convolutions, decays, the mixing of streams) always in the
+// accumulation dtype, because a bf16 norm weight near 1 can't take a small step. Each group has a flat gradient buffer in the accumulation dtype.
 #pragma once
 
 #include <array>
@@ -25,7 +25,11 @@ namespace lamina::model {
 
 // normal: initializer_range x init_scale; convolution: uniform within 1 / sqrt(taps); log_decay: log U(1, 16); decay_bias: the inverse
 // softplus of a time step that is log-uniform between 1e-3 and 1e-1 (Mamba; Kimi Linear's own values are not published).
-enum class Init : uint8_t { normal, ones, zeros, convolution, log_decay, decay_bias };
+// mixing_bias, mixing_gate: b and alpha of hyper-connections (core/ops/hyper_connections.h), so that the model begins as the one with the
+// standard residual. W is zero, alpha 0.01 (arXiv 2512.24880). H_post is 1 (b = 0). H_res is near the identity, b = 0 and -8 for the other
+// permutations (mHC-lite's code). H_pre adds up to 1, 3/4 of it from stream (sublayer mod n) and the rest from the others alike: equal
+// streams would get equal gradients for ever.
+enum class Init : uint8_t { normal, ones, zeros, convolution, log_decay, decay_bias, mixing_bias, mixing_gate };
 
 enum class Group : uint8_t { matrices, experts, vectors };
 constexpr size_t num_groups = 3;

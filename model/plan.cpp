@@ -6,6 +6,7 @@
 
 #include "configs/schema/decode.h"
 #include "core/base/error.h"
+#include "core/ops/hyper_connections.h"
 #include "model/parameters.h"
 #include "model/plan_pipeline.h"
 #include "model/update_rules.h"
@@ -36,7 +37,7 @@ double chunk_flops(const PlanInputs& inputs, const Plan& plan, const ChunkPlan& 
   double flops = 0;
   for (int64_t layer = chunk.first_layer; layer < chunk.first_layer + chunk.num_layers; ++layer)
     flops +=
-        3 * (layer_forward_flops(model, layer, inputs.config.data.seq_len).total() + depth_read_flops(model, layer)) +
+        3 * (layer_forward_flops(model, layer, inputs.config.data.seq_len).total() + residual_flops(model, layer)) +
         recompute_flops(model, layer, inputs.config.data.seq_len, plan.recompute);
   if (chunk.chunk + 1 == num_chunks) flops += 3 * head_forward_flops(model).total();
   return flops * static_cast<double>(plan.tokens_per_microbatch);
@@ -92,7 +93,15 @@ double workspace_bytes(const PlanInputs& inputs, const Plan& plan, const RankPla
   if (model.residual == Residual::block_attnres)
     residual += 2 * static_cast<double>(2 * std::min(model.attn_res_block_size, model.num_hidden_layers) + 1) * s.row();
   if (model.residual == Residual::full_attnres) residual += 4 * s.row();
-  const double streams = plan.parallel.pipeline > 1 ? 6 * s.row() : 0;  // on their way, both directions
+  // The gradients of streams and input; streams in the accumulation dtype; gradients of the coefficients and what they are made of.
+  if (model.residual == Residual::mhc) {
+    const int64_t n = model.num_streams();
+    const double wide = static_cast<double>(n) * s.hidden, copy = s.element.compute < s.element.accumulation ? wide : 0;
+    residual += (wide + s.hidden + copy + static_cast<double>(ops::num_projections(n) + ops::num_coefficients(n))) *
+                s.element.accumulation;
+  }
+  const auto num_streams = static_cast<double>(model.num_streams());
+  const double streams = plan.parallel.pipeline > 1 ? 6 * num_streams * s.row() : 0;  // on their way, both directions
   return s.tokens * (sublayer + experts + residual + streams) + logits;
 }
 
@@ -236,7 +245,8 @@ Plan plan_of_stage(const PlanInputs& inputs) {
   plan.flops_per_step = plan.flops_per_token.total() * static_cast<double>(plan.tokens_per_step);
   const Sizes sizes{element_sizes(config.train.precision), static_cast<double>(plan.tokens_per_microbatch),
                     static_cast<double>(config.model.hidden_size)};
-  plan.stream_message_bytes = plan.summary_message_bytes = sizes.tokens * sizes.row();
+  plan.summary_message_bytes = sizes.tokens * sizes.row();
+  plan.stream_message_bytes = static_cast<double>(config.model.num_streams()) * plan.summary_message_bytes;
 
   const pipeline::ChunkCosts costs = chunk_costs(inputs, plan.parallel.split);
   std::vector<ChunkPlan> chunks = make_chunks(inputs, plan, costs);

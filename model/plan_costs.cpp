@@ -28,7 +28,7 @@ Seconds seconds_of(const PlanInputs& inputs, const Layers& layers) {
   for (int64_t layer = layers.first; layer < layers.first + layers.count; ++layer) {
     const Flops forward = layer_forward_flops(model, layer, config.data.seq_len);
     const Traffic traffic = layer_traffic(model, layer, sizes, recompute);
-    const double reads = depth_read_flops(model, layer);
+    const double reads = residual_flops(model, layer);
     s.forward += (forward.total() + reads) / flops + traffic.forward / bytes;
     s.backward_input += (forward.matmul + 2 * forward.core + 2 * reads +
                          recompute_flops(model, layer, config.data.seq_len, recompute)) /
@@ -86,7 +86,8 @@ pipeline::ChunkCosts chunk_costs(const PlanInputs& inputs, const std::vector<int
   const double message =
       tokens * static_cast<double>(config.model.hidden_size) * element_sizes(config.train.precision).compute;
   for (size_t c = 0; c + 1 < split.size(); ++c) {  // the hidden stream and the summaries that go with it
-    const double bytes = message + static_cast<double>(routes.chunks[c].sent.size()) * message;
+    const double bytes =
+        static_cast<double>(config.model.num_streams() + static_cast<int64_t>(routes.chunks[c].sent.size())) * message;
     costs.hop_forward.push_back(bytes / rate);
     costs.hop_backward.push_back(bytes / rate);
   }

@@ -69,7 +69,7 @@ std::vector<Plan> search_layouts(const PlanInputs& inputs) {
 
 std::vector<Plan> compare_schedules(const PlanInputs& inputs) {
   const ParallelConfig& parallel = inputs.config.parallel;
-  const bool blocks_travel = inputs.config.model.residual != Residual::standard && parallel.pipeline > 1;
+  const bool blocks_travel = inputs.config.model.has_depth_reads() && parallel.pipeline > 1;
   std::vector<Plan> plans;
   for (ScheduleName schedule :
        {ScheduleName::gpipe, ScheduleName::one_f_one_b, ScheduleName::interleaved_1f1b, ScheduleName::zero_bubble}) {

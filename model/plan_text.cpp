@@ -83,7 +83,7 @@ std::string summary_text(const Plan& plan, const PlanInputs& inputs) {
   const Config& config = inputs.config;
   const ParallelConfig& parallel = plan.parallel;
   const PlanDevice& device = inputs.device;
-  const bool has_experts = config.model.num_experts > 0, has_blocks = config.model.residual != Residual::standard;
+  const bool has_experts = config.model.num_experts > 0, has_blocks = config.model.has_depth_reads();
   std::string text;
   text += fmt::format("model        {} parameters in {} tensors, {} layers; active {} (input embedding not counted)\n",
                       plan.num_parameters, num_tensors(config.model), config.model.num_hidden_layers,
@@ -169,7 +169,7 @@ std::string to_text(const Plan& plan, const PlanInputs& inputs) {
   text += summary_text(plan, stage) + chunk_table(plan) + memory_table(plan) + traffic_table(plan);
   text +=
       fmt::format("\nmessages     {} of hidden stream per hop and micro-batch", bytes_text(plan.stream_message_bytes));
-  if (stage.config.model.residual != Residual::standard)
+  if (stage.config.model.has_depth_reads())
     text += fmt::format(", {} per summary", bytes_text(plan.summary_message_bytes));
   text += fmt::format("\nbubble       {:.1f} %\n", 100 * plan.bubble);
   text += fmt::format("step         {} at least: {} pipeline, {} data; {:.0f} tokens/s, MFU at most {:.1f} %\n",

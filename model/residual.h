@@ -6,20 +6,25 @@
 //   standard       h_l = h_{l-1} + y_{l-1}
 //   full_attnres   h_l = AttnRes over [embedding, y_0, .., y_{l-1}]                (arXiv 2603.15031, eqs. 1-4)
 //   block_attnres  h_l = AttnRes over [embedding, finished block sums, open partial sum]   (eqs. 5-6)
+//   mhc            h_l = H_pre x_l,  x_{l+1} = H_res x_l + H_post y_l of n streams     (core/ops/hyper_connections.h)
+// The n streams of mhc all begin as the embedding, and the output site reads their mean: a sum, as hyper-connections take it, differs by
+// a factor that the final norm removes.
 // Full AttnRes is the block scheme with blocks of one sublayer. Site 0 has one source, the embedding: the read is the
 // identity there and its query is dead, as in the published checkpoints.
 //
 // A chunk of the pipeline holds a contiguous range of sublayers, and the last chunk the output site too. What enters and
-// leaves a chunk is the hidden stream: the residual sum (standard), the open partial sum, or the summary of a block that ends
-// exactly there; finished summaries come from the rank's block cache. One rank is the pipeline of one chunk.
+// leaves a chunk is the hidden stream: the residual sum (standard), the n streams side by side (mhc), the open partial sum, or the
+// summary of a block that ends exactly there; finished summaries come from the rank's block cache. One rank is the pipeline of one chunk.
+// A row of the hidden stream is `wide`: ModelConfig::num_streams() x hidden elements.
 //
 // One ResidualPass holds the state of one micro-batch in flight in one chunk, forward and backward. Sites are numbered over
 // the whole model:
-//   forward:  begin_forward(in, out); for each sublayer l: x = read(l), the sublayer writes output_buffer(l);
+//   forward:  begin_forward(in, out); in the first chunk the embedding is written to embedding_buffer(), then embed();
+//             for each sublayer l: x = read(l), the sublayer writes output_buffer(l);
 //             then x = read(L) in the last chunk, finish_stream() in the others
 //   backward: begin_backward(); outgoing_gradient() is filled with the gradient of `out` (in the last chunk: read_backward(L,
 //             dx)); for l from the last sublayer to the first: x = reread(l), dy = output_gradient(l), read_backward(l, dx);
-//             incoming_gradient() is the gradient of `in`
+//             incoming_gradient() is the gradient of `in`; in the first chunk embedding_gradient() that of the embedding
 #pragma once
 
 #include <memory>
@@ -31,13 +36,19 @@
 
 namespace lamina::model {
 
+// Of one sublayer with mhc, in acc.
+struct StreamMixing {
+  TensorView weight, bias, alpha;  // W [m, n hidden], b [m], alpha [3]
+};
+
 // Parameters of one site.
 struct Site {
   TensorView norm_weight, d_norm_weight;  // the PreNorm (site L: model.norm)
   double norm_eps = 1e-5;
   ops::AttnResQuery query;  // AttnRes only
   ops::AttnResQueryGradient d_query;
-  std::vector<int> norm_parameters;  // indices into Parameters
+  StreamMixing mixing, d_mixing;     // mhc only, of sublayers
+  std::vector<int> norm_parameters;  // indices into Parameters; the mixing's too
   std::vector<int> query_parameters;
 };
 
@@ -51,12 +62,12 @@ struct ChunkRange {
 
 // What the reads of a model saw, means over tokens.
 struct DepthWeights {
-  std::vector<double> weights;  // [sources]; empty for the standard scheme
+  std::vector<double> weights;  // [sources]; empty without Attention Residuals
   double entropy = 0;           // of the weights of a token, nats
   double largest = 0;           // of the weights of a token
 };
 
-// The finished summaries of one micro-batch, as one chunk sees them. `cache` is null with the standard residual.
+// The finished summaries of one micro-batch, as one chunk sees them. `cache` is null without Attention Residuals.
 struct Summaries {
   pipeline::BlockCache* cache = nullptr;
   int chunk = 0, microbatch = 0;
@@ -84,22 +95,25 @@ class ResidualPass {
   virtual ~ResidualPass() = default;
 
   // `keep` holds what backward needs and outlives the pass; reset by the caller between micro-batches.
-  // in, out: the hidden stream [tokens, hidden]; `out` is empty in the last chunk. `in` must stay until after backward.
+  // in, out: the hidden stream [tokens, wide]; `out` is empty in the last chunk. `in` must stay until after backward.
   struct Streams {
     TensorView in, out;
   };
   virtual void begin_forward(const Batch& batch, Arena& keep, const Streams& streams, const Summaries& summaries) = 0;
+  virtual TensorView embedding_buffer() = 0;                   // [tokens, hidden], for embed()
+  virtual void embed(ops::OpContext&) {}                       // writes `in`
   virtual TensorView read(ops::OpContext& ctx, int site) = 0;  // normalised input [tokens, hidden]
   virtual TensorView output_buffer(int site) = 0;              // [tokens, hidden]
   virtual void finish_stream(ops::OpContext& ctx) = 0;         // writes `out`
 
   virtual void begin_backward() = 0;
-  virtual TensorView outgoing_gradient() = 0;  // [tokens, hidden] acc, to be written by the caller
+  virtual TensorView outgoing_gradient() = 0;  // [tokens, wide] acc, to be written by the caller
   // The normalised input again, kept, or made again in `room`.
   virtual TensorView reread(ops::OpContext& ctx, int site, Arena& room) = 0;
   virtual TensorView output_gradient(ops::OpContext& ctx, int site) = 0;  // compute dtype; until read_backward(site)
   virtual void read_backward(ops::OpContext& ctx, int site, TensorView dx) = 0;
-  virtual TensorView incoming_gradient() = 0;  // [tokens, hidden] acc
+  virtual TensorView incoming_gradient() = 0;                                             // [tokens, wide] acc
+  virtual TensorView embedding_gradient(ops::OpContext&) { return incoming_gradient(); }  // [tokens, hidden] acc
 
   // Observations for the log, valid after read(site) until the next read.
   virtual TensorView hidden(int site) const = 0;  // h before the PreNorm
@@ -108,7 +122,7 @@ class ResidualPass {
   virtual std::vector<double> source_cosines(ops::OpContext& ctx) = 0;
 };
 
-// How many depth weights a site has: its sources. 0 for the standard scheme.
+// How many depth weights a site has: its sources. 0 without Attention Residuals.
 int num_depth_weights(const pipeline::BlockLayout& blocks, int site);
 // Of every two sources of the output read.
 int num_source_cosines(const pipeline::BlockLayout& blocks);

@@ -12,6 +12,7 @@ std::unique_ptr<ResidualPass> make_residual_pass(const ResidualOptions& options,
                range.num_sites());
   if (options.config.residual == Residual::standard)
     return std::make_unique<StandardPass>(options, range, sites, workspace);
+  if (options.config.residual == Residual::mhc) return std::make_unique<MhcPass>(options, range, sites, workspace);
   return std::make_unique<AttnResPass>(options, range, sites, workspace);
 }
 

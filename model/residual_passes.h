@@ -1,4 +1,4 @@
-// The two residual schemes behind model/residual.h.
+// The residual schemes behind model/residual.h.
 #pragma once
 
 #include "model/residual.h"
@@ -10,6 +10,7 @@ class StandardPass final : public ResidualPass {
   StandardPass(const ResidualOptions& options, const ChunkRange& range, const std::vector<Site>& sites,
                ResidualWorkspace& workspace);
   void begin_forward(const Batch& batch, Arena& keep, const Streams& streams, const Summaries&) override;
+  TensorView embedding_buffer() override { return streams_.in; }
   TensorView read(ops::OpContext& ctx, int site) override;
   TensorView output_buffer(int site) override;
   void finish_stream(ops::OpContext& ctx) override;
@@ -39,12 +40,66 @@ class StandardPass final : public ResidualPass {
   std::vector<TensorView> stream_, rstd_, input_;  // per site of the chunk
 };
 
+// Manifold-constrained hyper-connections: n streams, which lie side by side in a row of the hidden stream.
+class MhcPass final : public ResidualPass {
+ public:
+  MhcPass(const ResidualOptions& options, const ChunkRange& range, const std::vector<Site>& sites,
+          ResidualWorkspace& workspace);
+  void begin_forward(const Batch& batch, Arena& keep, const Streams& streams, const Summaries&) override;
+  TensorView embedding_buffer() override { return embedding_; }
+  void embed(ops::OpContext& ctx) override;
+  TensorView read(ops::OpContext& ctx, int site) override;
+  TensorView output_buffer(int site) override;
+  void finish_stream(ops::OpContext& ctx) override;
+  void begin_backward() override;
+  TensorView outgoing_gradient() override { return d_streams_; }
+  TensorView reread(ops::OpContext& ctx, int site, Arena& room) override;
+  TensorView output_gradient(ops::OpContext& ctx, int site) override;
+  void read_backward(ops::OpContext& ctx, int site, TensorView dx) override;
+  TensorView incoming_gradient() override { return d_streams_; }
+  TensorView embedding_gradient(ops::OpContext& ctx) override;
+  TensorView hidden(int site) const override { return state_[local(site)].h; }
+  DepthWeights depth_weights(ops::OpContext&, int) const override { return {}; }
+  std::vector<double> source_cosines(ops::OpContext&) override { return {}; }
+
+ private:
+  struct SiteState {
+    TensorView streams;                        // x before the sublayer
+    TensorView projected, rstd, coefficients;  // core/ops/hyper_connections.h; sublayers only
+    TensorView output;                         // y; sublayers only
+    TensorView h, x, h_rstd;                   // h and x live until backward only without recomputation
+  };
+  size_t local(int site) const { return static_cast<size_t>(site - range_.begin); }
+  bool is_output(int site) const { return site == range_.end; }
+  Shape row() const { return {tokens_, hidden_size_}; }
+  Shape wide() const { return {tokens_, num_streams_ * hidden_size_}; }
+  void mix(ops::OpContext& ctx, int site);
+  void write(ops::OpContext& ctx, int site, const TensorView& next);
+  void mean(ops::OpContext& ctx, SiteState& s);
+  // In acc, in which the weights of the mixing are; taken from ctx.scratch if need be.
+  TensorView in_acc(ops::OpContext& ctx, const TensorView& streams) const;
+
+  const std::vector<Site>& sites_;
+  ResidualWorkspace& workspace_;
+  ChunkRange range_;
+  int64_t hidden_size_, num_streams_;
+  double eps_;
+  DType dtype_, acc_;
+  bool keep_inputs_;
+  Arena* keep_ = nullptr;
+  int64_t tokens_ = 0;
+  Streams streams_;
+  TensorView embedding_, h_, x_, d_streams_, d_output_, dh_, d_coefficients_, d_projected_;
+  std::vector<SiteState> state_;  // per site of the chunk
+};
+
 // Full and Block AttnRes. Summary 0 is the embedding; summary b + 1 is the sum of block b.
 class AttnResPass final : public ResidualPass {
  public:
   AttnResPass(const ResidualOptions& options, const ChunkRange& range, const std::vector<Site>& sites,
               ResidualWorkspace& workspace);
   void begin_forward(const Batch& batch, Arena& keep, const Streams& streams, const Summaries& summaries) override;
+  TensorView embedding_buffer() override { return streams_.in; }
   TensorView read(ops::OpContext& ctx, int site) override;
   TensorView output_buffer(int site) override;
   void finish_stream(ops::OpContext& ctx) override;

@@ -51,9 +51,10 @@ Stage::Stage(const ChunkOptions& options, const StagePlan& plan, int pp_rank, in
       pp_rank_(pp_rank),
       options_(options),
       hidden_size_(options.config.hidden_size),
+      stream_size_(hidden_size_ * options.config.num_streams()),
       parameters_(parameters),
       workspace_(options.device, options.ledger),
-      streams_(max_tokens * hidden_size_ * size_of(options.dtype), options.device, options.ledger, "hidden streams") {
+      streams_(max_tokens * stream_size_ * size_of(options.dtype), options.device, options.ledger, "hidden streams") {
   for (int c = pp_rank; c < plan.num_chunks(); c += plan.num_ranks)
     chunks_.push_back(std::make_unique<Chunk>(options, plan.range(c), parameters));
   slots_.resize(chunks_.size());
@@ -108,7 +109,7 @@ Stage::InFlight& Stage::in_flight(int chunk, int microbatch) {
 }
 
 TensorView Stage::take_stream() {
-  return {streams_.take(), options_.dtype, {pass_.shape.num_tokens(), hidden_size_}, options_.device};
+  return {streams_.take(), options_.dtype, {pass_.shape.num_tokens(), stream_size_}, options_.device};
 }
 
 void Stage::give_stream(TensorView& view) {

@@ -114,11 +114,13 @@ class Stage final : public pipeline::ChunkRunner {
   int pp_rank_;
   ChunkOptions options_;
   int64_t hidden_size_;
+  int64_t
+      stream_size_;  // of a row of the hidden stream; summaries have hidden_size, which is the same where there are any
   Parameters& parameters_;
   std::vector<std::unique_ptr<Chunk>> chunks_;  // [chunk / num_ranks]
   ResidualWorkspace workspace_;
   std::unique_ptr<pipeline::BlockCache> cache_;                   // AttnRes only
-  BufferPool streams_;                                            // [max_tokens, hidden_size] in the compute dtype
+  BufferPool streams_;                                            // [max_tokens, stream_size_] in the compute dtype
   std::vector<std::vector<std::unique_ptr<Chunk::Slot>>> slots_;  // [chunk / num_ranks]
   std::vector<std::vector<Chunk::Slot*>> free_slots_;
   std::vector<InFlight> in_flight_;  // [chunk / num_ranks][microbatch]

@@ -29,7 +29,7 @@ UpdateRule standard_rule(const OptimizerConfig& optimizer, const ParameterSpec& 
 }
 
 std::vector<OptimizerGroupConfig> built_in_groups(const Config& config) {
-  if (config.model.residual == Residual::standard) return {};
+  if (!config.model.has_depth_reads()) return {};
   const double factor = config.train.optimizer.attn_res_lr_factor.value_or(default_attn_res_lr_factor(config));
   return {{"*_res_proj.weight", factor, {}, {}}, {"*_res_norm.weight", factor, {}, {}}};
 }

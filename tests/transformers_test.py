@@ -75,6 +75,7 @@ OWN = {
     "full-tied-latent-queries": ({**FULL, "tie_word_embeddings": True, "q_lora_rank": 9}, "residual: full_attnres"),
     "full-kimi": ({**FULL, **KDA, **EXPERTS}, "residual: full_attnres"),
     "full-kimi-dense-bounded": ({**FULL, **KDA, **BOUNDED, "q_lora_rank": 9}, "residual: full_attnres"),
+    "mhc-kimi": ({**FULL, **KDA, **EXPERTS, "residual": "mhc", "num_residual_streams": 3}, "residual: mhc"),
     "bounded": ({**KIMI, **BOUNDED}, "gate_lower_bound: -5"),
     "bounded-tied-dense": ({**STANDARD, **KDA, **BOUNDED, "tie_word_embeddings": True}, "gate_lower_bound: -5"),
     "other-kv-eps": ({**STANDARD, "kv_a_layernorm_eps": 1e-5}, "kv_a_layernorm_eps: 1e-05"),

@@ -146,8 +146,9 @@ ExportSummary export_checkpoint(const fs::path& checkpoint, const fs::path& outp
   summary.reasons = reasons_against_kimi_linear(hf);
   summary.has_token_ids = !hf.tokenizer.ids.eos.empty();
   summary.no_tokenizer = tokenizer_parts.reason;
-  if (options.quantization && options.quantization->depth_queries && config.model.residual == Residual::standard)
-    throw Error("{}: model.residual: found standard, which has no depth queries to quantize", checkpoint.string());
+  if (options.quantization && options.quantization->depth_queries && !config.model.has_depth_reads())
+    throw Error("{}: model.residual: found {}, which has no depth queries to quantize", checkpoint.string(),
+                name_of(config.model.residual));
   std::set<std::string> quantized;
   if (options.quantization)
     for (const std::string& name : quantized_tensors(config.model, *options.quantization)) quantized.insert(name);

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "core/base/error.h"
+#include "core/ops/hyper_connections.h"
 
 namespace lamina {
 namespace {
@@ -14,7 +15,8 @@ using nlohmann::json;
 
 const std::vector<std::pair<Residual, const char*>> residual_names = {{Residual::standard, "standard"},
                                                                       {Residual::full_attnres, "full_attnres"},
-                                                                      {Residual::block_attnres, "block_attnres"}};
+                                                                      {Residual::block_attnres, "block_attnres"},
+                                                                      {Residual::mhc, "mhc"}};
 
 // The one that other programs have built in, and Lamina's own.
 constexpr const char* kimi_linear = "kimi_linear";
@@ -251,9 +253,14 @@ void parse_residual(const Keys& keys, ModelConfig& c) {
   const json& value = keys.at("residual");
   const auto found = std::find_if(residual_names.begin(), residual_names.end(),
                                   [&](const auto& entry) { return value == entry.second; });
-  if (found == residual_names.end()) throw keys.fault("residual", value, "standard, full_attnres or block_attnres");
+  if (found == residual_names.end())
+    throw keys.fault("residual", value, "standard, full_attnres, block_attnres or mhc");
   c.residual = found->first;
   if (c.residual == Residual::block_attnres) keys.read("attn_res_block_size", c.attn_res_block_size);
+  if (c.residual != Residual::mhc) return;
+  keys.read("num_residual_streams", c.num_residual_streams);
+  if (c.num_residual_streams < 2 || c.num_residual_streams > ops::max_streams)
+    throw keys.fault("num_residual_streams", c.num_residual_streams, fmt::format("2 to {}", ops::max_streams));
 }
 
 }  // namespace
@@ -265,7 +272,8 @@ std::vector<std::string> reasons_against_kimi_linear(const HfModel& hf) {
     reasons.push_back(fmt::format("{}: {}: {}", key, value, reason));
   };
   if (c.residual != Residual::standard)
-    add("residual", name_of_residual(c.residual), "kimi_linear has no Attention Residuals");
+    add("residual", name_of_residual(c.residual),
+        c.has_depth_reads() ? "kimi_linear has no Attention Residuals" : "kimi_linear has no hyper-connections");
   if (has_mixer(c, Mixer::kda) && c.gate_lower_bound)
     add("gate_lower_bound", *c.gate_lower_bound, "kimi_linear has the softplus gate only");
   if (!has_mixer(c, Mixer::mla)) add("mixers", "kda", "kimi_linear's cache needs a layer of latent attention");
@@ -304,6 +312,7 @@ std::string to_hf_config(const HfModel& hf) {
   add_mlp(out, c);
   out["residual"] = name_of_residual(c.residual);
   if (c.residual == Residual::block_attnres) out["attn_res_block_size"] = c.attn_res_block_size;
+  if (c.residual == Residual::mhc) out["num_residual_streams"] = c.num_residual_streams;
   if (hf.document_end) out["document_end_token_id"] = *hf.document_end;
   return out.dump(2) + "\n";
 }

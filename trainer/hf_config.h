@@ -1,8 +1,8 @@
 // `config.json` of an exported model: the keys of the released Kimi Linear, and Lamina's own for what that model does not have
-// (residual, attn_res_block_size, kv_a_layernorm_eps, linear_attn_config.gate_lower_bound, aux_loss_alpha, tokenizer_hash,
-// tied_head_written_out, document_end_token_id). It says `KimiLinearForCausalLM` only where transformers' built-in kimi_linear
-// computes the model; otherwise `LaminaForCausalLM` with `model_type: lamina`, whose code is in the folder (`auto_map`): other
-// programs refuse it, or run that code when told to, and never take it for what it isn't.
+// (residual, attn_res_block_size, num_residual_streams, kv_a_layernorm_eps, linear_attn_config.gate_lower_bound, aux_loss_alpha,
+// tokenizer_hash, tied_head_written_out, document_end_token_id). It says `KimiLinearForCausalLM` only where transformers' built-in
+// kimi_linear computes the model; otherwise `LaminaForCausalLM` with `model_type: lamina`, whose code is in the folder (`auto_map`):
+// other programs refuse it, or run that code when told to, and never take it for what it isn't.
 #pragma once
 
 #include <cstdint>

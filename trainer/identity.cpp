@@ -147,7 +147,7 @@ void check_same_model(const std::string& name, const ModelConfig& found, const M
 
 std::vector<model::ParameterSpec> check_model_to_start_from(const std::string& name, const ModelConfig& found,
                                                             const ModelConfig& expected) {
-  if (found.residual != Residual::standard || expected.residual == Residual::standard) {
+  if (found.residual != Residual::standard || !expected.has_depth_reads()) {
     check_same_model(name, found, expected);
     return {};
   }

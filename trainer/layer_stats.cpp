@@ -161,7 +161,7 @@ void QueryUpdates::add_to(std::vector<JsonRow>& rows, comm::Communicator& comm) 
     ops::add(engine_.context(), {now, view, view});
     squares_[2 * static_cast<size_t>(spec.site) + 1] += ops::sum_squares(engine_.context(), view);
   }
-  if (engine_.config().model.residual == Residual::standard) return;
+  if (!engine_.config().model.has_depth_reads()) return;
   sum_over_ranks(squares_, comm);
   for (size_t site = 0; site < rows.size(); ++site)
     rows[site].add("query_norm", std::sqrt(squares_[2 * site])).add("query_update", std::sqrt(squares_[2 * site + 1]));

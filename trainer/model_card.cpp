@@ -41,6 +41,8 @@ std::string architecture_of(const HfModel& hf) {
   std::string text = fmt::format("{} layers of width {}, mixers", c.num_hidden_layers, c.hidden_size);
   for (int64_t layer = 0; layer < c.num_hidden_layers; ++layer) text += c.mixer(layer) == Mixer::kda ? " kda" : " mla";
   text += c.residual == Residual::standard ? "; standard residual"
+          : c.residual == Residual::mhc
+              ? fmt::format("; manifold-constrained hyper-connections (mHC) of {} streams", c.num_residual_streams)
           : c.residual == Residual::full_attnres
               ? "; Full Attention Residuals"
               : fmt::format("; Attention Residuals over blocks of {} layers", c.attn_res_block_size);

@@ -285,7 +285,7 @@ void Verifier::add_plan(const Config& config, LayoutReport& report) const {
   const auto bytes = static_cast<int64_t>(batch_.tokens.size()) * config.model.hidden_size *
                      size_of(compute_dtype(config.train.precision));
   const int64_t num_hops = parallel.pipeline > 1 ? num_chunks - 1 : 0;
-  report.planned_stream_bytes = 2 * num_hops * bytes;
+  report.planned_stream_bytes = 2 * num_hops * bytes * config.model.num_streams();
   report.planned_summary_bytes = 2 * routes.num_sent() * bytes;
   const std::vector<int> bound = pipeline::peak_summaries(routes, schedule);
   for (int rank = 0; rank < report.layout.num_ranks(); ++rank)

@@ -34,8 +34,8 @@ std::vector<Layout> parse_layouts(const std::string& text, const Config& config,
 // possible.
 Config with_layout(const Config& config, const Layout& layout);
 
-// Depth queries start at zero, where every read is a mean and a wrong route may hide. Sets them to a function of their name
-// that gives logits of order one.
+// Depth queries start at zero, where every read is a mean and a wrong route may hide; so do the weights that mix streams. Sets them to
+// a function of their name that gives logits of order one.
 void move_depth_queries(Engine& engine);
 
 // Differences to one rank, relative to its value, that rounding explains.

@@ -21,7 +21,7 @@ struct RunConfig {
 };
 
 enum class Mixer { mla, kda };
-enum class Residual { standard, full_attnres, block_attnres };
+enum class Residual { standard, full_attnres, block_attnres, mhc };
 
 // Keys of reference.ModelConfig; Hugging Face names where one exists.
 struct ModelConfig {
@@ -34,7 +34,8 @@ struct ModelConfig {
   std::optional<int64_t>
       mup_base_width;  // initial values and learning rates follow hidden_size / this (model/width_rule.h)
   Residual residual = Residual::block_attnres;
-  int64_t attn_res_block_size = 2;  // decoder layers per block; the last block may be short
+  int64_t attn_res_block_size = 2;   // decoder layers per block; the last block may be short
+  int64_t num_residual_streams = 4;  // of mhc
   // Token mixer of each layer; the pattern repeats. Empty: mla everywhere. Its keys are `num_attention_heads` to
   // `v_head_dim`; those of Kimi Delta Attention (kda) the next four.
   std::vector<Mixer> mixers;
@@ -63,6 +64,10 @@ struct ModelConfig {
     return mixers.empty() ? Mixer::mla : mixers[static_cast<size_t>(layer) % mixers.size()];
   }
   bool is_moe(int64_t layer) const { return num_experts > 0 && layer >= first_k_dense_replace; }
+  // Attention Residuals: sublayers read the outputs before them through a softmax.
+  bool has_depth_reads() const { return residual == Residual::full_attnres || residual == Residual::block_attnres; }
+  // Rows of hidden_size that a token's hidden stream has.
+  int64_t num_streams() const { return residual == Residual::mhc ? num_residual_streams : 1; }
 };
 
 struct SourceConfig {

@@ -37,6 +37,7 @@ std::string name_of(OptimizerName optimizer);
 std::string name_of(ScheduleName schedule);  // as in the file
 std::string name_of(BlockTransport transport);
 std::string name_of(Recompute recompute);
+std::string name_of(Residual residual);
 std::string name_of(OnSpike action);
 
 }  // namespace lamina

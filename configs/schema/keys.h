@@ -73,10 +73,10 @@ template <class E>
 struct enum_names;
 template <>
 struct enum_names<Residual> {
-  static constexpr std::array<std::pair<const char*, Residual>, 3> value = {
-      {{"standard", Residual::standard},
-       {"full_attnres", Residual::full_attnres},
-       {"block_attnres", Residual::block_attnres}}};
+  static constexpr std::array<std::pair<const char*, Residual>, 4> value = {{{"standard", Residual::standard},
+                                                                             {"full_attnres", Residual::full_attnres},
+                                                                             {"block_attnres", Residual::block_attnres},
+                                                                             {"mhc", Residual::mhc}}};
 };
 template <>
 struct enum_names<ScheduleName> {
@@ -161,9 +161,12 @@ void describe(V& v, ModelConfig& c) {
         "matrices "
         "and learning rates follow the maximal-update rule, so that these serve there too. Not with "
         "`tie_word_embeddings`.");
-  v.key("residual", c.residual, Rule(), "Residual scheme.");
+  v.key("residual", c.residual, Rule(), "Residual scheme. `mhc` runs on the CPU only.");
   v.key("attn_res_block_size", c.attn_res_block_size, Rule().at_least(1),
         "Decoder layers per block, the last block may be short. Only with `residual: block_attnres`.");
+  v.key("num_residual_streams", c.num_residual_streams, Rule().at_least(2).at_most(4),
+        "Streams of a token between sublayers; mixing them takes the weights of all their permutations. Only with "
+        "`residual: mhc`.");
   v.key("mixers", c.mixers, Rule(),
         "Token mixer of each layer, repeated when there are more layers; absent: `mla` everywhere.");
   const Rule latent = Rule().at_least(1).derived("required with mla");
@@ -241,7 +244,7 @@ void describe(V& v, ParallelConfig& c) {
         "`interleaved_1f1b` is the same.");
   v.key("block_transport", c.block_transport, Rule(),
         "Block summaries between pipeline ranks. `cached`: each travels to a rank once; `full`: all of them on every "
-        "hop. Not with `residual: standard`.");
+        "hop. Not with `residual: standard` or `mhc`.");
   v.key("gpu_transport", c.gpu_transport, Rule(),
         "Between the GPUs' memories. `nccl`: needs a GPU of its own for each rank; `host`: through the hosts' memory, "
         "over "
@@ -282,9 +285,10 @@ void describe(V& v, OptimizerConfig& c) {
   v.key("beta1", c.beta1, Rule().at_least(0).below(1), "Decay of the first moment.");
   v.key("beta2", c.beta2, Rule().at_least(0).below(1), "Decay of the second moment.");
   v.key("eps", c.eps, Rule().above(0), "Added to the root of the second moment.");
-  v.key("attn_res_lr_factor", c.attn_res_lr_factor, Rule().at_least(0).derived("min(1, 0.15 / (lr x hidden_size))"),
-        "Factor of the learning rate of depth queries and their norms (`*_res_proj.weight`, `*_res_norm.weight`). With "
-        "the default, a step moves a depth read's logit by at most about 0.15. Not with `residual: standard`.");
+  v.key(
+      "attn_res_lr_factor", c.attn_res_lr_factor, Rule().at_least(0).derived("min(1, 0.15 / (lr x hidden_size))"),
+      "Factor of the learning rate of depth queries and their norms (`*_res_proj.weight`, `*_res_norm.weight`). With "
+      "the default, a step moves a depth read's logit by at most about 0.15. Not with `residual: standard` or `mhc`.");
   v.list("groups", c.groups, Rule(),
          "Tensors with a learning rate, weight decay or rule of their own. A group gives at least one of the three. "
          "Where several match a tensor, the last one that gives a key decides it; a key that decides nothing is an "

@@ -105,6 +105,11 @@ void check_model(const Config& config, const Given& given) {
         "width "
         "in different ways",
         given.place("model.mup_base_width"), *model.mup_base_width);
+  if (model.residual == Residual::mhc && config.run.device == "cuda")
+    throw Error(
+        "{}: found mhc with run.device: cuda, expected standard, full_attnres or block_attnres; mhc runs on the CPU "
+        "(run.device: cpu)",
+        given.place("model.residual"));
   if (has_dense_mlp(model)) require_key("model.intermediate_size", " for the dense MLP", given);
   if (model.num_experts == 0) return;
   for (const char* key : {"model.num_experts_per_token", "model.moe_intermediate_size"})
@@ -275,10 +280,13 @@ std::string Given::place(const std::string& key) const {
 
 std::vector<Unused> unused_keys(const Config& config) {
   std::vector<Unused> unused;
-  if (config.model.residual != Residual::block_attnres)
-    unused.push_back({"model.attn_res_block_size",
-                      fmt::format("has no effect with model.residual: {}",
-                                  config.model.residual == Residual::standard ? "standard" : "full_attnres")});
+  const std::string with_residual =
+      fmt::format("has no effect with model.residual: {}", name_of(config.model.residual));
+  if (config.model.residual != Residual::block_attnres) unused.push_back({"model.attn_res_block_size", with_residual});
+  if (config.model.residual != Residual::mhc) unused.push_back({"model.num_residual_streams", with_residual});
+  if (!config.model.has_depth_reads())
+    for (const char* key : {"parallel.block_transport", "train.optimizer.attn_res_lr_factor"})
+      unused.push_back({key, with_residual});
   if (!has_mla(config.model)) {
     for (const char* key : mla_keys)
       unused.push_back({std::string("model.") + key, "has no effect without mla in model.mixers"});
@@ -295,8 +303,6 @@ std::vector<Unused> unused_keys(const Config& config) {
                             "model.moe_intermediate_size", "model.routed_scaling_factor", "model.moe_renormalize",
                             "model.aux_loss_alpha", "parallel.expert"})
       unused.push_back({key, "has no effect with model.num_experts: 0"});
-  if (config.model.residual == Residual::standard)
-    unused.push_back({"parallel.block_transport", "has no effect with model.residual: standard"});
   if (config.run.device == "cpu") unused.push_back({"parallel.gpu_transport", "has no effect with run.device: cpu"});
   const LrScheduleName schedule = config.train.lr_schedule.name;
   const char* schedule_name = schedule == LrScheduleName::constant ? "constant" : "cosine";
@@ -309,8 +315,6 @@ std::vector<Unused> unused_keys(const Config& config) {
     for (const char* key : {"momentum", "qk_clip"})
       if (key != std::string("momentum") || !has_muon(config.train.optimizer))
         unused.push_back({std::string("train.optimizer.") + key, "has no effect with train.optimizer.name: adamw"});
-  if (config.model.residual == Residual::standard)
-    unused.push_back({"train.optimizer.attn_res_lr_factor", "has no effect with model.residual: standard"});
   if (config.model.num_experts == 0)
     unused.push_back({"train.router_bias_rate", "has no effect with model.num_experts: 0"});
   if (config.data.validation.path.empty())
@@ -381,7 +385,7 @@ void derive_defaults(Config& config) {
   fit_schedule(config);
   tell_late_stages(config);
   OptimizerConfig& optimizer = config.train.optimizer;
-  if (config.model.residual != Residual::standard && !optimizer.attn_res_lr_factor)
+  if (config.model.has_depth_reads() && !optimizer.attn_res_lr_factor)
     optimizer.attn_res_lr_factor = default_attn_res_lr_factor(config);
   if (config.run.output_dir.empty()) config.run.output_dir = "runs/" + config.run.name;
   if (config.debug.dump_step > 0 && config.debug.dump_path.empty())

@@ -162,6 +162,9 @@ std::string name_of(BlockTransport transport) {
 std::string name_of(Recompute recompute) {
   return enum_name(recompute);
 }
+std::string name_of(Residual residual) {
+  return enum_name(residual);
+}
 std::string name_of(OnSpike action) {
   return enum_name(action);
 }

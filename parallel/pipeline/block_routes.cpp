@@ -64,7 +64,7 @@ int BlockLayout::block_of(int sublayer) const {
 
 BlockLayout make_block_layout(const ModelConfig& config) {
   BlockLayout layout;
-  if (config.residual == Residual::standard) return layout;
+  if (!config.has_depth_reads()) return layout;
   const auto num_sublayers = static_cast<int>(2 * config.num_hidden_layers);
   const int per_block =
       config.residual == Residual::full_attnres ? 1 : static_cast<int>(2 * config.attn_res_block_size);

@@ -268,7 +268,7 @@ void expect_same(const Config& a, const Config& b) {
 }
 
 TEST(Write, RoundTripsEveryScheme) {
-  for (const char* residual : {"standard", "full_attnres", "block_attnres"})
+  for (const char* residual : {"standard", "full_attnres", "block_attnres", "mhc"})
     for (const char* schedule : {"constant", "wsd", "cosine"})
       for (const char* validation : {"{}", "{path: x, num_sequences: 3}"}) {
         const Config config = parse(
@@ -342,20 +342,21 @@ TEST(Reference, AllKeys) {
           "run.name", "run.seed", "run.output_dir", "run.device", "run.num_threads", "model.vocab_size",
           "model.hidden_size", "model.num_hidden_layers", "model.rms_norm_eps", "model.tie_word_embeddings",
           "model.initializer_range", "model.mup_base_width", "model.residual", "model.attn_res_block_size",
-          "model.mixers", "model.num_attention_heads", "model.q_lora_rank", "model.kv_lora_rank",
-          "model.kv_a_layernorm_eps", "model.qk_nope_head_dim", "model.qk_rope_head_dim", "model.v_head_dim",
-          "model.linear_num_heads", "model.linear_head_dim", "model.short_conv_kernel_size", "model.gate_lower_bound",
-          "model.intermediate_size", "model.num_experts", "model.first_k_dense_replace", "model.num_experts_per_token",
-          "model.num_shared_experts", "model.moe_intermediate_size", "model.routed_scaling_factor",
-          "model.moe_renormalize", "model.aux_loss_alpha", "data.seq_len", "data.train[].path", "data.train[].weight",
-          "data.validation.path", "data.validation.num_sequences", "data.validation.interval", "data.document_mask",
-          "data.piece_len", "parallel.pipeline", "parallel.virtual_stages", "parallel.data", "parallel.expert",
-          "parallel.schedule", "parallel.block_transport", "parallel.gpu_transport", "parallel.split",
-          "parallel.timeout_seconds", "train.num_steps", "train.global_batch_size", "train.micro_batch_size",
-          "train.precision", "train.bf16_products", "train.recompute", "train.grad_clip", "train.router_bias_rate",
-          "train.max_minutes", "train.on_spike", "train.spike_threshold", "train.max_spikes", "train.skip_steps",
-          "train.batch_ramp.from", "train.batch_ramp.steps", "train.batch_ramp.increment", "train.optimizer.name",
-          "train.optimizer.lr", "train.optimizer.weight_decay", "train.optimizer.momentum", "train.optimizer.qk_clip",
+          "model.num_residual_streams", "model.mixers", "model.num_attention_heads", "model.q_lora_rank",
+          "model.kv_lora_rank", "model.kv_a_layernorm_eps", "model.qk_nope_head_dim", "model.qk_rope_head_dim",
+          "model.v_head_dim", "model.linear_num_heads", "model.linear_head_dim", "model.short_conv_kernel_size",
+          "model.gate_lower_bound", "model.intermediate_size", "model.num_experts", "model.first_k_dense_replace",
+          "model.num_experts_per_token", "model.num_shared_experts", "model.moe_intermediate_size",
+          "model.routed_scaling_factor", "model.moe_renormalize", "model.aux_loss_alpha", "data.seq_len",
+          "data.train[].path", "data.train[].weight", "data.validation.path", "data.validation.num_sequences",
+          "data.validation.interval", "data.document_mask", "data.piece_len", "parallel.pipeline",
+          "parallel.virtual_stages", "parallel.data", "parallel.expert", "parallel.schedule",
+          "parallel.block_transport", "parallel.gpu_transport", "parallel.split", "parallel.timeout_seconds",
+          "train.num_steps", "train.global_batch_size", "train.micro_batch_size", "train.precision",
+          "train.bf16_products", "train.recompute", "train.grad_clip", "train.router_bias_rate", "train.max_minutes",
+          "train.on_spike", "train.spike_threshold", "train.max_spikes", "train.skip_steps", "train.batch_ramp.from",
+          "train.batch_ramp.steps", "train.batch_ramp.increment", "train.optimizer.name", "train.optimizer.lr",
+          "train.optimizer.weight_decay", "train.optimizer.momentum", "train.optimizer.qk_clip",
           "train.optimizer.beta1", "train.optimizer.beta2", "train.optimizer.eps", "train.optimizer.attn_res_lr_factor",
           "train.optimizer.groups[].pattern", "train.optimizer.groups[].lr_factor",
           "train.optimizer.groups[].weight_decay", "train.optimizer.groups[].rule", "train.lr_schedule.name",

@@ -1,4 +1,5 @@
 // Typical mistakes, each with the exact line the user reads. Line numbers are those of `base`.
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <string>
@@ -152,10 +153,10 @@ const Edit edits[] = {
     {"", "checkpoint: {minutes: half}\n", "a.yaml:26: checkpoint.minutes: found 'half', expected a number"},
     // Names of a closed list
     {"residual: block_attnres", "residual: block_attnress",
-     "a.yaml:6: model.residual: found 'block_attnress', expected one of standard, full_attnres, block_attnres; did you "
-     "mean block_attnres?"},
+     "a.yaml:6: model.residual: found 'block_attnress', expected one of standard, full_attnres, block_attnres, mhc; "
+     "did you mean block_attnres?"},
     {"residual: block_attnres", "residual: hyper",
-     "a.yaml:6: model.residual: found 'hyper', expected one of standard, full_attnres, block_attnres"},
+     "a.yaml:6: model.residual: found 'hyper', expected one of standard, full_attnres, block_attnres, mhc"},
     {"  num_steps: 100", "  precision: fp16\n  num_steps: 100",
      "a.yaml:20: train.precision: found 'fp16', expected one of fp32, bf16, fp64"},
     {"  num_steps: 100", "  precision: [bf16]\n  num_steps: 100",
@@ -184,8 +185,8 @@ const Edit edits[] = {
     {"run:\n  name: tiny", "run: &self {name: *self}",
      "a.yaml:1: found more than 32 levels, expected sections and keys"},
     {"  residual: block_attnres\n  attn_res_block_size: 2", "  residual: block\n    attn_res",
-     "a.yaml:6: model.residual: found 'block attn_res', expected one of standard, full_attnres, block_attnres; did you "
-     "mean block_attnres?"},
+     "a.yaml:6: model.residual: found 'block attn_res', expected one of standard, full_attnres, block_attnres, mhc; "
+     "did you mean block_attnres?"},
     {"    lr: 1e-3\n", "    ? |\n      a\n      b\n    : 1\n",
      "a.yaml:24: train.optimizer.a b : unknown key, expected one of name, lr, weight_decay, momentum, qk_clip, beta1, "
      "beta2, eps, attn_res_lr_factor, groups"},
@@ -557,6 +558,33 @@ TEST(Mistakes, OfGroupsOfTheOptimizer) {
   const std::string muon = "train.optimizer.groups=[{pattern: '*.o_proj.weight', rule: muon}]";
   EXPECT_EQ(message_of(base, {muon, "train.optimizer.momentum=0.5"}), "no error");
   EXPECT_NE(message_of(base, {muon, "train.optimizer.qk_clip=0.5"}), "no error");
+}
+
+TEST(Mistakes, OfHyperConnections) {
+  const auto message = [](const std::string& key, const std::string& value) {
+    return message_of(base, {"model.attn_res_block_size=null", "model.residual=mhc", key + "=" + value});
+  };
+  EXPECT_EQ(message("model.num_residual_streams", "2"), "no error");
+  EXPECT_EQ(
+      message("model.num_residual_streams", "1"),
+      "command line: model.num_residual_streams=1: model.num_residual_streams: found 1, expected at least 2 and at "
+      "most 4");
+  EXPECT_THAT(message("model.num_residual_streams", "5"),
+              testing::HasSubstr("found 5, expected at least 2 and at most 4"));
+  for (const auto& [key, value] : {std::pair{"model.attn_res_block_size", "3"},
+                                   {"parallel.block_transport", "full"},
+                                   {"train.optimizer.attn_res_lr_factor", "0.5"}})
+    EXPECT_EQ(
+        message(key, value),
+        fmt::format("command line: {0}={1}: {0} has no effect with model.residual: mhc; remove it ({0}=null on the "
+                    "command line)",
+                    key, value));
+  EXPECT_EQ(message("run.device", "cuda"),
+            "command line: model.residual=mhc: model.residual: found mhc with run.device: cuda, expected standard, "
+            "full_attnres or block_attnres; mhc runs on the CPU (run.device: cpu)");
+  EXPECT_EQ(message_of(base, {"model.num_residual_streams=3"}),
+            "command line: model.num_residual_streams=3: model.num_residual_streams has no effect with model.residual: "
+            "block_attnres; remove it (model.num_residual_streams=null on the command line)");
 }
 
 TEST(Mistakes, TransportOfBlocksNeedsBlocks) {

@@ -22,7 +22,8 @@ std::vector<Case> cases() {
   std::vector<Case> out;
   for (const auto& [name, residual] : {std::pair{"standard", Residual::standard},
                                        {"block", Residual::block_attnres},
-                                       {"full", Residual::full_attnres}}) {
+                                       {"full", Residual::full_attnres},
+                                       {"mhc", Residual::mhc}}) {
     const auto add = [&, residual = residual, name = name](
                          const std::string& what, const std::function<void(ModelConfig&)>& change, bool hybrid) {
       ModelConfig c =
@@ -185,7 +186,7 @@ TEST(Decoder, LowPrecisionIsAsNearToTheTruthAsTraining) {
 }
 
 TEST(Decoder, PiecesOfAnyLengthEqualTheWhole) {
-  for (const Residual residual : {Residual::standard, Residual::block_attnres, Residual::full_attnres}) {
+  for (const Residual residual : {Residual::standard, Residual::block_attnres, Residual::full_attnres, Residual::mhc}) {
     const ModelConfig config = hybrid_config(residual, 5, 2, true);
     SmallModel model(config, DType::f64, Recompute::none, 1, 128);
     const Texts texts(config.vocab_size);

@@ -169,11 +169,12 @@ def rounding_errors(dump: Dump, config: reference.ModelConfig, gradients: dict[s
 
 
 BIAS = ".gate.e_score_correction_bias"
+VECTORS = ("_res_proj.weight", "_mhc.weight")   # of two axes, but kept and updated as vectors are
 
 
 def is_linear(name: str, w: torch.Tensor) -> bool:
     """A unit of Muon: the matrix of a linear layer, as the exported names tell it."""
-    return w.dim() == 2 and name not in ("model.embed_tokens.weight", "lm_head.weight") and not name.endswith("_res_proj.weight")
+    return w.dim() == 2 and name not in ("model.embed_tokens.weight", "lm_head.weight") and not name.endswith(VECTORS)
 
 
 def groups_of(optimizer: dict, attn_res: bool) -> list[dict]:
@@ -221,15 +222,15 @@ def compare_update(dump: Dump, config: reference.ModelConfig, tolerance: Toleran
     norm = math.sqrt(sum(g.norm().item() ** 2 for g in dump.gradients.values()))
     scale = min(1.0, clip / norm) if clip > 0 else 1.0
     counts = expert_counts(dump, config) if config.num_experts else {}
-    groups = groups_of(optimizer, dump.config["model"]["residual"] != "standard")
+    groups = groups_of(optimizer, config.has_depth_reads)
     rows = []
     for name, w in dump.parameters.items():
         zeros, gradient = torch.zeros_like(w), dump.gradients[name] * scale
         decay = setting(groups, name, "weight_decay",
-                        0.0 if name.endswith(("A_log", "dt_bias")) else optimizer["weight_decay"])
+                        0.0 if name.endswith(("A_log", "dt_bias", "_mhc.bias", "_mhc.alpha")) else optimizer["weight_decay"])
         rule = setting(groups, name, "rule", "muon" if optimizer["name"] == "muon" and is_linear(name, w) else "adamw")
         rate = lr * setting(groups, name, "lr_factor", 1.0)
-        limit = tolerance.parameter if w.dim() == 2 and not name.endswith("_res_proj.weight") else tolerance.vector
+        limit = tolerance.parameter if w.dim() == 2 and not name.endswith(VECTORS) else tolerance.vector
         if name.endswith(BIAS):
             if train["precision"] == "bf16":
                 continue   # which expert a token chooses may hang on a rounding

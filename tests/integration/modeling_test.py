@@ -151,7 +151,7 @@ def check(name: str, c: reference.ModelConfig, seed: int) -> None:
 def refusals() -> None:
     c = reference.ModelConfig(residual="standard")
     for keys, error in (({"hidden_act": "gelu"}, "hidden_act: gelu found, expected silu"), ({"num_expert_group": 2}, "num_expert_group"),
-                        ({"residual": "mhc"}, "residual: mhc found")):
+                        ({"residual": "hyper"}, "residual: hyper found")):
         try:
             lamina.LaminaConfig(**{**{"residual": "standard"}, **keys})
         except ValueError as caught:
@@ -184,6 +184,8 @@ def main() -> None:
             seed += 1
             other = next(others)
             check(f"{r} {m} {l} {' '.join(map(str, other.items()))}", reference.ModelConfig(**{**sizes, **residual, **mixer, **mlp, **other}), seed)
+    for n, more in ((4, {"tie_word_embeddings": True}), (3, {**mixers["hybrid"], **mlps["experts"]}), (2, {"rms_norm_eps": 1e-3})):
+        check(f"mhc, {n} streams", reference.ModelConfig(**{**sizes, "residual": "mhc", "num_residual_streams": n, **more}), seed + n)
     refusals()
 
 

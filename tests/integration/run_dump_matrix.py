@@ -18,13 +18,14 @@ from training import Lamina, merged, metrics
 
 LR = 0.03   # after two steps of this size no parameter is at a special point: depth queries start at zero
 SCHEMES = [("standard", 2), ("full_attnres", 2), ("block_attnres", 1), ("block_attnres", 2), ("block_attnres", 3)]
+MHC = ("mhc", 2)   # where one or two models tell
 
 
 def model(residual: str, block_size: int, layers: int = 5, tied: bool = False, q_lora_rank: int | None = None) -> dict:
     changes = {"model": {"residual": residual, "num_hidden_layers": layers,
                          "attn_res_block_size": block_size if residual == "block_attnres" else None,
                          "tie_word_embeddings": tied, "q_lora_rank": q_lora_rank}}
-    if residual != "standard":   # depth queries as far from zero as everything else is from where it began
+    if residual in ("full_attnres", "block_attnres"):   # depth queries as far from zero as everything else is from where it began
         changes["train"] = {"optimizer": {"attn_res_lr_factor": 1.0}}
     return changes
 
@@ -80,6 +81,9 @@ class Matrix:
                 for tied in (False, True):
                     for rank in (None, 11):
                         self.both_steps(name_of(residual, size, layers, tied, rank), model(residual, size, layers, tied, rank))
+        for tied, rank in ((False, None), (True, 11)):
+            self.both_steps(name_of(*MHC, 5, tied, rank), model(*MHC, 5, tied, rank))
+        self.both_steps("mhc, 3 streams", merged(model(*MHC), {"model": {"num_residual_streams": 3}, "train": {"recompute": "full"}}))
         self.step("no-clipping", 1, {"train": {"grad_clip": 0.0}}, gradients_only=False)
         self.step("one-layer", 3, model("block_attnres", 2, layers=1), gradients_only=True)
         self.step("block-as-deep-as-the-model", 3, model("block_attnres", 5), gradients_only=True)
@@ -92,6 +96,7 @@ class Matrix:
             for tied, rank in ((False, None), (True, 11)):
                 changes = merged(model(residual, size, 5, tied, rank), {"train": {"precision": precision}})
                 self.both_steps(f"{precision}-{name_of(residual, size, 5, tied, rank)}", changes)
+        self.both_steps(f"{precision}-mhc", merged(model(*MHC), {"train": {"precision": precision}}))
 
     def fp64(self) -> None:
         self.other_precision("fp64")
@@ -101,11 +106,12 @@ class Matrix:
 
     def zero_queries(self) -> None:
         """At the first step every depth query is zero: each read is the mean of what the standard residual sums, and
-        norms don't see the scale (their epsilon aside, which is made small). Loss and shared gradients are equal."""
+        norms don't see the scale (their epsilon aside, which is made small). The streams of mHC are equal and sum alike.
+        Loss and shared gradients are equal."""
         tiny = {"model": {"rms_norm_eps": 1e-12, "kv_a_layernorm_eps": 1e-12}}
         for tied, rank in ((False, None), (True, 11)):
             plain = self.lamina.dump(f"zero-standard-{tied}", 1, merged(model("standard", 2, 5, tied, rank), tiny))
-            for residual, size in SCHEMES[1:]:
+            for residual, size in SCHEMES[1:] + [MHC]:
                 name = f"zero-queries-{name_of(residual, size, 5, tied, rank)}"
                 other = self.lamina.dump(name, 1, merged(model(residual, size, 5, tied, rank), tiny))
                 self.judge(name, difference(plain, other, loss=1e-6, gradient=1e-5, shared=True))
@@ -138,7 +144,7 @@ class Matrix:
 
 
     def kimi(self) -> None:
-        for residual, size in SCHEMES:
+        for residual, size in SCHEMES + [MHC]:
             changes = merged(model(residual, size), KIMI)   # this way round a None still removes a key
             self.both_steps(f"kimi-{name_of(residual, size, 5, False, None)}", changes)
         variants = {"kda alone": {"model": {"mixers": ["kda"], **dict.fromkeys(MLA_KEYS)}},

@@ -93,11 +93,11 @@ TEST(CostModel, OperationsOfTheReleased48B) {
   // The published counts of the depth read: 4 d per source, over 54 sublayers in blocks of 6.
   const ModelConfig blocks = kimi_linear(Residual::block_attnres);
   double reads = 0;
-  for (int64_t layer = 0; layer < 27; ++layer) reads += depth_read_flops(blocks, layer);
+  for (int64_t layer = 0; layer < 27; ++layer) reads += residual_flops(blocks, layer);
   double sources = 0;  // the embedding and finished blocks; and the open sum where the block has begun
   for (int sublayer = 0; sublayer < 54; ++sublayer) sources += sublayer / 6 + 1 + (sublayer % 6 == 0 ? 0 : 1);
   EXPECT_EQ(reads, 4 * 2304 * sources);
-  EXPECT_EQ(depth_read_flops(c, 5), 0);
+  EXPECT_EQ(residual_flops(c, 5), 0);
 }
 
 TEST(CostModel, CountsWhatTheProgramHolds) {
@@ -131,7 +131,7 @@ ModelConfig small_kimi(Residual residual) {
 }
 
 TEST(CostModel, CountsWhatAHybridHolds) {
-  for (const Residual residual : {Residual::standard, Residual::block_attnres})
+  for (const Residual residual : {Residual::standard, Residual::block_attnres, Residual::mhc})
     for (const int64_t shared : {0, 1, 2}) {
       ModelConfig c = small_kimi(residual);
       c.num_shared_experts = shared;
@@ -260,6 +260,15 @@ TEST(CostModel, ActivationsOfTheSchemes) {
   EXPECT_EQ(chunk_activation_bytes(blocks, {2, 4, false}, sizes, Recompute::full),
             2 * row + 2 * 4 * 4 + (1 + 2 + 2) * 4);
   EXPECT_EQ(chunk_activation_bytes(blocks, {0, 0, false}, sizes, Recompute::none), 0);
+  // Four streams: they and the norm's rstd per read; of a sublayer its output, W x of 32 rows, their rstd, and 24 coefficients.
+  const ModelConfig streams = small_config(Residual::mhc, 2);
+  EXPECT_EQ(chunk_activation_bytes(streams, {0, 4, true}, sizes, Recompute::full),
+            5 * (4 * row + 4) + 4 * (row + (32 + 1 + 24) * 4) + row);
+  EXPECT_EQ(chunk_activation_bytes(streams, {0, 2, false}, sizes, Recompute::none),
+            2 * (4 * row + 4) + 2 * (3 * row + (32 + 1 + 24) * 4) +
+                sublayer_activation_bytes(streams, 0, sizes, Recompute::none) +
+                sublayer_activation_bytes(streams, 1, sizes, Recompute::none));
+  EXPECT_EQ(residual_flops(streams, 1), 2 * 2 * 24.0 * (32 * 4 + 4 + 4 * 5));
   // What less recomputation keeps is never less.
   for (const ModelConfig& c : {standard, blocks, kimi_linear(Residual::block_attnres)}) {
     const double none = chunk_activation_bytes(c, {0, 4, false}, sizes, Recompute::none);
@@ -269,8 +278,7 @@ TEST(CostModel, ActivationsOfTheSchemes) {
     EXPECT_GT(selective, full);
     EXPECT_EQ(recompute_flops(c, 1, 64, Recompute::none), 0);
     EXPECT_GT(recompute_flops(c, 1, 64, Recompute::full), recompute_flops(c, 1, 64, Recompute::selective));
-    EXPECT_LT(recompute_flops(c, 1, 64, Recompute::full),
-              layer_forward_flops(c, 1, 64).total() + depth_read_flops(c, 1));
+    EXPECT_LT(recompute_flops(c, 1, 64, Recompute::full), layer_forward_flops(c, 1, 64).total() + residual_flops(c, 1));
   }
 }
 

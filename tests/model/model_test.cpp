@@ -15,6 +15,7 @@ struct Case {
   bool tied;
   int64_t q_rank, shared;
   enum { dense, hybrid, hybrid_bounded } kind = dense;
+  int64_t streams = 4;  // of mhc
 };
 
 std::vector<Case> cases() {
@@ -27,7 +28,9 @@ std::vector<Case> cases() {
           {Residual::block_attnres, 2, 4, false, 7, 4},
           {Residual::full_attnres, 1, 1, false, 0, 4},
           {Residual::block_attnres, 3, 2, false, 0, 4, Case::hybrid},
-          {Residual::standard, 2, 1, true, 7, 0, Case::hybrid_bounded}};
+          {Residual::standard, 2, 1, true, 7, 0, Case::hybrid_bounded},
+          {Residual::mhc, 3, 1, false, 0, 4},
+          {Residual::mhc, 2, 1, true, 7, 4, Case::hybrid, 3}};
 }
 
 ModelConfig config_of(const Case& c) {
@@ -37,6 +40,7 @@ ModelConfig config_of(const Case& c) {
   config.tie_word_embeddings = c.tied;
   if (c.q_rank > 0) config.q_lora_rank = c.q_rank;
   config.qk_rope_head_dim = c.shared;
+  config.num_residual_streams = c.streams;
   return config;
 }
 
@@ -108,6 +112,33 @@ TEST(Model, ZeroQueriesEqualTheStandardResidual) {
                 1e-9)
           << name;
     }
+  }
+}
+
+// Hyper-connections begin as the standard residual: their streams are equal, H_pre and H_post add up to it, and H_res, whose rows add
+// up to one, leaves equal streams alone. The gradients of the shared parameters are the same too. But the streams must not stay equal:
+// what they are given in the first step differs.
+TEST(Model, HyperConnectionsBeginAsTheStandardResidual) {
+  for (const int64_t streams : {2, 3, 4}) {
+    ModelConfig standard = hybrid_config(Residual::standard, 3, 1, false), config = standard;
+    config.residual = Residual::mhc;
+    config.num_residual_streams = streams;
+    SmallModel base(standard, DType::f64), model(config, DType::f64);
+    base.parameters.initialise(7, 0.3);
+    model.parameters.initialise(7, 0.3);
+    EXPECT_NEAR(model.loss_and_gradients(), base.loss_and_gradients(), 1e-12);
+    for (size_t p = 0; p < base.parameters.specs().size(); ++p) {
+      const std::string& name = base.parameters.specs()[p].name;
+      EXPECT_LT(relative_error(model.gradient(model.parameters.index_of(name)), base.gradient(static_cast<int>(p))),
+                1e-11)
+          << name;
+    }
+    const std::vector<double> bias = model.gradient(model.parameters.index_of("model.layers.0.mlp_mhc.bias"));
+    const auto post = bias.begin() + streams;
+    EXPECT_GT(std::abs(*std::max_element(post, post + streams) / *std::min_element(post, post + streams) - 1), 1e-3);
+    double weight = 0;
+    for (double g : model.gradient(model.parameters.index_of("model.layers.0.mlp_mhc.weight"))) weight += g * g;
+    EXPECT_GT(weight, 0.0);
   }
 }
 
@@ -189,13 +220,14 @@ TEST(Model, ReadyMeansFinal) {
 }
 
 TEST(Model, SteadyStateAllocatesNothing) {
-  for (Recompute mode : {Recompute::none, Recompute::selective, Recompute::full}) {
-    SmallModel model(small_config(Residual::block_attnres, 5), DType::f32, mode, 8, 64);
-    for (int warm_up = 0; warm_up < 3; ++warm_up) model.loss_and_gradients();
-    const int64_t before = model.ledger.num_allocations();
-    for (int step = 0; step < 3; ++step) model.loss_and_gradients();
-    EXPECT_EQ(model.ledger.num_allocations(), before) << "mode " << static_cast<int>(mode);
-  }
+  for (const Residual residual : {Residual::block_attnres, Residual::mhc})
+    for (Recompute mode : {Recompute::none, Recompute::selective, Recompute::full}) {
+      SmallModel model(small_config(residual, 5), DType::f32, mode, 8, 64);
+      for (int warm_up = 0; warm_up < 3; ++warm_up) model.loss_and_gradients();
+      const int64_t before = model.ledger.num_allocations();
+      for (int step = 0; step < 3; ++step) model.loss_and_gradients();
+      EXPECT_EQ(model.ledger.num_allocations(), before) << "mode " << static_cast<int>(mode);
+    }
 }
 
 // What the sublayers report of a pass: every token has its experts, and recomputation reports nothing again.
@@ -234,14 +266,17 @@ TEST(Model, LayerSumsEqualDirectSums) {
     for (int64_t t = 0; t < batch.tokens.num_elements(); ++t)
       for (int64_t d = 0; d < table.size(1); ++d)
         expected += std::pow(get(table, batch.tokens.as<int32_t>()[t] * table.size(1) + d), 2);
-    EXPECT_NEAR(sums[0].hidden_square, expected, 1e-12 * expected);
+    // Hyper-connections read equal streams there, each with its weight.
+    if (c.residual != Residual::mhc) {
+      EXPECT_NEAR(sums[0].hidden_square, expected, 1e-12 * expected);
+    }
     for (size_t site = 0; site < sums.size(); ++site) {
       EXPECT_GT(sums[site].hidden_square, 0);
       if (site + 1 < sums.size()) {
         EXPECT_GT(sums[site].output_square, 0);
         EXPECT_GT(sums[site].gradient_square, 0);
       }
-      if (c.residual == Residual::standard) {
+      if (c.residual == Residual::standard || c.residual == Residual::mhc) {
         EXPECT_TRUE(sums[site].depth_weights.empty());
         continue;
       }

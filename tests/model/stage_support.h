@@ -224,7 +224,7 @@ inline constexpr double rounding = 1e-12, visible = 1e-6;
 
 inline const std::vector<Layout>& layouts() {
   static const std::vector<Layout> all = [] {
-    std::vector<Layout> list(5);
+    std::vector<Layout> list(6);
     list[1].schedule = ScheduleName::zero_bubble;
     list[2].transport = BlockTransport::full;
     list[3].residual = Residual::full_attnres;
@@ -232,6 +232,9 @@ inline const std::vector<Layout>& layouts() {
     list[4].num_ranks = 3;
     list[4].layers = {1, 2, 1, 1, 1, 1};
     list[4].block_size = 2;
+    list[5].residual = Residual::mhc;
+    list[5].layers = {0, 2, 1, 1};
+    list[5].schedule = ScheduleName::zero_bubble;
     return list;
   }();
   return all;

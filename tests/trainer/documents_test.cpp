@@ -115,7 +115,7 @@ void expect_documents_apart(const Config& c, const Packing& packing, double tole
 
 // In float64, where a rounding is 1e-16: documents of a single token, and one that fills its sequence, among them.
 TEST(PackedDocuments, EqualSeparateRuns) {
-  for (const Residual residual : {Residual::standard, Residual::full_attnres, Residual::block_attnres})
+  for (const Residual residual : {Residual::standard, Residual::full_attnres, Residual::block_attnres, Residual::mhc})
     for (const Recompute recompute : {Recompute::none, Recompute::selective, Recompute::full}) {
       Config c = documents_config(residual, Precision::fp64);
       c.train.recompute = recompute;

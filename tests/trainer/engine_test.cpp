@@ -124,7 +124,7 @@ void expect_close(const Tensors& a, const Tensors& b, double tolerance) {
 
 // In double only the order of the sums over sequences differs: 1e-12. In fp32 it is a few roundings of each gradient.
 TEST(Engine, DataParallelEqualsOneRank) {
-  for (Residual residual : {Residual::standard, Residual::full_attnres, Residual::block_attnres}) {
+  for (Residual residual : {Residual::standard, Residual::full_attnres, Residual::block_attnres, Residual::mhc}) {
     for (const auto& [precision, tolerance] : {std::pair{Precision::fp64, 1e-12}, std::pair{Precision::fp32, 2e-6}}) {
       const Config config = small(precision, residual);
       const Outcome one = train(config, 1, 2);

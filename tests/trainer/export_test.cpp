@@ -427,6 +427,7 @@ TEST(HfConfig, IsKimiLinearOnlyWhereThatComputesTheModel) {
   const std::vector<std::pair<std::vector<std::string>, std::string>> other = {
       {{"model.q_lora_rank=null"}, "residual: block_attnres: kimi_linear has no Attention Residuals"},
       {with(plain, {"model.residual=full_attnres"}), "residual: full_attnres: kimi_linear has no Attention Residuals"},
+      {with(plain, {"model.residual=mhc"}), "residual: mhc: kimi_linear has no hyper-connections"},
       {kimi, "gate_lower_bound: -5: kimi_linear has the softplus gate only"},
       {with(plain, {"model.kv_a_layernorm_eps=1e-5"}), "kv_a_layernorm_eps: 1e-05: kimi_linear's is always 1e-06"},
       {with(plain, {"model.q_lora_rank=5"}),
@@ -493,6 +494,24 @@ TEST(HfConfig, HasEveryKeyOfTheModel) {
     EXPECT_EQ(to_hf_config(back), text) << change;
     EXPECT_NE(text, to_hf_config({config_of(all).model, 16, DType::f32, {}, false, {}})) << change;
   }
+}
+
+TEST(HfConfig, HyperConnectionsThereAndBack) {
+  const Config config =
+      config_of({"model.residual=mhc", "model.attn_res_block_size=null", "model.num_residual_streams=3"});
+  const std::string text = to_hf_config({config.model, 16, DType::f32, {}, false, {}});
+  EXPECT_EQ(nlohmann::json::parse(text).at("num_residual_streams"), 3);
+  EXPECT_EQ(message([&] { check_same_model("c", parse_hf_config(text, "c").model, config.model); }), "no error");
+  std::string many = text;
+  many.replace(many.find("streams\": 3"), 11, "streams\": 5");
+  EXPECT_THAT(message([&] { parse_hf_config(many, "c"); }),
+              testing::HasSubstr("num_residual_streams: found 5, expected 2 to 4"));
+  const TemporaryFolder folder;
+  write_checkpoint(folder.path() / "c", config, 2);
+  export_checkpoint(folder.path() / "c", folder.path() / "a", {.dtype = DType::f32});
+  import_model(folder.path() / "a", folder.path() / "back", {});
+  export_checkpoint(folder.path() / "back", folder.path() / "b", {.dtype = DType::f32});
+  EXPECT_EQ(contents(folder.path() / "a"), contents(folder.path() / "b"));
 }
 
 // transformers finds the code by the configuration; only in folders that have it.

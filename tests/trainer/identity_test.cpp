@@ -100,6 +100,12 @@ TEST(ModelToStartFrom, MayGainAttentionResiduals) {
     }
     EXPECT_EQ(message([&] { check_model_to_start_from("c", asked, standard); }).substr(0, 19), "c: model.residual: ");
   }
+  const ModelConfig streams = model_of({"model.residual=mhc", "model.attn_res_block_size=null"});
+  EXPECT_TRUE(check_model_to_start_from("c", streams, streams).empty());
+  EXPECT_EQ(message([&] { check_model_to_start_from("c", standard, streams); }),
+            "c: model.residual: standard found, expected mhc as in the configuration");
+  EXPECT_EQ(message([&] { check_model_to_start_from("c", streams, model_of()); }),
+            "c: model.residual: mhc found, expected block_attnres as in the configuration");
   EXPECT_TRUE(check_model_to_start_from("c", standard, standard).empty());
   EXPECT_TRUE(check_model_to_start_from("c", model_of(), model_of()).empty());
   EXPECT_THAT(message([&] { check_model_to_start_from("c", standard, model_of({"model.rms_norm_eps=1e-6"})); }),

@@ -174,7 +174,7 @@ TEST_F(VerifyTest, ReasonsOfRefusalSpeakOfTheLayout) {
 }
 
 TEST_F(VerifyTest, EveryLayoutOfTwoRanksPasses) {
-  for (const Residual residual : {Residual::standard, Residual::block_attnres, Residual::full_attnres}) {
+  for (const Residual residual : {Residual::standard, Residual::block_attnres, Residual::full_attnres, Residual::mhc}) {
     const Config c = config(residual);
     const Verification result = verify(c, "all");
     EXPECT_EQ(result.fault(), "");

@@ -1,5 +1,5 @@
 """Lamina's models for transformers: decoders with latent attention (MLA) or Kimi Delta Attention (KDA), dense or with experts, whose
-residual stream is the standard one or Attention Residuals.
+residual stream is the standard one, Attention Residuals, or manifold-constrained hyper-connections.
 
     model = AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
 
@@ -8,6 +8,7 @@ any length may be read. Norms, softmaxes, decays and states are float32 at least
 
 Shapes: B batch, T tokens of this call, S tokens so far (cached and T), D hidden_size, H heads, K and V head dims of keys and values.
 """
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Optional
@@ -36,8 +37,9 @@ class LaminaConfig(PretrainedConfig):
         num_hidden_layers=4,
         rms_norm_eps=1e-5,
         initializer_range=0.02,
-        residual="standard",  # standard | block_attnres | full_attnres
+        residual="standard",  # standard | block_attnres | full_attnres | mhc
         attn_res_block_size=None,  # decoder layers per block
+        num_residual_streams=None,  # of mhc
         num_attention_heads=4,
         q_lora_rank=None,
         kv_lora_rank=32,
@@ -61,6 +63,7 @@ class LaminaConfig(PretrainedConfig):
         self.vocab_size, self.hidden_size, self.num_hidden_layers = vocab_size, hidden_size, num_hidden_layers
         self.rms_norm_eps, self.initializer_range = rms_norm_eps, initializer_range
         self.residual, self.attn_res_block_size = residual, attn_res_block_size
+        self.num_residual_streams = num_residual_streams
         self.num_attention_heads, self.q_lora_rank, self.kv_lora_rank = num_attention_heads, q_lora_rank, kv_lora_rank
         self.kv_a_layernorm_eps, self.v_head_dim = kv_a_layernorm_eps, v_head_dim
         self.qk_nope_head_dim, self.qk_rope_head_dim = qk_nope_head_dim, qk_rope_head_dim
@@ -77,8 +80,8 @@ class LaminaConfig(PretrainedConfig):
         for key, value in fixed.items():
             if kwargs.get(key, value) != value:
                 raise ValueError(f"{key}: {kwargs[key]} found, expected {value}")
-        if residual not in ("standard", "block_attnres", "full_attnres"):
-            raise ValueError(f"residual: {residual} found, expected standard, block_attnres or full_attnres")
+        if residual not in STREAMS:
+            raise ValueError(f"residual: {residual} found, expected one of {', '.join(STREAMS)}")
         super().__init__(**kwargs)
 
     def is_linear(self, layer):
@@ -378,7 +381,7 @@ class LaminaExperts(nn.Module):
 class StandardStream:
     """One sum, to which every sublayer adds."""
 
-    def __init__(self, embedding):
+    def __init__(self, embedding, config):
         self.sum = embedding
 
     def begin_block(self):
@@ -395,7 +398,7 @@ class DepthStream:
     """Attention Residuals: a read is softmax attention over the embedding, the finished blocks and the open block's sum. Its query is
     a parameter, its keys are the normalised sources."""
 
-    def __init__(self, embedding):
+    def __init__(self, embedding, config):
         self.finished, self.open = [embedding], None
 
     def begin_block(self):
@@ -403,7 +406,7 @@ class DepthStream:
             self.finished, self.open = self.finished + [self.open], None
 
     def read(self, module, site):
-        norm, query = getattr(module, f"{site}_norm"), getattr(module, f"{site}_proj").weight
+        norm, query = getattr(module, f"{site}_res_norm"), getattr(module, f"{site}_res_proj").weight
         sources = torch.stack(self.finished + ([] if self.open is None else [self.open]))  # [sources, B, T, D]
         weights = (wide(norm(sources)) @ wide(query).reshape(-1)).softmax(0)
         return (weights.unsqueeze(-1) * wide(sources)).sum(0).to(sources.dtype)
@@ -412,14 +415,73 @@ class DepthStream:
         self.open = output if self.open is None else self.open + output
 
 
+class MixedStreams:
+    """Manifold-constrained hyper-connections (arXiv 2512.24880): n streams x. A sublayer reads H_pre x and leaves H_res x + H_post output.
+    The model's end reads the mean."""
+
+    def __init__(self, embedding, config):
+        self.streams = embedding.unsqueeze(-2).expand(*embedding.shape[:-1], config.num_residual_streams, -1)
+
+    def begin_block(self):
+        pass
+
+    def read(self, module, site):
+        streams = wide(self.streams)
+        if not hasattr(module, f"{site}_mhc"):
+            return streams.mean(-2).to(self.streams.dtype)
+        pre, self.post, self.mix = getattr(module, f"{site}_mhc")(streams)
+        return (pre.unsqueeze(-1) * streams).sum(-2).to(self.streams.dtype)
+
+    def write(self, output):
+        streams = self.mix @ wide(self.streams) + self.post.unsqueeze(-1) * wide(output).unsqueeze(-2)
+        self.streams = streams.to(self.streams.dtype)
+
+
+class StreamMixing(nn.Module):
+    """The coefficients of a sublayer from the streams before it. H_res is a convex combination of all permutations, in lexicographic
+    order (arXiv 2601.05732): rows and columns add up to one."""
+
+    def __init__(self, config, sublayer):
+        super().__init__()
+        n, self.eps, self.sublayer = config.num_residual_streams, config.rms_norm_eps, sublayer
+        self.parts = [n, n, math.factorial(n)]  # of H_pre, H_post, H_res
+        self.weight = nn.Parameter(torch.zeros(sum(self.parts), n * config.hidden_size))
+        self.bias = nn.Parameter(torch.zeros(sum(self.parts)))
+        self.alpha = nn.Parameter(torch.full((3,), 0.01))
+
+    def forward(self, streams):  # [B, T, n, D]
+        flat = streams.flatten(-2)
+        z = flat @ wide(self.weight).T * torch.rsqrt(flat.pow(2).mean(-1, keepdim=True) + self.eps)
+        alpha, bias = wide(self.alpha), wide(self.bias).split(self.parts)
+        pre, post, res = (a * part + b for a, part, b in zip(alpha, z.split(self.parts, -1), bias))
+        n = self.parts[0]
+        orders = torch.tensor(list(itertools.permutations(range(n))), device=z.device)
+        permutations = torch.eye(n, dtype=z.dtype, device=z.device)[orders]  # [n!, n, n]
+        return torch.sigmoid(pre), 2 * torch.sigmoid(post), torch.einsum("...k,kij->...ij", res.softmax(-1), permutations)
+
+    def initial_bias(self):
+        """With it the model begins as the one with the standard residual."""
+        n, bias = self.parts[0], torch.full_like(self.bias, -8.0)
+        bias[:n] = math.log(0.25 / (n - 1) / (1 - 0.25 / (n - 1)))
+        bias[self.sublayer % n] = math.log(3.0)
+        bias[n : 2 * n + 1] = 0.0
+        return bias
+
+
+STREAMS = {"standard": StandardStream, "block_attnres": DepthStream, "full_attnres": DepthStream, "mhc": MixedStreams}
+
+
 class DepthQuery(nn.Linear):
     """[1, D]. Zero at the start of training: a read is a mean then."""
 
 
-def add_read(module, site, config):
-    if config.residual != "standard":
-        module.add_module(f"{site}_norm", LaminaRMSNorm(config.hidden_size, config.rms_norm_eps))
-        module.add_module(f"{site}_proj", DepthQuery(config.hidden_size, 1, bias=False))
+def add_read(module, site, config, sublayer=None):
+    """sublayer: None at the model's end."""
+    if config.residual == "mhc" and sublayer is not None:
+        module.add_module(f"{site}_mhc", StreamMixing(config, sublayer))
+    if STREAMS[config.residual] is DepthStream:
+        module.add_module(f"{site}_res_norm", LaminaRMSNorm(config.hidden_size, config.rms_norm_eps))
+        module.add_module(f"{site}_res_proj", DepthQuery(config.hidden_size, 1, bias=False))
 
 
 class LaminaLayer(nn.Module):
@@ -428,8 +490,8 @@ class LaminaLayer(nn.Module):
         full = config.residual == "full_attnres"  # each sublayer is a block
         self.mixer_begins_block = full or (config.residual == "block_attnres" and index % config.attn_res_block_size == 0)
         self.mlp_begins_block = full
-        add_read(self, "self_attention_res", config)
-        add_read(self, "mlp_res", config)
+        add_read(self, "self_attention", config, 2 * index)
+        add_read(self, "mlp", config, 2 * index + 1)
         self.input_layernorm = LaminaRMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = (LaminaDeltaAttention if config.is_linear(index) else LaminaAttention)(config, index)
         self.post_attention_layernorm = LaminaRMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -442,11 +504,11 @@ class LaminaLayer(nn.Module):
     def forward(self, stream, tokens, cache):
         if self.mixer_begins_block:
             stream.begin_block()
-        x = self.input_layernorm(stream.read(self, "self_attention_res"))
+        x = self.input_layernorm(stream.read(self, "self_attention"))
         stream.write(self.self_attn(x, tokens, cache))
         if self.mlp_begins_block:
             stream.begin_block()
-        x = self.post_attention_layernorm(stream.read(self, "mlp_res"))
+        x = self.post_attention_layernorm(stream.read(self, "mlp"))
         stream.write(self.block_sparse_moe(x) if self.has_experts else self.mlp(x))
 
 
@@ -479,6 +541,11 @@ class LaminaPreTrainedModel(PreTrainedModel):
 
         if isinstance(module, DepthQuery):
             init.zeros_(module.weight)
+            return
+        if isinstance(module, StreamMixing):
+            init.zeros_(module.weight)
+            init.constant_(module.alpha, 0.01)
+            init.copy_(module.bias, module.initial_bias())
             return
         super()._init_weights(module)
         std = self.config.initializer_range
@@ -513,7 +580,7 @@ class LaminaModel(LaminaPreTrainedModel):
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(LaminaLayer(config, index) for index in range(config.num_hidden_layers))
-        add_read(self, "output_attn_res", config)
+        add_read(self, "output_attn", config)
         self.norm = LaminaRMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_init()
 
@@ -529,10 +596,10 @@ class LaminaModel(LaminaPreTrainedModel):
             cache = LaminaCache()
         tokens = self._describe(input_ids, hidden, attention_mask, cache)
         self._check_positions(kwargs.get("position_ids"), tokens)
-        stream = (StandardStream if self.config.residual == "standard" else DepthStream)(hidden)
+        stream = STREAMS[self.config.residual](hidden, self.config)
         for layer in self.layers:
             layer(stream, tokens, cache)
-        hidden = self.norm(stream.read(self, "output_attn_res"))
+        hidden = self.norm(stream.read(self, "output_attn"))
         output = LaminaOutput(last_hidden_state=hidden, cache=cache)
         return output.to_tuple() if return_dict is False else output
 
