@@ -33,6 +33,7 @@ AttentionParams params_of(const TensorView& q, const TensorView& v, double scale
   AttentionParams p;
   p.batch = static_cast<int>(q.size(0)), p.tokens = static_cast<int>(q.size(1)), p.heads = static_cast<int>(q.size(2));
   p.d_qk = static_cast<int>(q.size(3)), p.d_v = static_cast<int>(v.size(3));
+  p.keys = static_cast<int>(v.size(1));
   p.tiles = attention_num_tiles(p.tokens);
   p.scale = static_cast<float>(scale);
   p.bf16 = q.dtype == DType::bf16;
@@ -53,16 +54,18 @@ class Packed {
 
   static int width_of(int width) { return (width + 7) / 8 * 8; }
 
-  void read(AttentionTensor& tensor, int width) {
+  void read(AttentionTensor& tensor, int width, int tokens) {
     if (tensor.packs) return;
-    const AttentionTensor to = take(width);
-    launch_attention_copy(tensor, to, p_, width, width_of(width), stream_of(ctx_));
+    const AttentionTensor to = take(width, tokens);
+    AttentionParams rows = p_;
+    rows.tokens = tokens;
+    launch_attention_copy(tensor, to, rows, width, width_of(width), stream_of(ctx_));
     tensor = to;
   }
   // Returns where the result shall go in the end; `write` brings it there.
   AttentionTensor redirect(AttentionTensor& tensor, int width) {
     const AttentionTensor original = tensor;
-    if (!tensor.packs) tensor = take(width);
+    if (!tensor.packs) tensor = take(width, p_.tokens);
     return original;
   }
   void write(const AttentionTensor& tensor, const AttentionTensor& original, int width) {
@@ -70,8 +73,8 @@ class Packed {
   }
 
  private:
-  AttentionTensor take(int width) {
-    return tensor_of(ctx_.scratch.take(DType::bf16, {p_.batch, p_.tokens, p_.heads, width_of(width)}));
+  AttentionTensor take(int width, int tokens) {
+    return tensor_of(ctx_.scratch.take(DType::bf16, {p_.batch, tokens, p_.heads, width_of(width)}));
   }
   OpContext& ctx_;
   const AttentionParams& p_;
@@ -80,9 +83,9 @@ class Packed {
 void forward_on_tensor_cores(OpContext& ctx, const AttentionParams& args) {
   AttentionParams p = args;
   Packed packed(ctx, args);
-  packed.read(p.q, args.d_qk);
-  packed.read(p.k, args.d_qk);
-  packed.read(p.v, args.d_v);
+  packed.read(p.q, args.d_qk, args.tokens);
+  packed.read(p.k, args.d_qk, args.keys);
+  packed.read(p.v, args.d_v, args.keys);
   const AttentionTensor o = packed.redirect(p.o, args.d_v);
   p.d_qk = Packed::width_of(args.d_qk), p.d_v = Packed::width_of(args.d_v);
   launch_attention_forward_tensor(p, stream_of(ctx));
@@ -92,10 +95,10 @@ void forward_on_tensor_cores(OpContext& ctx, const AttentionParams& args) {
 void backward_on_tensor_cores(OpContext& ctx, const AttentionParams& args) {
   AttentionParams p = args;
   Packed packed(ctx, args);
-  packed.read(p.q, args.d_qk);
-  packed.read(p.k, args.d_qk);
-  packed.read(p.v, args.d_v);
-  packed.read(p.d_o, args.d_v);
+  packed.read(p.q, args.d_qk, args.tokens);
+  packed.read(p.k, args.d_qk, args.tokens);
+  packed.read(p.v, args.d_v, args.tokens);
+  packed.read(p.d_o, args.d_v, args.tokens);
   const AttentionTensor dq = packed.redirect(p.dq, args.d_qk), dk = packed.redirect(p.dk, args.d_qk),
                         dv = packed.redirect(p.dv, args.d_v);
   p.d_qk = Packed::width_of(args.d_qk), p.d_v = Packed::width_of(args.d_v);
@@ -119,8 +122,8 @@ SharedKeysParams keys_of(const TensorView& nope, const TensorView& shared, const
 }  // namespace
 
 const char* attention_forward_refuses(const AttentionForward& args) {
-  if (args.k.size(1) != args.q.size(1)) return "queries of the last tokens only run on the CPU";
-  return refuses(args.q);
+  const char* reason = refuses(args.q);
+  return reason == nullptr ? refuses(args.k) : reason;
 }
 
 void attention_forward(OpContext& ctx, const AttentionForward& args) {

@@ -33,20 +33,20 @@ struct RowState {
   float largest[groups][2], sum[groups][2];  // of the thread's columns only: the sum
 };
 
-// Sets pairs to -infinity that are not allowed. row, key: of the thread's first element.
+// Sets pairs to -infinity that are not allowed. row, key: of the thread's first element. The queries are those of the last tokens.
 template <int groups, int keys8>
 __device__ __forceinline__ void mask(float (&s)[groups][keys8][4], const AttentionParams& p, int row, int key) {
 #pragma unroll
   for (int g = 0; g < groups; ++g)
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const int query = row + 16 * g + 8 * r, start = start_of(p, query);
+      const int query = row + 16 * g + 8 * r, start = start_of(p, query), last = query + p.keys - p.tokens;
 #pragma unroll
       for (int n = 0; n < keys8; ++n)
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           const int j = key + 8 * n + e;
-          if (j > query || j < start) s[g][n][2 * r + e] = -INFINITY;
+          if (j > last || j < start) s[g][n][2 * r + e] = -INFINITY;
         }
     }
 }
@@ -137,7 +137,8 @@ __global__ void __launch_bounds__(num_threads, 2) forward(const AttentionParams 
   const int warp = static_cast<int>(threadIdx.x) / warp_size, lane = static_cast<int>(threadIdx.x) % warp_size;
   const int first_query = static_cast<int>(gridDim.x - 1 - blockIdx.x) * queries;  // the heaviest first
   const int last_query = min(first_query + queries, p.tokens) - 1, warp_query = first_query + warp * groups * 16;
-  const HeadRows k = head_rows(p.k, p, p.d_qk), v = head_rows(p.v, p, p.d_v);
+  const int last_key = last_query + p.keys - p.tokens, diagonal = warp_query + p.keys - p.tokens;
+  const HeadRows k = key_rows(p.k, p, p.d_qk), v = key_rows(p.v, p, p.d_v);
   const auto [factor, negative] = exponent_of(p.scale);
   const int latest_start = start_of(p, last_query);
   int key = start_of(p, first_query) / keys * keys;
@@ -152,8 +153,8 @@ __global__ void __launch_bounds__(num_threads, 2) forward(const AttentionParams 
 #pragma unroll
   for (int g = 0; g < groups; ++g)
     for (int r = 0; r < 2; ++r) state.largest[g][r] = -INFINITY, state.sum[g][r] = 0.0f;
-  for (; key <= last_query; key += keys) {
-    const bool busy = key < warp_query + groups * 16;  // else all of the tile lies above the warp's diagonal
+  for (; key <= last_key; key += keys) {
+    const bool busy = key < diagonal + groups * 16;  // else all of the tile lies above the warp's diagonal
     cp_async_wait<0>();
     __syncthreads();  // the keys are here, and the values before are used
     load_tile<d_v, keys, num_threads>(v_tile, v, key);
@@ -167,11 +168,11 @@ __global__ void __launch_bounds__(num_threads, 2) forward(const AttentionParams 
     }
     cp_async_wait<0>();
     __syncthreads();  // the values are here, and the keys are used
-    if (key + keys <= last_query) load_tile<d_qk, keys, num_threads>(k_tile, k, key + keys);
+    if (key + keys <= last_key) load_tile<d_qk, keys, num_threads>(k_tile, k, key + keys);
     cp_async_commit();
     if (!busy) continue;
     if (negative) negate(s);
-    if (key + keys > warp_query || key < latest_start) mask(s, p, warp_query + lane / 4, key + 2 * (lane % 4));
+    if (key + keys > diagonal || key < latest_start) mask(s, p, warp_query + lane / 4, key + 2 * (lane % 4));
     uint32_t packed[groups][keys / 8][2];
     softmax_step(s, packed, o, state, factor);
     multiply_add<keys / 16>(

@@ -26,6 +26,7 @@ struct AttentionParams {
   float* delta = nullptr;                    // the same: rowsum(d_o o), zero in the padding
   const int32_t* document_starts = nullptr;  // [batch, T], or null
   int batch = 0, tokens = 0, heads = 0, d_qk = 0, d_v = 0;
+  int keys = 0;   // of the forward: at least `tokens`, the queries being those of the last ones
   int tiles = 0;  // attention_num_tiles(tokens)
   float scale = 1.0f;
   bool bf16 = false;

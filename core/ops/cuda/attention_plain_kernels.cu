@@ -37,6 +37,13 @@ template <class T>
 __device__ __forceinline__ Rows<T> rows_of(const AttentionTensor& t, const AttentionParams& p, int width) {
   return {static_cast<T*>(t.data) + blockIdx.z * t.batch + blockIdx.y * t.head, t.token, p.tokens, width};
 }
+// The same of the forward's keys and values.
+template <class T>
+__device__ __forceinline__ Rows<T> key_rows(const AttentionTensor& t, const AttentionParams& p, int width) {
+  Rows<T> rows = rows_of<T>(t, p, width);
+  rows.num_rows = p.keys;
+  return rows;
+}
 template <class T>
 __device__ __forceinline__ float value(const Rows<T>& rows, int row, int column) {
   return row < rows.num_rows && column < rows.width ? to_float(rows.data[row * rows.step + column]) : 0.0f;
@@ -161,12 +168,12 @@ __device__ __forceinline__ void softmax_step(float (&s)[per_side][per_side], Sof
   const Place at;
 #pragma unroll
   for (int r = 0; r < per_side; ++r) {
-    const int i = first_query + at.down + side * r, start = start_of(p, i);
+    const int i = first_query + at.down + side * r, start = start_of(p, i), last = i + p.keys - p.tokens;
     float largest = -INFINITY;
 #pragma unroll
     for (int c = 0; c < per_side; ++c) {
       const int j = first_key + at.along + side * c;
-      s[r][c] = j > i || j < start ? -INFINITY : s[r][c] * p.scale;
+      s[r][c] = j > last || j < start ? -INFINITY : s[r][c] * p.scale;
       largest = fmaxf(largest, s[r][c]);
     }
     largest = fmaxf(state.largest[r], half_warp_max(largest));
@@ -188,12 +195,12 @@ __global__ void __launch_bounds__(num_threads) forward(const AttentionParams p, 
   const Place at;
   const int block = static_cast<int>(gridDim.x - 1 - blockIdx.x);
   const int first_query = block / blocks_of_columns * tile, column0 = block % blocks_of_columns * columns;
-  const int last_query = min(first_query + tile, p.tokens) - 1;
-  const auto q = rows_of<T>(p.q, p, p.d_qk), k = rows_of<T>(p.k, p, p.d_qk), v = rows_of<T>(p.v, p, p.d_v);
+  const int last_key = min(first_query + tile, p.tokens) - 1 + p.keys - p.tokens;
+  const auto q = rows_of<T>(p.q, p, p.d_qk), k = key_rows<T>(p.k, p, p.d_qk), v = key_rows<T>(p.v, p, p.d_v);
   float o[per_side][columns / side] = {};
   Softmax state;
   for (int r = 0; r < per_side; ++r) state.largest[r] = -INFINITY, state.sum[r] = 0.0f;
-  for (int key = start_of(p, first_query) / tile * tile; key <= last_query; key += tile) {
+  for (int key = start_of(p, first_query) / tile * tile; key <= last_key; key += tile) {
     float s[per_side][per_side];
     multiply_pairs(s, q, first_query, k, key, *shared);
     softmax_step<columns>(s, state, o, p, first_query, key);

@@ -40,6 +40,13 @@ __device__ __forceinline__ HeadRows head_rows(const AttentionTensor& t, const At
   return {static_cast<Bf16*>(t.data) + blockIdx.z * t.batch + blockIdx.y * t.head, t.token, p.tokens, width};
 }
 
+// The same of the forward's keys and values.
+__device__ __forceinline__ HeadRows key_rows(const AttentionTensor& t, const AttentionParams& p, int width) {
+  HeadRows rows = head_rows(t, p, width);
+  rows.num_rows = p.keys;
+  return rows;
+}
+
 // `rows` rows from `first_row` on, zeros beyond the sequence and the head, by asynchronous copies. Eight threads read
 // 128 bytes of a row.
 template <int width, int rows, int threads>
