@@ -14,6 +14,7 @@
 #include "core/ops/attention.h"
 #include "core/ops/attn_res.h"
 #include "core/ops/cross_entropy.h"
+#include "core/ops/decode.h"
 #include "core/ops/embedding.h"
 #include "core/ops/experts.h"
 #include "core/ops/kda.h"
@@ -294,6 +295,33 @@ void kda(Gpu& gpu, const Sizes& s, Bench& bench) {
   gpu.forget();
 }
 
+// One more token of one sequence and of 32, behind contexts of `tokens`.
+void steps(Gpu& gpu, const Sizes& s, Bench& bench) {
+  const int64_t rank = 4 * s.head, d_nope = s.head, d_shared = s.d_qk - s.head;
+  for (const int64_t sequences : {1, 32}) {
+    const auto rows = [&](DType dtype, int64_t width) { return gpu.make(dtype, {sequences, s.heads, width}, -0.1, 0); };
+    Views states, latents;
+    for (int64_t n = 0; n < sequences; ++n) {
+      states.push_back(gpu.make(DType::f32, {s.heads, s.head, s.head}, -1, 1));
+      latents.push_back(gpu.make(DType::bf16, {s.tokens, rank + d_shared}, -1, 1));
+    }
+    const TensorView k = rows(DType::bf16, s.head), g = rows(DType::f32, s.head), o = rows(DType::bf16, s.head);
+    const TensorView beta = gpu.make(DType::f32, {sequences, s.heads}, 0, 1);
+    const auto each = static_cast<double>(sequences * s.heads * s.head);
+    bench(sequences == 1 ? "KDA, one token" : "KDA, one token of 32", each * static_cast<double>(8 * s.head), 0,
+          states + Views{o}, [&] {
+            kda_step(gpu.ctx(), {k, k, k, g, beta, 0.0884, states, o});
+          });
+    const TensorView q = rows(DType::bf16, s.d_qk), values = rows(DType::bf16, s.d_v),
+                     kv_b = gpu.make(DType::bf16, {s.heads * (d_nope + s.d_v), rank}, -0.1, 0.1);
+    bench(sequences == 1 ? "latent attention, one token" : "latent attention, one token of 32",
+          static_cast<double>(kv_b.num_bytes() + sequences * latents.front().num_bytes()), 0, {values}, [&] {
+            latent_attention(gpu.ctx(), {q, kv_b, latents, 0.0722, values});
+          });
+    gpu.forget();
+  }
+}
+
 void experts(Gpu& gpu, const Sizes& s, Bench& bench) {
   const TensorView scores = gpu.room(DType::f32, {s.tokens, s.all_experts}),
                    router_logits = gpu.make(DType::f32, {s.tokens, s.all_experts}, -2, 2),
@@ -373,8 +401,8 @@ struct Options {
 constexpr struct {
   const char* name;
   void (*run)(Gpu&, const Sizes&, Bench&);
-} groups[] = {{"attn_res", attn_res}, {"rows", rows}, {"attention", attention}, {"kda", kda},
-              {"experts", experts},   {"head", head}, {"optimizer", optimizer}};
+} groups[] = {{"attn_res", attn_res}, {"rows", rows},       {"attention", attention}, {"kda", kda},
+              {"steps", steps},       {"experts", experts}, {"head", head},           {"optimizer", optimizer}};
 
 int run(const Options& options) {
   const Sizes& s = options.sizes;

@@ -1,6 +1,8 @@
 #include "core/ops/decode.h"
 
 #include "core/ops/cpu/decode.h"
+#include "core/ops/cuda/decode.h"
+#include "core/ops/cuda/register.h"
 #include "core/ops/ref/decode.h"
 #include "core/ops/validate.h"
 
@@ -13,11 +15,18 @@ void expect_one_each(std::span<const TensorView> memory, const TensorView& rows)
 }
 
 constexpr Implementation<ShortConvStep> short_conv_step_implementations[] = {
-    {"cpu", cpu::short_conv_step_refuses, cpu::short_conv_step}, {"ref", nullptr, ref::short_conv_step}};
-constexpr Implementation<KdaStep> kda_step_implementations[] = {{"cpu", cpu::kda_step_refuses, cpu::kda_step},
+    LAMINA_CUDA_IMPLEMENTATION(short_conv_step)  //
+    {"cpu", cpu::short_conv_step_refuses, cpu::short_conv_step},
+    {"ref", nullptr, ref::short_conv_step}};
+constexpr Implementation<KdaStep> kda_step_implementations[] = {LAMINA_CUDA_IMPLEMENTATION(kda_step)  //
+                                                                {"cpu", cpu::kda_step_refuses, cpu::kda_step},
                                                                 {"ref", nullptr, ref::kda_step}};
 constexpr Implementation<LatentAttention> latent_attention_implementations[] = {
-    {"cpu", cpu::latent_attention_refuses, cpu::latent_attention}, {"ref", nullptr, ref::latent_attention}};
+    LAMINA_CUDA_IMPLEMENTATION(latent_attention)  //
+    {"cpu", cpu::latent_attention_refuses, cpu::latent_attention},
+    {"ref", nullptr, ref::latent_attention}};
+constexpr Implementation<CopyRows> copy_rows_implementations[] = {LAMINA_CUDA_IMPLEMENTATION(copy_rows)  //
+                                                                  {"ref", nullptr, ref::copy_rows}};
 
 }  // namespace
 
@@ -75,6 +84,17 @@ void latent_attention(OpContext& ctx, const LatentAttention& args) {
   }
   expect(args.o, "o", dtype, {sequences, heads, d_v});
   dispatch<LatentAttention>(ctx, "latent_attention", latent_attention_implementations, args);
+}
+
+void copy_rows(OpContext& ctx, const CopyRows& args) {
+  LAMINA_CHECK(args.from.size() == args.to.size(), "{} matrices to {} places", args.from.size(), args.to.size());
+  for (size_t i = 0; i < args.from.size(); ++i) {
+    LAMINA_CHECK(args.from[i].rank() == 2, "from {}", args.from[i].to_string());
+    expect_compute_dtype(args.from[i], "from");
+    expect(args.from[i], "from", args.from.front().dtype, args.from[i].shape);
+    expect(args.to[i], "to", args.from.front().dtype, args.from[i].shape);
+  }
+  dispatch<CopyRows>(ctx, "copy_rows", copy_rows_implementations, args);
 }
 
 }  // namespace lamina::ops

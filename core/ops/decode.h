@@ -43,4 +43,11 @@ struct LatentAttention {
 };
 void latent_attention(OpContext& ctx, const LatentAttention& args);
 
+// Copies: each matrix of `from` to its place in `to`, which no other overlaps. So the rows of a pass get to the memory of their
+// sequences, and back, by one call. The two of a pair are alike in shape, all in dtype; unit stride on the last axis.
+struct CopyRows {
+  std::span<const TensorView> from, to;  // [rows, columns] each
+};
+void copy_rows(OpContext& ctx, const CopyRows& args);
+
 }  // namespace lamina::ops

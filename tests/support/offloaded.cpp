@@ -12,11 +12,15 @@ constexpr char mark = 0x5a;
 struct Extent {
   char *begin, *end;
 };
+// Strides may be negative.
 Extent extent_of(const TensorView& view) {
-  int64_t last = 0;
-  for (int axis = 0; axis < view.rank(); ++axis) last += (view.size(axis) - 1) * view.stride(axis);
-  char* const begin = static_cast<char*>(view.data);
-  return {begin, begin + (last + 1) * size_of(view.dtype)};
+  int64_t first = 0, last = 0;
+  for (int axis = 0; axis < view.rank(); ++axis) {
+    const int64_t step = (view.size(axis) - 1) * view.stride(axis);
+    (step < 0 ? first : last) += step;
+  }
+  char* const origin = static_cast<char*>(view.data);
+  return {origin + first * size_of(view.dtype), origin + (last + 1) * size_of(view.dtype)};
 }
 
 }  // namespace

@@ -3,7 +3,8 @@
 // Limit: bytes; forward reads x and writes y, backward reads x and dy and writes dx, each once. A thread owns four neighbouring channels
 // (a warp 128) and walks over a chunk of tokens with the last taps - 1 inputs in registers, so that only a chunk's first tokens read what
 // the chunk before has read. The loads of several tokens are issued together. Backward carries the unfinished dx of taps - 1 tokens along, and
-// the sums for the weights over the chunk, which a second kernel adds up.
+// the sums for the weights over the chunk, which a second kernel adds up. A single token of several sequences is the same sum, whose
+// window lies in each sequence's memory.
 #include "core/ops/cuda/short_conv_kernels.h"
 
 #include "core/ops/cuda/partial_sums.h"
@@ -44,11 +45,11 @@ struct Window {
 };
 
 template <int VEC, int TAPS>
-__device__ __forceinline__ void load_weights(float (&weight)[TAPS][VEC], const ShortConvParams& p, int64_t channel) {
+__device__ __forceinline__ void load_weights(float (&weight)[TAPS][VEC], const float* all, int64_t channel) {
 #pragma unroll
   for (int i = 0; i < TAPS; ++i) {
 #pragma unroll
-    for (int v = 0; v < VEC; ++v) weight[i][v] = p.weight[(channel + v) * TAPS + i];
+    for (int v = 0; v < VEC; ++v) weight[i][v] = all[(channel + v) * TAPS + i];
   }
 }
 
@@ -73,7 +74,7 @@ __global__ void __launch_bounds__(block_threads) forward_kernel(const ShortConvP
   const int64_t row = blockIdx.y / p.num_chunks, begin = blockIdx.y % p.num_chunks * p.chunk;
   const int64_t end = min(begin + p.chunk, p.num_tokens);
   float weight[TAPS][VEC];
-  load_weights(weight, p, channel);
+  load_weights(weight, p.weight, channel);
   Window<T, VEC, TAPS> window;
   window.fill(p.x, row, begin, channel);
   for (int64_t first = begin; first < end; first += ahead) {
@@ -93,6 +94,27 @@ __global__ void __launch_bounds__(block_threads) forward_kernel(const ShortConvP
       *at<T, VEC>(p.y, row, token, channel) = y;
     }
   }
+}
+
+// One token: its window is the sequence's tail and itself, and moves on by one.
+template <class T, int VEC, int TAPS>
+__global__ void __launch_bounds__(block_threads) step_kernel(const ShortConvStepParams p) {
+  const int64_t channel = (static_cast<int64_t>(blockIdx.x) * block_threads + threadIdx.x) * VEC;
+  if (channel >= p.channels) return;
+  const Sequences tail = p.tails[blockIdx.y];
+  Window<T, VEC, TAPS> window;
+#pragma unroll
+  for (int i = 0; i + 1 < TAPS; ++i) window.x[i] = *at<T, VEC>(tail, 0, i, channel);
+  window.x[TAPS - 1] = *at<T, VEC>(p.x, blockIdx.y, 0, channel);
+  float weight[TAPS][VEC], c[VEC];
+  load_weights(weight, p.weight, channel);
+  convolve(c, window, weight, TAPS - 1);
+  Pack<T, VEC> y;
+#pragma unroll
+  for (int v = 0; v < VEC; ++v) y.at[v] = from_float<T>(c[v] * sigmoid(c[v]));
+  *at<T, VEC>(p.y, blockIdx.y, 0, channel) = y;
+#pragma unroll
+  for (int i = 0; i + 1 < TAPS; ++i) *at<T, VEC>(tail, 0, i, channel) = window.x[i + 1];
 }
 
 template <class T, int VEC, int TAPS>
@@ -138,7 +160,7 @@ __global__ void __launch_bounds__(block_threads) backward_kernel(const ShortConv
   const int64_t row = blockIdx.y / p.num_chunks, begin = blockIdx.y % p.num_chunks * p.chunk;
   const int64_t end = min(begin + p.chunk, p.num_tokens);
   BackwardState<T, VEC, TAPS> state = {};
-  load_weights(state.weight, p, channel);
+  load_weights(state.weight, p.weight, channel);
   state.window.fill(p.x, row, begin, channel);
   // The tokens just behind the chunk complete its last dx. Behind the sequence nothing does.
   for (int64_t first = begin; first < end + TAPS - 1; first += ahead) {
@@ -190,6 +212,16 @@ void launch_for(const ShortConvParams& p, bool backward, cudaStream_t stream) {
                 : launch_for<float, 1, short_conv_max_taps>(p, backward, stream);
 }
 
+template <class T, int VEC, int TAPS>
+void launch_step(const ShortConvStepParams& p, cudaStream_t stream) {
+  if (p.taps != TAPS) {
+    if constexpr (TAPS > 1) launch_step<T, VEC, TAPS - 1>(p, stream);
+    return;
+  }
+  const dim3 grid(blocks_for(p.channels, int64_t{block_threads} * VEC), static_cast<unsigned>(p.sequences));
+  launch(step_kernel<T, VEC, TAPS>, grid, dim3(block_threads), 0, stream, p);
+}
+
 }  // namespace
 
 // As many tokens as leave a thread for every place in a large GPU; a function of the shape alone, for the sums' sake. The limit on a
@@ -204,6 +236,14 @@ int64_t short_conv_chunk(int64_t batch, int64_t num_tokens, int64_t channels) {
 
 void launch_short_conv_forward(const ShortConvParams& p, cudaStream_t stream) {
   launch_for(p, false, stream);
+}
+void launch_short_conv_step(const ShortConvStepParams& p, cudaStream_t stream) {
+  if (p.is_bf16)
+    p.is_vector ? launch_step<__nv_bfloat16, 4, short_conv_max_taps>(p, stream)
+                : launch_step<__nv_bfloat16, 1, short_conv_max_taps>(p, stream);
+  else
+    p.is_vector ? launch_step<float, 4, short_conv_max_taps>(p, stream)
+                : launch_step<float, 1, short_conv_max_taps>(p, stream);
 }
 void launch_short_conv_backward(const ShortConvParams& p, cudaStream_t stream) {
   launch_for(p, true, stream);

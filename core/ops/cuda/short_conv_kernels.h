@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "core/ops/cuda/decode_kernels.h"
+
 namespace lamina::ops::cuda {
 
 constexpr int short_conv_max_taps = 8;
@@ -13,6 +15,17 @@ struct Sequences {
   void* data;
   int64_t batch_stride, token_stride;
 };
+
+// One token of several sequences, whose inputs before it lie anywhere. Of x and y each row is a sequence.
+struct ShortConvStepParams {
+  Sequences x, y;
+  Sequences tails[step_group];  // token_stride: from one input to the next
+  const float* weight;          // [channels, taps]
+  int64_t channels;
+  int sequences, taps;
+  bool is_bf16, is_vector;  // is_vector: as below
+};
+void launch_short_conv_step(const ShortConvStepParams& p, cudaStream_t stream);
 
 struct ShortConvParams {
   Sequences x, y;                  // of the forward

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 #include "core/ops/kda.h"
@@ -104,6 +105,17 @@ void latent_attention(OpContext&, const LatentAttention& args) {
   visit_acc(args.q.dtype, [&]<class A>(A) {
     for (int64_t s = 0; s < args.q.size(0); ++s) attend<A>(args, s);
   });
+}
+
+void copy_rows(OpContext&, const CopyRows& args) {
+  for (size_t i = 0; i < args.from.size(); ++i) {
+    const TensorView &from = args.from[i], &to = args.to[i];
+    const int64_t bytes = size_of(from.dtype);
+    for (int64_t row = 0; row < from.size(0); ++row)
+      std::memcpy(static_cast<char*>(to.data) + row * to.stride(0) * bytes,
+                  static_cast<const char*>(from.data) + row * from.stride(0) * bytes,
+                  static_cast<size_t>(from.size(1) * bytes));
+  }
 }
 
 }  // namespace lamina::ops::ref

@@ -1,5 +1,6 @@
 #include "core/ops/decode.h"
 
+#include <algorithm>
 #include <numeric>
 
 #include "core/device/cpu/parallel_for.h"
@@ -58,7 +59,7 @@ TEST(ShortConvStep, TokenByTokenEqualsTheWholeSequence) {
 TEST(KdaStep, TokenByTokenEqualsTheWholeSequence) {
   TestContext context;
   for (const DType dtype : {DType::f64, DType::f32, DType::bf16})
-    for (const auto& [d_k, d_v] : {std::pair<int64_t, int64_t>{16, 16}, {5, 7}, {128, 128}, {64, 80}}) {
+    for (const auto& [d_k, d_v] : {std::pair<int64_t, int64_t>{16, 16}, {5, 7}, {128, 128}, {64, 80}, {200, 33}}) {
       const int64_t batch = 2, tokens = 9, heads = 3;
       const DType acc = accumulation_dtype(dtype);
       const Tensor q = test::normal(dtype, {batch, tokens, heads, d_k}, 1);
@@ -148,6 +149,150 @@ TEST(LatentAttention, EqualsAttentionOverKeysAndValues) {
     }
 }
 
+// The same by another order of the same sums, in double: W_k on the query's side, W_v behind. o [heads, d_v].
+std::vector<double> without_keys(const Latents& c, const TensorView& q, const TensorView& kv_b,
+                                 const TensorView& latents, double scale) {
+  const std::vector<double> query = test::values(q), weight = test::values(kv_b), latent = test::values(latents);
+  const auto size = [](int64_t n) { return static_cast<size_t>(n); };
+  const size_t width = size(c.rank + c.d_shared), d_kv = size(c.d_nope + c.d_v), tokens = size(latents.size(0));
+  std::vector<double> out;
+  for (size_t h = 0; h < size(c.heads); ++h) {
+    const double* own = query.data() + h * size(c.d_nope + c.d_shared);
+    const double* rows = weight.data() + h * d_kv * size(c.rank);
+    std::vector<double> absorbed(width), logits(tokens), mean(size(c.rank));
+    for (size_t d = 0; d < size(c.d_nope); ++d)
+      for (size_t i = 0; i < size(c.rank); ++i) absorbed[i] += own[d] * rows[d * size(c.rank) + i];
+    for (size_t d = 0; d < size(c.d_shared); ++d) absorbed[size(c.rank) + d] = own[size(c.d_nope) + d];
+    for (size_t t = 0; t < tokens; ++t)
+      logits[t] = scale * std::inner_product(absorbed.begin(), absorbed.end(), latent.data() + t * width, 0.0);
+    const double largest = *std::max_element(logits.begin(), logits.end());
+    double total = 0;
+    for (size_t t = 0; t < tokens; ++t) {
+      const double p = std::exp(logits[t] - largest);
+      total += p;
+      for (size_t i = 0; i < mean.size(); ++i) mean[i] += p * latent[t * width + i];
+    }
+    for (size_t d = size(c.d_nope); d < d_kv; ++d)
+      out.push_back(std::inner_product(mean.begin(), mean.end(), rows + d * size(c.rank), 0.0) / total);
+  }
+  return out;
+}
+
+// The shapes of a large model, contexts that are cut into parts and into so many that these grow, and latents of every width class.
+TEST(LatentAttention, LargeShapesAndLongContexts) {
+  struct Large {
+    Latents shape;
+    std::vector<int64_t> lengths;
+  };
+  TestContext context;
+  for (const DType dtype : {DType::f32, DType::bf16})
+    for (const Large& large : {Large{{32, 128, 64, 128, 512}, {1, 128, 129, 515}}, Large{{2, 4, 4, 4, 16}, {8300, 3}},
+                               Large{{17, 8, 5, 8, 32}, {140}}, Large{{3, 8, 8, 8, 1000}, {130, 9}},
+                               Large{{2, 4, 0, 4, 2302}, {131}}, Large{{2, 4, 0, 4, 1151}, {10}}}) {
+      const Latents& c = large.shape;
+      const auto sequences = static_cast<int64_t>(large.lengths.size());
+      const Tensor q = test::normal(dtype, {sequences, c.heads, c.d_nope + c.d_shared}, 1);
+      const Tensor kv_b =
+          test::normal(dtype, {c.heads * (c.d_nope + c.d_v), c.rank}, 2, 1 / std::sqrt(static_cast<double>(c.rank)));
+      const Tensor o = test::poisoned(dtype, {sequences, c.heads, c.d_v});
+      std::vector<Tensor> memory;
+      std::vector<TensorView> latents;
+      for (const int64_t length : large.lengths)
+        memory.push_back(test::normal(dtype, {length, c.rank + c.d_shared}, 10 + static_cast<uint64_t>(length)));
+      for (const Tensor& each : memory) latents.push_back(each);
+      const double scale = 1 / std::sqrt(static_cast<double>(c.d_nope + c.d_shared));
+      latent_attention(context.fastest, {q, kv_b, latents, scale, o});
+      for (int64_t s = 0; s < sequences; ++s) {
+        const auto expected = without_keys(c, q->select(0, s), kv_b, latents[static_cast<size_t>(s)], scale);
+        const auto found = test::values(o->select(0, s));
+        double largest = 0;
+        for (size_t n = 0; n < found.size(); ++n)
+          largest = std::max(largest, std::abs(found[n] - expected[n]) / (1 + std::abs(expected[n])));
+        EXPECT_LT(largest, tolerance_of(dtype))
+            << name_of(dtype) << ", rank " << c.rank << ", " << large.lengths[static_cast<size_t>(s)] << " tokens";
+      }
+    }
+}
+
+// More sequences than a launch takes: each as if alone.
+TEST(Decode, ManySequencesEqualEachAlone) {
+  TestContext context;
+  const int64_t sequences = 70, heads = 2, width = 8, rank = 6, taps = 4;
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    const Tensor x = test::normal(dtype, {sequences, heads * width}, 1),
+                 taps_weight = test::normal(DType::f32, {heads * width, taps}, 2);
+    const Tensor rows = test::normal(dtype, {sequences, heads, width}, 3),
+                 beta = test::normal(DType::f32, {sequences, heads}, 4);
+    const Tensor g = test::zeros(DType::f32, {sequences, heads, width}),
+                 kv_b = test::normal(dtype, {heads * 2 * width, rank}, 5);
+    test::fill(g, -0.1);
+    // What the three operations give for sequences [begin, end), and leave in their memory.
+    const auto run = [&](int64_t begin, int64_t end) {
+      std::vector<Tensor> tails, states, latents;
+      std::vector<TensorView> tail_views, state_views, latent_views;
+      for (int64_t s = begin; s < end; ++s) {
+        const auto stream = static_cast<uint64_t>(100 + s);
+        tails.push_back(test::normal(dtype, {taps - 1, heads * width}, stream));
+        states.push_back(test::normal(DType::f32, {heads, width, width}, stream));
+        latents.push_back(test::normal(dtype, {1 + s % 3, rank}, stream));
+      }
+      for (size_t i = 0; i < tails.size(); ++i) {
+        tail_views.push_back(tails[i]);
+        state_views.push_back(states[i]);
+        latent_views.push_back(latents[i]);
+      }
+      const auto part = [&](const TensorView& all) { return all.slice(0, begin, end); };
+      const Tensor y = test::poisoned(dtype, {end - begin, heads * width});
+      const Tensor o = test::poisoned(dtype, {end - begin, heads, width}), attended = test::poisoned(dtype, o->shape);
+      short_conv_step(context.fastest, {part(x), taps_weight, tail_views, y});
+      kda_step(context.fastest, {part(rows), part(rows), part(rows), part(g), part(beta), 0.5, state_views, o});
+      latent_attention(context.fastest, {part(rows), kv_b, latent_views, 0.5, attended});
+      std::vector<double> all;
+      for (int64_t s = 0; s < end - begin; ++s) {
+        const auto i = static_cast<size_t>(s);
+        for (const TensorView& view :
+             {y->select(0, s), o->select(0, s), attended->select(0, s), tail_views[i], state_views[i]})
+          for (const double value : test::values(view)) all.push_back(value);
+      }
+      return all;
+    };
+    const std::vector<double> together = run(0, sequences);
+    std::vector<double> alone;
+    for (int64_t s = 0; s < sequences; ++s)
+      for (const double value : run(s, s + 1)) alone.push_back(value);
+    ASSERT_EQ(together.size(), alone.size());
+    for (size_t n = 0; n < alone.size(); ++n)
+      ASSERT_NEAR(together[n], alone[n], tolerance_of(dtype) * (1 + std::abs(alone[n]))) << n;
+  }
+}
+
+TEST(CopyRows, CopiesEveryRowAndNothingElse) {
+  TestContext context;
+  for (const DType dtype : {DType::f64, DType::f32, DType::bf16})
+    for (const auto& [rows, columns] : {std::pair<int64_t, int64_t>{1, 1}, {7, 5}, {3, 512}, {40, 64}}) {
+      std::vector<Tensor> sources, targets;
+      std::vector<TensorView> from, to;
+      for (int64_t i = 0; i < 35; ++i) {  // of different sizes, within wider rows
+        const int64_t own = 1 + (rows + i) % rows;
+        sources.push_back(test::normal(dtype, {own, columns + 8}, static_cast<uint64_t>(i)));
+        targets.push_back(test::zeros(dtype, {own, columns + 16}));
+      }
+      for (size_t i = 0; i < sources.size(); ++i) {
+        from.push_back(sources[i]->slice(1, 0, columns));
+        to.push_back(targets[i]->slice(1, 8, 8 + columns));
+      }
+      copy_rows(context.fastest, {from, to});
+      for (size_t i = 0; i < sources.size(); ++i)
+        for (int64_t row = 0; row < from[i].size(0); ++row)
+          for (int64_t column = 0; column < columns + 16; ++column) {
+            const bool is_inside = column >= 8 && column < 8 + columns;
+            const double expected = is_inside ? test::get(from[i], row * columns + column - 8) : 0;
+            ASSERT_EQ(test::get(targets[i], row * (columns + 16) + column), expected)
+                << i << " " << row << " " << column;
+          }
+    }
+}
+
 // Logits that differ by thousands, in a context of several parts, the largest first, last or in the middle.
 TEST(LatentAttention, FollowsTheLargestLogit) {
   TestContext context;
@@ -207,6 +352,7 @@ TEST(Decode, RefusesMemoryOfOtherSequences) {
   const Tensor x = test::normal(DType::f32, {1, 3}, 5), weight = test::normal(DType::f32, {3, 4}, 6);
   const std::vector<TensorView> tails = {test::zeros(DType::f32, {2, 3})};
   EXPECT_THROW(short_conv_step(context.fastest, {x, weight, tails, x}), InternalError);
+  EXPECT_THROW(copy_rows(context.fastest, {tails, {}}), InternalError);
 }
 
 }  // namespace
