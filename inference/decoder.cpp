@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "core/ops/decode.h"
 #include "core/ops/matmul.h"
 
 namespace lamina::inference {
@@ -17,12 +18,14 @@ Decoder::Decoder(const ModelConfig& config, model::Parameters& parameters, const
       dtype_(parameters.group(model::Group::matrices).dtype),
       document_end_(options.document_end),
       tokens_per_pass_(options.tokens_per_pass),
-      scratch_({}, nullptr, "scratch"),
-      results_({}, nullptr, "logits"),
+      device_(parameters.group(model::Group::matrices).values.device()),
+      stream_(device_),
+      scratch_(device_, nullptr, "scratch"),
+      results_(device_, nullptr, "logits"),
       ctx_{stream_, scratch_, refusals_, options.backend, options.bf16_products},
       plan_(model::make_stage_plan(config, std::vector<int64_t>{config.num_hidden_layers}, 1, BlockTransport::cached)),
       // Nothing is kept for a backward pass.
-      stage_({config, dtype_, Recompute::full, Device{}}, plan_, 0, options.tokens_per_pass, parameters) {
+      stage_({config, dtype_, Recompute::full, device_}, plan_, 0, options.tokens_per_pass, parameters) {
   LAMINA_CHECK(tokens_per_pass_ > 0, "{} tokens per pass", tokens_per_pass_);
 }
 
@@ -61,7 +64,10 @@ void Decoder::pass(std::vector<Pending>& pending, const TensorView& last) {
   batch.seq_len = rows;
   batch.runs = runs_;
   scratch_.reset();
-  const TensorView hidden = stage_.forward_hidden(ctx_, batch, {tokens_.data(), DType::i32, {rows}});
+  const TensorView tokens = scratch_.take(DType::i32, {rows});
+  upload(tokens_.data(), tokens, stream_);
+  const TensorView hidden = stage_.forward_hidden(ctx_, batch, tokens);
+  std::vector<TensorView> ends, to;
   for (size_t i = 0; i < runs_.size(); ++i) {
     const model::SequenceRun& run = runs_[i];
     run.sequence->advance(run.count);
@@ -69,9 +75,11 @@ void Decoder::pass(std::vector<Pending>& pending, const TensorView& last) {
       show_each(*taken[i], static_cast<int64_t>(taken[i]->done) - run.count,
                 hidden.slice(0, run.begin, run.begin + run.count));
     if (!taken[i]->rest().empty()) continue;
-    const auto to = static_cast<int64_t>(taken[i]->index), from = run.begin + run.count - 1;
-    model::copy_rows(hidden.slice(0, from, from + 1), last.slice(0, to, to + 1));
+    const auto row = static_cast<int64_t>(taken[i]->index), end = run.begin + run.count;
+    ends.push_back(hidden.slice(0, end - 1, end));
+    to.push_back(last.slice(0, row, row + 1));
   }
+  ops::copy_rows(ctx_, {ends, to});
   std::erase_if(pending, [](const Pending& each) { return each.rest().empty(); });
 }
 
@@ -84,7 +92,7 @@ void Decoder::show_each(const Pending& pending, int64_t first, const TensorView&
     const int64_t end = std::min(rows, begin + most);
     const TensorView logits = room.slice(0, 0, end - begin);
     ops::linear(ctx_, hidden.slice(0, begin, end), stage_.head_weight(), logits);
-    pending.feed->each(first + begin, logits);
+    pending.feed->each(first + begin, HostCopy(logits, stream_).view());
   }
 }
 
@@ -102,7 +110,7 @@ TensorView Decoder::feed(std::span<const Feed> feeds) {
   }
   while (!pending.empty()) pass(pending, last);
   if (count > 0) ops::linear(ctx_, last, stage_.head_weight(), logits);
-  return logits;
+  return logits_.emplace(logits, stream_).view();
 }
 
 }  // namespace lamina::inference

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "configs/schema/config.h"
+#include "core/tensor/host_copy.h"
 #include "model/sequence_cache.h"
 #include "model/stage.h"
 
@@ -20,7 +21,8 @@ namespace lamina::inference {
 // The tokens seen so far, as the model remembers them.
 class Sequence {
  public:
-  Sequence(const ModelConfig& config, DType dtype) : cache_(config, dtype, Device{}, nullptr) {}
+  // In the memory of the stream's device.
+  Sequence(const ModelConfig& config, DType dtype, const Stream& stream) : cache_(config, dtype, stream, nullptr) {}
   int64_t num_tokens() const { return num_tokens_; }
   void assign(const Sequence& other);  // becomes a copy
 
@@ -41,13 +43,13 @@ struct DecoderOptions {
 
 class Decoder {
  public:
-  // The whole model, on the CPU. config and parameters must outlive the decoder.
+  // The whole model, on the device where its parameters lie. config and parameters must outlive the decoder.
   Decoder(const ModelConfig& config, model::Parameters& parameters, const DecoderOptions& options);
 
-  Sequence make_sequence() const { return {config_, dtype_}; }
+  Sequence make_sequence() const { return {config_, dtype_, stream_}; }
 
-  // Logits of what follows some of a feed's tokens, [rows, vocab_size] acc, the first row's being those after tokens[first]. Valid in the
-  // call only.
+  // Logits of what follows some of a feed's tokens, [rows, vocab_size] acc, the first row's being those after tokens[first]; in the host's
+  // memory, as those that feed() returns. Valid in the call only.
   using EachLogits = std::function<void(int64_t first, const TensorView& logits)>;
   struct Feed {
     Sequence* sequence;               // each at most once in a call
@@ -60,6 +62,7 @@ class Decoder {
 
   const ModelConfig& config() const { return config_; }
   DType dtype() const { return dtype_; }
+  int64_t num_waits() const { return stream_.num_waits(); }  // Stream::num_waits()
 
  private:
   struct Pending {
@@ -75,8 +78,10 @@ class Decoder {
   DType dtype_;
   std::optional<int32_t> document_end_;
   int64_t tokens_per_pass_;
+  Device device_;
   Stream stream_;
   Arena scratch_, results_;
+  std::optional<HostCopy> logits_;  // of the last call
   ops::RefusalLog refusals_;
   ops::OpContext ctx_;
   model::StagePlan plan_;

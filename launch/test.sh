@@ -89,7 +89,7 @@ build_preset() {  # preset, targets (all when none is named)
 # Kernels run on the CPU, by an emulator of the device (tests/cuda_emulator); nvcc says that they are CUDA, too.
 check_cuda() {
   section "code for GPUs, emulated"
-  if build_preset cuda-emulated tests_cuda_emulator tests_core_ops_cuda tests_comm_cuda tests_trainer_cuda bench_gpu_ops lamina; then
+  if build_preset cuda-emulated tests_cuda_emulator tests_core_ops_cuda tests_comm_cuda tests_inference_cuda tests_trainer_cuda bench_gpu_ops lamina; then
     run_ctest build-emulated --parallel "$(nproc)" -R 'cuda'
   else
     count "build with the emulated device" 1
@@ -100,7 +100,7 @@ check_cuda() {
     return
   fi
   local status=0
-  build_preset cuda-release lamina bench_gpu_ops bench_gpu_train bench_gpu_launch tests_core_ops_cuda tests_comm_cuda tests_trainer_cuda || status=$?
+  build_preset cuda-release lamina bench_gpu_ops bench_gpu_train bench_gpu_launch tests_core_ops_cuda tests_comm_cuda tests_inference_cuda tests_trainer_cuda || status=$?
   count "build with the CUDA toolkit" "$status"
   [[ $status -eq 0 ]] || return 0
   # Where there is no GPU the program runs on CPUs as ever, and says why not on GPUs.

@@ -1,5 +1,6 @@
 #include "model/kda.h"
 
+#include <array>
 #include <cmath>
 
 #include "core/ops/decode.h"
@@ -122,12 +123,15 @@ void Kda::convolve_runs(ops::OpContext& ctx, const Batch& batch, Saved& saved) c
         const TensorView tail = run.sequence->conv_tail(layer_);
         const TensorView window = ctx.scratch.take(inputs.dtype, {1, kept + run.count, 3 * width_});
         const TensorView mixed = ctx.scratch.take(inputs.dtype, window.shape), rows = window.select(0, 0);
-        copy_rows(tail, rows.slice(0, 0, kept));
-        copy_rows(inputs.slice(0, run.begin, run.begin + run.count), rows.slice(0, kept, kept + run.count));
+        const int64_t begin = run.begin, end = run.begin + run.count;
+        const std::array inside = {tail, inputs.slice(0, begin, end)},
+                         in_window = {rows.slice(0, 0, kept), rows.slice(0, kept, kept + run.count)};
+        ops::copy_rows(ctx, {inside, in_window});
         ops::short_conv_forward(ctx, {window, conv_.value, {}, mixed});
-        copy_rows(mixed.select(0, 0).slice(0, kept, kept + run.count),
-                  saved.qkv.slice(0, run.begin, run.begin + run.count));
-        copy_rows(rows.slice(0, run.count, run.count + kept), tail);
+        const std::array made = {mixed.select(0, 0).slice(0, kept, kept + run.count),
+                                 rows.slice(0, run.count, run.count + kept)},
+                         wanted = {saved.qkv.slice(0, begin, end), tail};
+        ops::copy_rows(ctx, {made, wanted});
       });
 }
 

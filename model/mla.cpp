@@ -113,14 +113,17 @@ void Mla::intermediates(ops::OpContext& ctx, const Batch& batch, TensorView x, S
 // keys and values made from them.
 void Mla::attend_runs(ops::OpContext& ctx, const Batch& batch, const Saved& saved) const {
   const int64_t width = saved.projections.size(1);
+  std::vector<TensorView> from, to;
   for (const SequenceRun& run : batch.runs) {
     const int64_t before = run.sequence->length();
     const TensorView latents = run.sequence->latents(layer_).slice(0, before, before + run.count);
     const auto rows = [&](const TensorView& view) { return view.slice(0, run.begin, run.begin + run.count); };
-    copy_rows(rows(saved.kv_norm), columns(latents, 0, kv_rank_));
-    copy_rows(rows(columns(saved.projections, width - d_shared_, width)),
-              columns(latents, kv_rank_, kv_rank_ + d_shared_));
+    from.push_back(rows(saved.kv_norm));
+    to.push_back(columns(latents, 0, kv_rank_));
+    from.push_back(rows(columns(saved.projections, width - d_shared_, width)));
+    to.push_back(columns(latents, kv_rank_, kv_rank_ + d_shared_));
   }
+  ops::copy_rows(ctx, {from, to});
   const TensorView q = heads_of(saved.q, heads_, d_nope_ + d_shared_), o = heads_of(saved.o, heads_, d_v_);
   for_runs(
       batch.runs,

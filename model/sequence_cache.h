@@ -9,17 +9,19 @@
 
 #include "configs/schema/config.h"
 #include "core/device/buffer.h"
+#include "core/device/stream.h"
 #include "core/tensor/view.h"
 
 namespace lamina::model {
 
 class SequenceCache {
  public:
-  // `ledger` may be null. A sequence without a token.
-  SequenceCache(const ModelConfig& config, DType dtype, Device device, MemoryLedger* ledger);
+  // In the memory of the stream's device, by whose work it is read and written. `ledger` may be null. A sequence without a token.
+  SequenceCache(const ModelConfig& config, DType dtype, const Stream& stream, MemoryLedger* ledger);
 
   int64_t length() const { return length_; }  // tokens
-  // Makes room for `tokens` in all; what is there stays. Error when memory does not suffice.
+  // Makes room for `tokens` in all; what is there stays. Error when memory does not suffice. Where there is not room yet, it waits for a
+  // GPU; so each time there is made half as much again.
   void reserve(int64_t tokens);
   void advance(int64_t tokens);  // that a pass has added; there must be room
   void clear();                  // back to no token
@@ -36,17 +38,16 @@ class SequenceCache {
   static int64_t bytes_per_token(const ModelConfig& config, DType dtype);
 
  private:
-  struct Layer {
-    Buffer state, tail, latents;
-  };
-  const Layer& of(int64_t layer) const { return layers_[static_cast<size_t>(layer)]; }
+  TensorView of_kda(int64_t layer, int64_t offset, DType dtype, const Shape& shape) const;
 
   ModelConfig config_;
   DType dtype_;
-  Device device_;
+  Stream stream_;
   MemoryLedger* ledger_;
   int64_t length_ = 0, room_ = 0;
-  std::vector<Layer> layers_;
+  std::vector<int64_t> place_;  // of a layer among those with its mixer
+  Buffer states_;               // [layers with Kimi Delta Attention][state | tail]
+  Buffer latents_;              // [MLA layers][room]
 };
 
 // Rows [begin, begin + count) of a pass are the next tokens of a sequence. A pass has at most one run of each sequence, in the order of
@@ -74,8 +75,5 @@ void for_runs(std::span<const SequenceRun> runs, const Steps& steps, const Sever
     i = end;
   }
 }
-
-// Rows of any stride, of one dtype.
-void copy_rows(const TensorView& from, const TensorView& to);
 
 }  // namespace lamina::model

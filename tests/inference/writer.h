@@ -11,9 +11,9 @@ namespace lamina::inference {
 
 class Writer {
  public:
-  Writer()
+  explicit Writer(Device device = {})
       : config_(config()),
-        model_(config_, DType::f32, Recompute::none, 1, 8),
+        model_(config_, DType::f32, Recompute::none, 1, 8, {}, device),
         tokenizer_(make_tokenizer("bytes")),
         decoder_(config_, model_.parameters, {}) {}
 

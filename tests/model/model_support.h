@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/base/rng.h"
+#include "core/tensor/host_copy.h"
 #include "model/stage.h"
 
 namespace lamina::model {
@@ -68,28 +69,30 @@ inline void set(const TensorView& x, int64_t i, double value) {
 
 class SmallModel {
  public:
-  // layers_per_chunk: on one rank; empty: one chunk.
+  // layers_per_chunk: on one rank; empty: one chunk. On a GPU it has no losses: they are read here as the host's.
   SmallModel(const ModelConfig& config, DType dtype, Recompute recompute = Recompute::none, int64_t sequences = 2,
-             int64_t seq_len = 7, std::vector<int64_t> layers_per_chunk = {})
+             int64_t seq_len = 7, std::vector<int64_t> layers_per_chunk = {}, Device device = {})
       : config_(config),
         plan_(make_stage_plan(
             config_, layers_per_chunk.empty() ? std::vector<int64_t>{config.num_hidden_layers} : layers_per_chunk, 1,
             BlockTransport::cached)),
-        scratch_({}, &ledger, "scratch"),
+        stream_(device),
+        scratch_(device, &ledger, "scratch"),
         ctx{stream_, scratch_, refusals_, ops::Backend::fastest},
-        parameters(config_, dtype, 1, {}, &ledger),
-        stage({config_, dtype, recompute, {}, &ledger}, plan_, 0, sequences * seq_len, parameters),
+        parameters(config_, dtype, 1, device, &ledger),
+        stage({config_, dtype, recompute, device, &ledger}, plan_, 0, sequences * seq_len, parameters),
         shape_{sequences, seq_len},
         tokens_(static_cast<size_t>(shape_.num_tokens())),
         targets_(tokens_.size()),
         losses_(tokens_.size() * 8),
-        observer_(config_, accumulation_dtype(dtype), {}, &ledger) {
+        observer_(config_, accumulation_dtype(dtype), device, &ledger) {
     const CounterRng rng(5, "tokens");
     for (size_t i = 0; i < tokens_.size(); ++i) {
       tokens_[i] = static_cast<int32_t>(rng.below(2 * i, static_cast<uint64_t>(config.vocab_size)));
       targets_[i] = static_cast<int32_t>(rng.below(2 * i + 1, static_cast<uint64_t>(config.vocab_size)));
     }
     for (size_t p = 0; p < parameters.specs().size(); ++p) randomise(static_cast<int>(p));
+    stream_.synchronize();
   }
 
   Stage::Pass pass(bool train) {
@@ -147,7 +150,8 @@ class SmallModel {
  private:
   void randomise(int parameter) {
     const ParameterSpec& spec = parameters.specs()[static_cast<size_t>(parameter)];
-    const TensorView value = parameters.value(parameter);
+    HostRoom room(parameters.value(parameter), stream_);
+    const TensorView& value = room.view();
     const CounterRng rng(11, spec.name);
     const double fan_in = static_cast<double>(spec.shape[-1]);
     for (int64_t i = 0; i < value.num_elements(); ++i) {
@@ -156,6 +160,7 @@ class SmallModel {
           spec.init == Init::ones ? 1.0 + 0.1 * x
                                   : (spec.name == "model.embed_tokens.weight" ? 0.5 * x : x / std::sqrt(fan_in)));
     }
+    room.upload();
   }
 
   ModelConfig config_;
