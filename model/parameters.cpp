@@ -188,7 +188,7 @@ TensorView ParameterGroup::all_values() const {
   return {values.data(), dtype, {shards.num_padded}, values.device()};
 }
 TensorView ParameterGroup::all_gradients() const {
-  return {gradients.data(), accumulation_dtype(dtype), {shards.num_padded}, gradients.device()};
+  return {gradients.data(), accumulation_dtype(dtype), {shards.num_padded}, values.device()};
 }
 
 LocalParameters all_parameters(const ModelConfig& config) {
@@ -196,12 +196,13 @@ LocalParameters all_parameters(const ModelConfig& config) {
   return {std::vector<bool>(count, true), std::vector<bool>(count, true)};
 }
 
-Parameters::Parameters(const ModelConfig& config, DType compute, int dp_size, Device device, MemoryLedger* ledger)
-    : Parameters(config, all_parameters(config), compute, {dp_size, dp_size}, device, ledger) {}
+Parameters::Parameters(const ModelConfig& config, DType compute, int dp_size, Device device, MemoryLedger* ledger,
+                       Gradients gradients)
+    : Parameters(config, all_parameters(config), compute, {dp_size, dp_size}, device, ledger, gradients) {}
 
 Parameters::Parameters(const ModelConfig& config, const LocalParameters& local, DType compute, const Replicas& replicas,
-                       Device device, MemoryLedger* ledger)
-    : specs_(parameter_specs(config)), local_(local) {
+                       Device device, MemoryLedger* ledger, Gradients gradients)
+    : specs_(parameter_specs(config)), local_(local), gradients_(gradients) {
   LAMINA_CHECK(local.held.size() == specs_.size() && local.primary.size() == specs_.size());
   group(Group::matrices).dtype = group(Group::experts).dtype = compute;
   group(Group::vectors).dtype = accumulation_dtype(compute);
@@ -220,7 +221,8 @@ Parameters::Parameters(const ModelConfig& config, const LocalParameters& local, 
     each.shards = zero::make_shard_map(each.flat, num_owners, bucket_elements);
     const int64_t count = each.shards.num_padded;
     each.values = Buffer(count * size_of(each.dtype), device, ledger, "parameters");
-    each.gradients = Buffer(count * size_of(accumulation_dtype(each.dtype)), device, ledger, "gradients");
+    if (has_gradients())
+      each.gradients = Buffer(count * size_of(accumulation_dtype(each.dtype)), device, ledger, "gradients");
   }
 }
 
@@ -230,42 +232,55 @@ int Parameters::index_of(const std::string& name) const {
   return found->second;
 }
 
-TensorView Parameters::view(int index, bool gradient) const {
+int64_t Parameters::offset_in_group(int index) const {
   const ParameterSpec& spec = specs_[static_cast<size_t>(index)];
   LAMINA_CHECK(is_held(index), "{} is not held by this rank", spec.name);
-  const ParameterGroup& own = groups_[static_cast<size_t>(spec.group)];
-  const TensorView flat = gradient ? own.all_gradients() : own.all_values();
-  const int64_t offset = own.shards.offsets[static_cast<size_t>(place_[static_cast<size_t>(index)])];
-  return flat.slice(0, offset, offset + spec.shape.num_elements()).reshaped(spec.shape);
+  return groups_[static_cast<size_t>(spec.group)]
+      .shards.offsets[static_cast<size_t>(place_[static_cast<size_t>(index)])];
 }
+
+namespace {
+
+// `shape` from an element of a flat buffer on; where there is no buffer, of nothing.
+TensorView part_of(const TensorView& flat, int64_t offset, const Shape& shape) {
+  if (flat.empty()) return {nullptr, flat.dtype, shape, flat.device};
+  return flat.slice(0, offset, offset + shape.num_elements()).reshaped(shape);
+}
+
+}  // namespace
 
 TensorView Parameters::value(int index) const {
-  return view(index, false);
+  const ParameterSpec& spec = specs_[static_cast<size_t>(index)];
+  return part_of(groups_[static_cast<size_t>(spec.group)].all_values(), offset_in_group(index), spec.shape);
 }
 TensorView Parameters::gradient(int index) const {
-  return view(index, true);
+  const ParameterSpec& spec = specs_[static_cast<size_t>(index)];
+  return part_of(groups_[static_cast<size_t>(spec.group)].all_gradients(), offset_in_group(index), spec.shape);
 }
 
-TensorView Parameters::fused(const std::string& first, const std::string& last, bool gradient) const {
-  const TensorView head = view(index_of(first), gradient), tail = view(index_of(last), gradient);
-  const int64_t width = head.num_elements() / head.size(0);
+Shape Parameters::fused_shape(int first, int last) const {
+  const Shape& head = specs_[static_cast<size_t>(first)].shape;
+  const int64_t width = head.num_elements() / head[0];
   const int64_t count =
-      (static_cast<char*>(tail.data) - static_cast<char*>(head.data)) / size_of(head.dtype) + tail.num_elements();
+      offset_in_group(last) + specs_[static_cast<size_t>(last)].shape.num_elements() - offset_in_group(first);
   int64_t joined = head.num_elements();
-  for (int i = index_of(first) + 1; i <= index_of(last); ++i) {
+  for (int i = first + 1; i <= last; ++i) {
     const ParameterSpec& spec = specs_[static_cast<size_t>(i)];
     if (spec.joined_with_previous && spec.shape.num_elements() == spec.shape[0] * width)
       joined += spec.shape.num_elements();
   }
-  LAMINA_CHECK(count == joined, "{} and {} are not adjacent", first, last);
-  return {head.data, head.dtype, {count / width, width}, head.device};
+  LAMINA_CHECK(count == joined, "{} and {} are not adjacent", specs_[static_cast<size_t>(first)].name,
+               specs_[static_cast<size_t>(last)].name);
+  return {count / width, width};
 }
 
 TensorView Parameters::fused_value(const std::string& first, const std::string& last) const {
-  return fused(first, last, false);
+  const TensorView head = value(first);
+  return {head.data, head.dtype, fused_shape(index_of(first), index_of(last)), head.device};
 }
 TensorView Parameters::fused_gradient(const std::string& first, const std::string& last) const {
-  return fused(first, last, true);
+  const TensorView head = gradient(first);
+  return {head.data, head.dtype, fused_shape(index_of(first), index_of(last)), head.device};
 }
 
 namespace {

@@ -5,8 +5,9 @@
 // with kv_a_proj_with_mqa; the six first projections of KDA; gate_proj with up_proj, w1 with w3.
 //
 // Three flat buffers ("groups"): matrices in the compute dtype; those of the routed experts, which are replicated over other
-// ranks than the rest; and vectors (norm weights, depth queries, convolutions, decays, the mixing of streams) always in the
-// accumulation dtype, because a bf16 norm weight near 1 can't take a small step. Each group has a flat gradient buffer in the accumulation dtype.
+// ranks than the rest; and vectors (norm weights, depth queries, convolutions, decays, the mixing of streams) always in the accumulation
+// dtype, because a bf16 norm weight near 1 can't take a small step. Each group has a flat gradient buffer in the accumulation dtype,
+// unless nothing is trained.
 #pragma once
 
 #include <array>
@@ -61,9 +62,9 @@ struct ParameterGroup {
   std::vector<int> spec_of;               // index into Parameters::specs() of each
   zero::ShardMap shards;
   Buffer values;
-  Buffer gradients;
+  Buffer gradients;                  // empty without
   TensorView all_values() const;     // [num_padded]
-  TensorView all_gradients() const;  // [num_padded], accumulation dtype
+  TensorView all_gradients() const;  // [num_padded], accumulation dtype; without gradients its data is null
 };
 
 // Which parameters a rank holds, by index into parameter_specs(): those of its layers, of the routed experts its share. A tied
@@ -80,11 +81,15 @@ struct Replicas {
   int expert_data = 1;  // of the routed experts: data / expert
 };
 
+// Whether gradients are kept beside the parameters. Without them a model can only be run forward.
+enum class Gradients : bool { none, kept };
+
 class Parameters {
  public:
-  Parameters(const ModelConfig& config, DType compute, int dp_size, Device device, MemoryLedger* ledger);
+  Parameters(const ModelConfig& config, DType compute, int dp_size, Device device, MemoryLedger* ledger,
+             Gradients gradients = Gradients::kept);
   Parameters(const ModelConfig& config, const LocalParameters& local, DType compute, const Replicas& replicas,
-             Device device, MemoryLedger* ledger);
+             Device device, MemoryLedger* ledger, Gradients gradients = Gradients::kept);
 
   // Of the whole model; an index means the same on every rank.
   const std::vector<ParameterSpec>& specs() const { return specs_; }
@@ -94,7 +99,7 @@ class Parameters {
   bool is_primary(int index) const { return local_.primary[static_cast<size_t>(index)]; }
   // Of those held:
   TensorView value(int index) const;     // logical shape
-  TensorView gradient(int index) const;  // logical shape, accumulation dtype
+  TensorView gradient(int index) const;  // logical shape, accumulation dtype; without gradients its data is null
   TensorView value(const std::string& name) const { return value(index_of(name)); }
   TensorView gradient(const std::string& name) const { return gradient(index_of(name)); }
   // Rows of `first` and of those joined to it up to `last`, as one matrix [sum of rows, elements of a row].
@@ -103,6 +108,7 @@ class Parameters {
 
   ParameterGroup& group(Group group) { return groups_[static_cast<size_t>(group)]; }
   std::array<ParameterGroup, num_groups>& groups() { return groups_; }  // in the order of Group
+  bool has_gradients() const { return gradients_ == Gradients::kept; }
   // Position of a parameter inside its group.
   int index_in_group(int index) const { return place_[static_cast<size_t>(index)]; }
 
@@ -111,13 +117,14 @@ class Parameters {
   void zero_gradients(Stream& stream);
 
  private:
-  TensorView view(int index, bool gradient) const;
-  TensorView fused(const std::string& first, const std::string& last, bool gradient) const;
+  int64_t offset_in_group(int index) const;      // elements
+  Shape fused_shape(int first, int last) const;  // of the matrix of their rows; LAMINA_CHECKs that they are adjacent
 
   std::vector<ParameterSpec> specs_;
   LocalParameters local_;
   std::map<std::string, int> index_;
   std::vector<int> place_;  // in its group; -1: not held
+  Gradients gradients_;
   std::array<ParameterGroup, num_groups> groups_;
 };
 

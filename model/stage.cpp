@@ -67,6 +67,7 @@ Stage::Stage(const ChunkOptions& options, const StagePlan& plan, int pp_rank, in
 Stage::~Stage() = default;
 
 void Stage::begin(ops::OpContext& ctx, const Pass& pass) {
+  LAMINA_CHECK(!pass.train || parameters_.has_gradients(), "a training pass of parameters without gradients");
   ctx_ = &ctx;
   pass_ = pass;
   in_flight_.assign(chunks_.size() * static_cast<size_t>(pass.num_microbatches), {});

@@ -63,7 +63,7 @@ mesh::MeshShape mesh_of(const Config& config, int world_size) {
   return {config.parallel.pipeline, resolve_data_parallel(config, world_size), config.parallel.expert};
 }
 
-Engine::Engine(const Config& config, comm::Communicator& comm, MemoryLedger* ledger, int device_index)
+Engine::Engine(const Config& config, comm::Communicator& comm, MemoryLedger* ledger, int device_index, EngineUse use)
     : config_(config),
       world_(comm),
       mesh_(mesh_of(config, comm.size())),
@@ -81,7 +81,8 @@ Engine::Engine(const Config& config, comm::Communicator& comm, MemoryLedger* led
                                    config.parallel.block_transport)),
       parameters_(config_.model,
                   model::local_parameters(config_.model, plan_, place_.pp_rank, place_.ep_rank, mesh_.expert), dtype_,
-                  {mesh_.data, mesh_.data / mesh_.expert}, device_, ledger),
+                  {mesh_.data, mesh_.data / mesh_.expert}, device_, ledger,
+                  use == EngineUse::training ? model::Gradients::kept : model::Gradients::none),
       stage_({config_.model, dtype_, config.train.recompute, device_, ledger,
               expert_ ? &exchange_.emplace(*expert_, config_.model.num_experts) : nullptr},
              plan_, place_.pp_rank,
@@ -90,15 +91,16 @@ Engine::Engine(const Config& config, comm::Communicator& comm, MemoryLedger* led
       observer_(config_.model, accumulation_dtype(dtype_), device_, ledger),
       executor_(*pipeline_, stage_, plan_.num_chunks()),
       owners_{data_.get(), expert_data_ ? expert_data_.get() : data_.get(), data_.get()},
-      optimizer_(config_, parameters_, owners_, ledger),
       ledger_(ledger) {
   LAMINA_CHECK(config.model.vocab_size > 0);
+  if (use == EngineUse::training) optimizer_.emplace(config_, parameters_, owners_, ledger);
   reducers_.reserve(model::num_groups);  // requests under way refer to them
   gatherers_.reserve(model::num_groups);
   for (size_t g = 0; g < model::num_groups; ++g) {
     const model::ParameterGroup& group = parameters_.groups()[g];
-    reducers_.emplace_back(*owners_[g], group.shards, group.all_gradients(), stream_,
-                           group_uses(group, stage_.uses_per_parameter()));
+    if (use == EngineUse::training)
+      reducers_.emplace_back(*owners_[g], group.shards, group.all_gradients(), stream_,
+                             group_uses(group, stage_.uses_per_parameter()));
     gatherers_.emplace_back(*owners_[g], group.shards, group.all_values(), stream_);
   }
   executor_.before_step = [this](const pipeline::Step& step) {
@@ -150,7 +152,7 @@ void Engine::reserve_tokens(int64_t count) {
 
 void Engine::initialise() {
   parameters_.initialise(config_.run.seed, config_.model.initializer_range);
-  optimizer_.initialise_masters(config_.run.seed, config_.model.initializer_range);
+  if (optimizer_) optimizer_->initialise_masters(config_.run.seed, config_.model.initializer_range);
 }
 
 void Engine::set_trace(trace::Recorder* trace) {
@@ -168,8 +170,13 @@ void Engine::gather_parameters() {
 }
 
 void Engine::publish() {
-  optimizer_.publish_masters(ctx_);
+  if (optimizer_) optimizer_->publish_masters(ctx_);
   gather_parameters();
+}
+
+std::vector<zero::OwnedPart> Engine::owned_parts(model::Group group) {
+  const model::ParameterGroup& all = parameters_.group(group);
+  return all.shards.owned_parts(all.flat, owners_[static_cast<size_t>(group)]->rank());
 }
 
 int64_t Engine::take_data_bytes() {
@@ -321,7 +328,7 @@ void Engine::share_tied_embedding() {
 double Engine::owned_gradient_square() {
   const trace::Scope scope(trace_, trace::Track::phases, "gradient norm");
   std::vector<TensorView> gradients;
-  for (const OwnedSlice& slice : optimizer_.owned())
+  for (const OwnedSlice& slice : optimizer().owned())
     if (parameters_.is_primary(slice.parameter)) gradients.push_back(slice.gradient);
   std::vector<double> squares(gradients.size());
   ops::sum_squares(ctx_, {gradients, squares});
@@ -337,14 +344,14 @@ std::string Engine::first_non_finite_gradient() {
     return true;
   };
   const OwnedSlice* first = nullptr;
-  for (const OwnedSlice& slice : optimizer_.owned())
+  for (const OwnedSlice& slice : optimizer().owned())
     if ((first == nullptr || slice.parameter < first->parameter) && !all_finite(slice.gradient)) first = &slice;
   return first == nullptr ? "" : parameters_.specs()[static_cast<size_t>(first->parameter)].name;
 }
 
 void Engine::update(int64_t step, double lr, double grad_scale, double bias_rate) {
   const trace::Scope scope(trace_, trace::Track::phases, "update");
-  optimizer_.step(ctx_, step, lr, grad_scale);
+  optimizer().step(ctx_, step, lr, grad_scale);
   if (bias_rate > 0) update_selection_biases(bias_rate);
   clip_query_keys();
   gather_parameters();

@@ -38,12 +38,17 @@ struct StepObservations {
   int clipped_heads = 0;                        // by the update that followed
 };
 
+// For inference there are parameters only, neither gradients nor masters nor an optimizer's state: of what follows, what trains and
+// what looks at the optimizer must not be called.
+enum class EngineUse : uint8_t { training, inference };
+
 class Engine {
  public:
   // model.vocab_size must be resolved. `comm` is the world: pipeline x data ranks; with run.device: cuda it must carry views
   // of the GPU `device_index`, on which this rank then lives. `ledger` may be null. Collective. There is room for the largest of the
   // run's stages; training begins with the first.
-  Engine(const Config& config, comm::Communicator& comm, MemoryLedger* ledger, int device_index = 0);
+  Engine(const Config& config, comm::Communicator& comm, MemoryLedger* ledger, int device_index = 0,
+         EngineUse use = EngineUse::training);
 
   // With data.document_mask: the token that ends a document. Must be called before the first pass then.
   void set_end_of_document(int32_t token) { end_of_document_ = token; }
@@ -66,8 +71,10 @@ class Engine {
   std::string first_non_finite_gradient();
   // The optimizer's step, then the selection biases of the experts by `bias_rate`, QK-Clip, and the gathering of parameters.
   void update(int64_t step, double lr, double grad_scale, double bias_rate = 0);
-  // Parameters from masters, on all ranks (after a load).
+  // After a load. Parameters from masters, on all ranks; for inference from the ranks that own them.
   void publish();
+  // Of a group's parameters what this rank owns: what it loads.
+  std::vector<zero::OwnedPart> owned_parts(model::Group group);
 
   // Sum of token losses on the head's rank (0 on the others), no gradients. Any number of sequences of data.seq_len, in micro-batches of
   // at most train.micro_batch_size, whatever the stage. Collective over the pipeline. With ablate_source() no depth read sees that source (model/residual.h);
@@ -83,7 +90,10 @@ class Engine {
   std::vector<float> next_token_logits(std::span<const int32_t> tokens);
 
   model::Parameters& parameters() { return parameters_; }
-  ShardedOptimizer& optimizer() { return optimizer_; }
+  ShardedOptimizer& optimizer() {
+    LAMINA_CHECK(optimizer_, "the optimizer of an engine for inference");
+    return *optimizer_;
+  }
   const StepObservations& observations() const { return observations_; }
   model::Stage& stage() { return stage_; }
   ops::OpContext& context() { return ctx_; }
@@ -156,8 +166,8 @@ class Engine {
   std::map<int, std::vector<pipeline::Step>> forward_steps_;  // by number of micro-batches
   pipeline::ExecutionReport execution_;
   OwnerGroups owners_;
-  ShardedOptimizer optimizer_;
-  std::vector<zero::GradientReducer> reducers_;     // [group]
+  std::optional<ShardedOptimizer> optimizer_;       // of training
+  std::vector<zero::GradientReducer> reducers_;     // [group]; of training
   std::vector<zero::ParameterGatherer> gatherers_;  // [group]
   Buffer tokens_, targets_, token_loss_, document_starts_;
   int32_t end_of_document_ = -1;

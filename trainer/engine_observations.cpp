@@ -98,9 +98,9 @@ void Engine::clip_head(int64_t layer, int64_t head, double factor) {
   const int kv = parameters_.index_of(prefix + "kv_b_proj.weight");
   const double root = std::sqrt(factor);
   const int64_t q_row = head * d_qk, kv_row = head * d_kv;
-  optimizer_.scale_rows(ctx_, q, q_row, q_row + c.qk_nope_head_dim, root);
-  optimizer_.scale_rows(ctx_, q, q_row + c.qk_nope_head_dim, q_row + d_qk, factor);
-  optimizer_.scale_rows(ctx_, kv, kv_row, kv_row + c.qk_nope_head_dim, root);
+  optimizer().scale_rows(ctx_, q, q_row, q_row + c.qk_nope_head_dim, root);
+  optimizer().scale_rows(ctx_, q, q_row + c.qk_nope_head_dim, q_row + d_qk, factor);
+  optimizer().scale_rows(ctx_, kv, kv_row, kv_row + c.qk_nope_head_dim, root);
 }
 
 }  // namespace lamina

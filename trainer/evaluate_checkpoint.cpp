@@ -137,7 +137,7 @@ class CheckpointEvaluator {
       config.train.bf16_products = asked_.train.bf16_products;
       choose_layout(asked_.parallel, comm_.size(), config);
     };
-    restored_ = restore_parameters(found_.checkpoint, comm_, adjust, device_index);
+    restored_ = restore_parameters(found_.checkpoint, comm_, EngineUse::inference, adjust, device_index);
     const int64_t vocab_size = restored_.config.model.vocab_size;
     if (tokenizer_ && tokenizer_->vocab_size() > vocab_size)
       throw Error("{}: found a tokenizer of {} tokens, expected at most the model's {}", name(),

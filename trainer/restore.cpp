@@ -6,6 +6,7 @@
 
 #include "configs/schema/decode.h"
 #include "core/base/log.h"
+#include "core/ops/elementwise.h"
 #include "model/parameters.h"
 #include "trainer/bf16_choice.h"
 #include "trainer/checkpoint_comm.h"
@@ -34,6 +35,30 @@ void check_model(const std::filesystem::path& checkpoint, const CheckpointReader
 void load_masters(CheckpointReader& reader, Engine& engine, const std::set<std::string>& added = {}) {
   for (const TensorPiece& piece : engine.optimizer().state())
     if (piece.name.starts_with("parameters/") && !added.contains(piece.name)) reader.load(piece);
+}
+
+// The parameters that this rank owns, without masters beside them: one at a time in the accumulation dtype, and rounded.
+void load_values(CheckpointReader& reader, Engine& engine) {
+  ops::OpContext& ctx = engine.context();
+  for (const model::Group which : {model::Group::matrices, model::Group::experts, model::Group::vectors}) {
+    const model::ParameterGroup& group = engine.parameters().group(which);
+    const DType acc = accumulation_dtype(group.dtype);
+    for (const zero::OwnedPart& part : engine.owned_parts(which)) {
+      const auto index = static_cast<size_t>(group.spec_of[static_cast<size_t>(part.parameter)]);
+      const model::ParameterSpec& spec = engine.parameters().specs()[index];
+      const int64_t count = part.end - part.begin;
+      const TensorView value = group.all_values().slice(0, part.flat_offset, part.flat_offset + count);
+      Buffer room;
+      TensorView master = value;
+      if (group.dtype != acc) {
+        room = Buffer(count * size_of(acc), value.device, nullptr, "a parameter of the checkpoint");
+        master = TensorView(room.data(), acc, {count}, value.device);
+      }
+      reader.load({"parameters/" + spec.name, spec.shape, part.begin, part.end, master});
+      if (group.dtype != acc) ops::cast(ctx, {master, value});
+      ctx.stream.synchronize();
+    }
+  }
 }
 
 std::vector<model::ParameterSpec> check_start(const std::filesystem::path& checkpoint, const CheckpointReader& reader,
@@ -70,7 +95,7 @@ size_t load_parameters(const std::filesystem::path& path, Engine& engine, const 
   return added.size();
 }
 
-Restored restore_parameters(const std::filesystem::path& path, comm::Communicator& comm,
+Restored restore_parameters(const std::filesystem::path& path, comm::Communicator& comm, EngineUse use,
                             const std::function<void(Config&)>& adjust, int device_index) {
   Restored restored;
   restored.checkpoint = resolve_checkpoint(path, comm);
@@ -80,8 +105,11 @@ Restored restore_parameters(const std::filesystem::path& path, comm::Communicato
     restored.config = trained_config(restored.info, restored.checkpoint.string());
     if (adjust) adjust(restored.config);
     check_model(restored.checkpoint, reader, restored.config.model);
-    restored.engine = std::make_unique<Engine>(restored.config, comm, nullptr, device_index);
-    load_masters(reader, *restored.engine);
+    restored.engine = std::make_unique<Engine>(restored.config, comm, nullptr, device_index, use);
+    if (use == EngineUse::training)
+      load_masters(reader, *restored.engine);
+    else
+      load_values(reader, *restored.engine);
   });
   restored.engine->publish();
   choose_bf16_products(*restored.engine, &restored.info);

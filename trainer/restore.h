@@ -24,8 +24,8 @@ struct Restored {
 std::filesystem::path resolve_checkpoint(const std::filesystem::path& path, comm::Communicator& comm);
 
 // `path` as above. Collective. Optimizer state is not read. The engine computes where run.device says, after `adjust`, on the GPU
-// `device_index` if on one.
-Restored restore_parameters(const std::filesystem::path& path, comm::Communicator& comm,
+// `device_index` if on one; for inference it holds nothing but the parameters.
+Restored restore_parameters(const std::filesystem::path& path, comm::Communicator& comm, EngineUse use,
                             const std::function<void(Config&)>& adjust = {}, int device_index = 0);
 
 // Error when a run of `config` can't start from the checkpoint: another model, or another tokenizer than that of `sampler`'s data.

@@ -27,7 +27,7 @@ std::unique_ptr<Tokenizer> tokenizer_for(const Restored& restored, const std::st
 
 TextModel::TextModel(const std::filesystem::path& checkpoint, const std::string& data_path)
     : comm_(comm::make_self_communicator()),
-      restored_(restore_parameters(checkpoint, *comm_,
+      restored_(restore_parameters(checkpoint, *comm_, EngineUse::inference,
                                    [](Config& config) {
                                      config.train.micro_batch_size = config.train.global_batch_size = 1;
                                      config.parallel = {};

@@ -173,7 +173,8 @@ Verifier::Verifier(const Config& config, const VerifyOptions& options)
 std::unique_ptr<Engine> Verifier::make_engine(const Config& config, comm::Communicator& comm) const {
   std::unique_ptr<Engine> engine;
   if (!options_.checkpoint.empty()) {
-    engine = restore_parameters(options_.checkpoint, comm, [&](Config& stored) { stored = config; }).engine;
+    const auto adjust = [&](Config& stored) { stored = config; };
+    engine = restore_parameters(options_.checkpoint, comm, EngineUse::training, adjust).engine;
   } else {
     engine = std::make_unique<Engine>(config, comm, nullptr);
     engine->initialise();
