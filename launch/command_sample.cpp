@@ -11,6 +11,7 @@
 #include "data/utf8.h"
 #include "inference/generator.h"
 #include "launch/commands.h"
+#include "launch/gpus.h"
 #include "launch/process.h"
 #include "trainer/text_model.h"
 
@@ -20,7 +21,7 @@ namespace {
 using nlohmann::json;
 
 struct SampleOptions {
-  std::string checkpoint, prompt, prompt_file, tokenizer_from;
+  std::string checkpoint, prompt, prompt_file, tokenizer_from, device;
   inference::Request request;
   bool as_json = false;
   int num_threads = 0;
@@ -149,7 +150,7 @@ class LengthNotice {
 
 void sample(const SampleOptions& options) {
   const std::string prompt = read_prompt(options);
-  TextModel model(options.checkpoint, options.tokenizer_from);
+  TextModel model(options.checkpoint, options.tokenizer_from, options.device);
   inference::Request request = options.request;
   request.tokens = model.tokens_of(prompt);
   if (options.as_json && !request.num_likeliest) request.num_likeliest = 0;
@@ -213,10 +214,12 @@ void register_sample(CLI::App& app) {
       ->needs(as_json);
   command->add_option("--tokenizer-from", options->tokenizer_from,
                       "Token folder with the tokenizer; default: the checkpoint's own");
+  add_device_option(*command, options->device);
   command->add_option("--threads", options->num_threads, "0: all cores")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   command->callback([options] {
+    options->device = usable_device(options->device);
     RunConfig run;
     run.num_threads = options->num_threads;
     run_in_world(run, [&](const World& world) {

@@ -5,6 +5,7 @@
 #include "core/base/log.h"
 #include "core/base/stop.h"
 #include "launch/commands.h"
+#include "launch/gpus.h"
 #include "launch/process.h"
 #include "launch/serve/server.h"
 #include "model/sequence_cache.h"
@@ -16,7 +17,7 @@ namespace {
 using namespace std::chrono_literals;
 
 struct ServeOptions {
-  std::string checkpoint, tokenizer_from;
+  std::string checkpoint, tokenizer_from, device;
   serve::ServerOptions server;
   int64_t stop_seconds = 30;
   int num_threads = 0;
@@ -43,7 +44,7 @@ void say_what_it_takes(const serve::ServerOptions& options, const TextModel& mod
 
 void serve_model(const ServeOptions& options) {
   stop::catch_signals(/*interrupt_too=*/true, "ending the requests that are being answered");
-  TextModel model(options.checkpoint, options.tokenizer_from);
+  TextModel model(options.checkpoint, options.tokenizer_from, options.device);
   serve::ServerOptions server_options = options.server;
   if (server_options.model.empty()) server_options.model = model.config().run.name;
   server_options.limits.samples = server_options.batch.sequences;
@@ -93,6 +94,7 @@ void register_serve(CLI::App& app) {
   command->add_option("--model-name", server.model, "What requests call the model; default: the run's name");
   command->add_option("--tokenizer-from", options->tokenizer_from,
                       "Token folder with the tokenizer; default: the checkpoint's own");
+  add_device_option(*command, options->device);
   command
       ->add_option("--max-sequences", server.batch.sequences,
                    "Texts that are decoded at a time, of all requests together")
@@ -116,6 +118,7 @@ void register_serve(CLI::App& app) {
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   command->callback([options] {
+    options->device = usable_device(options->device);
     RunConfig run;
     run.num_threads = options->num_threads;
     run_in_world(run, [&](const World& world) {

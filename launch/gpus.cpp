@@ -31,6 +31,21 @@ void require_gpu() {
                 cuda::why_none());
 }
 
+void add_device_option(CLI::App& command, std::string& device) {
+  device = "auto";
+  command.add_option("--device", device, "Where to compute: cpu, cuda, or auto: on a GPU where one is usable")
+      ->check(CLI::IsMember({"cpu", "cuda", "auto"}))
+      ->capture_default_str();
+}
+
+std::string usable_device(const std::string& given) {
+  if (given == "cpu" || cuda::num_devices() > 0) return given;
+  if (given == "cuda")
+    throw Error("--device: found cuda, but {}; `lamina doctor` tells more, --device cpu runs without a GPU",
+                cuda::why_none());
+  return "cpu";
+}
+
 GpuPlacement place_on_gpu(comm::Communicator& comm, int local_rank) {
   GpuPlacement placement{{DeviceKind::cuda, local_rank % cuda::num_devices()}, ""};
   const std::string bus_id = cuda::device_info(placement.device.index).bus_id;

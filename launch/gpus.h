@@ -1,6 +1,7 @@
 // Which GPU a rank computes on, and how the ranks' GPUs talk to each other.
 #pragma once
 
+#include <CLI/CLI.hpp>
 #include <memory>
 #include <string>
 
@@ -12,6 +13,11 @@ namespace lamina {
 bool has_nccl();  // this build
 
 void require_gpu();  // to be called before MPI starts: an Error when this machine has no usable GPU
+
+// --device of a command that writes text with a checkpoint: cpu, cuda or auto, the default.
+void add_device_option(CLI::App& command, std::string& device);
+// What was given there, auto being cpu where no GPU is usable. An Error where cuda was given then. To be called before MPI starts.
+std::string usable_device(const std::string& given);
 
 struct GpuPlacement {
   Device device;

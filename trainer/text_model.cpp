@@ -1,6 +1,9 @@
 #include "trainer/text_model.h"
 
+#include "core/base/log.h"
+#include "core/device/cuda_device.h"
 #include "data/token_file.h"
+#include "parallel/comm/staged.h"
 #include "parallel/comm/thread.h"
 #include "trainer/identity.h"
 
@@ -23,17 +26,29 @@ std::unique_ptr<Tokenizer> tokenizer_for(const Restored& restored, const std::st
   return tokenizer;
 }
 
+// What run.device becomes.
+std::string device_for(const std::string& asked, Precision precision, const std::filesystem::path& checkpoint) {
+  const bool can_use_gpu = precision != Precision::fp64;
+  if (asked == "cuda" && !can_use_gpu)
+    throw Error(
+        "{}: found train.precision: fp64, which runs on the CPU only, with --device cuda; expected --device cpu",
+        checkpoint.string());
+  return asked == "auto" ? (can_use_gpu ? "cuda" : "cpu") : asked;
+}
+
 }  // namespace
 
-TextModel::TextModel(const std::filesystem::path& checkpoint, const std::string& data_path)
-    : comm_(comm::make_self_communicator()),
+TextModel::TextModel(const std::filesystem::path& checkpoint, const std::string& data_path, const std::string& device)
+    : comm_(comm::make_staged_communicator(comm::make_self_communicator(), nullptr)),
       restored_(restore_parameters(checkpoint, *comm_, EngineUse::inference,
-                                   [](Config& config) {
+                                   [&](Config& config) {
                                      config.train.micro_batch_size = config.train.global_batch_size = 1;
                                      config.parallel = {};
-                                     config.run.device = "cpu";
+                                     config.run.device = device_for(device, config.train.precision, checkpoint);
                                    })),
       tokenizer_(tokenizer_for(restored_, data_path)) {
+  if (config().run.device == "cuda") log::info("computes on a GPU: {}", cuda::device_info(0).name);
+  if (device == "auto" && config().run.device == "cpu") log::info("computes on the CPU: the model is in fp64");
   inference::DecoderOptions options;
   options.bf16_products = restored_.engine->context().bf16_products;
   options.backend = restored_.engine->context().backend;

@@ -16,8 +16,9 @@ namespace lamina {
 class TextModel {
  public:
   // A checkpoint, or a run folder (its newest). The tokenizer is that of the token folder `data_path`; if empty the checkpoint's own, or
-  // that of its training data where it has none. Computes on the CPU, wherever the checkpoint was trained.
-  TextModel(const std::filesystem::path& checkpoint, const std::string& data_path);
+  // that of its training data where it has none. `device`: where it computes, wherever the checkpoint was trained: cpu, cuda, or auto for
+  // cuda unless the model is in fp64. On GPUs it is the first.
+  TextModel(const std::filesystem::path& checkpoint, const std::string& data_path, const std::string& device);
 
   const Config& config() const { return restored_.config; }
   DType dtype() const { return decoder_->dtype(); }

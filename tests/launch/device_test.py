@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""What run.device: cuda gives where no GPU is usable: one line with the reason, exit 1, nothing written; `lamina check` still checks.
+"""What run.device: cuda, and --device cuda of what writes text, give where no GPU is usable: one line with the reason, exit 1, nothing
+written; `lamina check` still checks.
 
     device_test.py LAMINA
 """
@@ -27,6 +28,12 @@ def main() -> int:
         def run(*arguments: str) -> subprocess.CompletedProcess:
             return subprocess.run([program, *arguments], cwd=folder, capture_output=True, text=True, timeout=120)
 
+        def expect_reason(what: str, done: subprocess.CompletedProcess) -> list[str]:
+            said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+            if len(said) != 1 or not any(word in said[0] for word in ("no CUDA", "no NVIDIA driver", "no GPU", "driver")):
+                faults.append(f"{what}: said {said}, expected one line with the reason")
+            return said
+
         (folder / "text.txt").write_text("a few words to train on, again and again. " * 200)
         prepared = run("prepare", "--tokenizer", "bytes", "--output", "tokens", "text.txt")
         if prepared.returncode != 0:
@@ -42,9 +49,7 @@ def main() -> int:
             return 0 if trained.returncode == 0 else 1
         if trained.returncode != 1:
             faults.append(f"train: exit {trained.returncode}, expected 1: {trained.stdout}{trained.stderr}")
-        said = [line for line in (trained.stdout + trained.stderr).splitlines() if line.strip()]
-        if len(said) != 1 or not any(word in said[0] for word in ("no CUDA", "no NVIDIA driver", "no GPU", "driver")):
-            faults.append(f"train: said {said}, expected one line with the reason")
+        said = expect_reason("train", trained)
         if (folder / "run").exists():
             faults.append(f"train: left {os.listdir(folder / 'run')}")
         checked = run("check", str(config))
@@ -56,6 +61,15 @@ def main() -> int:
         on_cpu = run("train", str(config), "run.device=cpu")
         if on_cpu.returncode != 0:
             faults.append(f"train on the CPU: exit {on_cpu.returncode}: {on_cpu.stdout}{on_cpu.stderr}")
+        writers = {"sample": ("sample", "--checkpoint", "run", "--prompt", "a", "--max-tokens", "1"), "serve": ("serve", "run", "--port", "0")}
+        for what, command in writers.items():
+            refused = run(*command, "--device", "cuda")
+            expect_reason(f"{what} --device cuda", refused)
+            if refused.returncode != 1 or "--device cpu" not in refused.stderr:
+                faults.append(f"{what} --device cuda: exit {refused.returncode}: {refused.stdout}{refused.stderr}")
+        by_itself = run(*writers["sample"])
+        if by_itself.returncode != 0 or by_itself.stdout != run(*writers["sample"], "--device", "cpu").stdout:
+            faults.append(f"sample: exit {by_itself.returncode}: {by_itself.stdout}{by_itself.stderr}")
         print("\n".join(said))
     for fault in faults:
         print(f"FAILED: {fault}")
