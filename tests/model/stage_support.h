@@ -16,7 +16,7 @@
 namespace lamina::model {
 
 using pipeline::ActionKind;
-using Gradients = std::map<std::string, std::vector<double>>;
+using GradientsByName = std::map<std::string, std::vector<double>>;
 
 struct Layout {
   Residual residual = Residual::block_attnres;
@@ -156,11 +156,11 @@ inline StagePlan plan_of(const Layout& layout) {
   return make_stage_plan(layout.config(), layout.layers, layout.num_ranks, layout.transport);
 }
 
-inline Gradients gradients_of(const Layout& layout, const Faults& faults = {}) {
+inline GradientsByName gradients_of(const Layout& layout, const Faults& faults = {}) {
   StagePlan plan = plan_of(layout);
   if (faults.plan) faults.plan(plan);
   const pipeline::Program program = faults.program ? *faults.program : layout.program();
-  Gradients out;
+  GradientsByName out;
   std::mutex mutex;
   comm::CommunicatorOptions options;
   options.timeout_seconds = faults.timeout_seconds;
@@ -185,8 +185,8 @@ inline Gradients gradients_of(const Layout& layout, const Faults& faults = {}) {
   return out;
 }
 
-inline const Gradients& one_rank(const Layout& layout) {
-  static std::map<std::tuple<Residual, int64_t, std::vector<int64_t>, int>, Gradients> results;
+inline const GradientsByName& one_rank(const Layout& layout) {
+  static std::map<std::tuple<Residual, int64_t, std::vector<int64_t>, int>, GradientsByName> results;
   const auto key = std::tuple(layout.residual, layout.block_size, layout.layers, layout.num_microbatches);
   if (const auto found = results.find(key); found != results.end()) return found->second;
   Layout one = layout;
@@ -196,7 +196,7 @@ inline const Gradients& one_rank(const Layout& layout) {
   return results.emplace(key, gradients_of(one)).first->second;
 }
 
-inline double difference(const Gradients& found, const Gradients& expected) {
+inline double difference(const GradientsByName& found, const GradientsByName& expected) {
   double worst = found.size() == expected.size() ? 0 : INFINITY;
   for (const auto& [name, values] : expected) {
     const auto at = found.find(name);
