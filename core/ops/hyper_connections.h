@@ -86,7 +86,9 @@ void hyper_output_gradient(OpContext& ctx, const HyperOutputGradient& args);
 
 // Through the write and the read, except for y's share:
 //   dx_j = sum_i mix_ij dnext_i + pre_j dh
-//   dpre_j = <dh, x_j>, dpost_i = <dnext_i, y>, dmix_ij = <dnext_i, x_j>
+//   dpre_j = <dh, x_j>, dpost_i = <dnext_i, y>, dmix_ij = <dnext_i, x_j - x_i>
+// dmix is less by <dnext_i, x_i> in row i: each permutation takes one number of each row, so the softmax over them does not see it. Streams
+// begin equal and the mixing near the identity, whose logit's gradient would otherwise be what is left of much larger numbers.
 struct HyperBackward {
   TensorView streams, coefficients;
   int64_t num_streams = 0;

@@ -15,8 +15,11 @@ struct Scheme {
   Residual residual;
   int64_t block_size;
 };
-constexpr Scheme schemes[] = {{Residual::standard, 1},      {Residual::full_attnres, 1},  {Residual::block_attnres, 1},
-                              {Residual::block_attnres, 2}, {Residual::block_attnres, 3}, {Residual::mhc, 1}};
+constexpr Scheme schemes[] = {{Residual::standard, 1},
+                              {Residual::full_attnres, 1},
+                              {Residual::block_attnres, 1},
+                              {Residual::block_attnres, 2},
+                              {Residual::block_attnres, 3}};
 constexpr int degrees[] = {1, 2, 4};  // of data and expert
 constexpr ScheduleName schedules[] = {ScheduleName::gpipe, ScheduleName::one_f_one_b, ScheduleName::interleaved_1f1b,
                                       ScheduleName::zero_bubble};
@@ -38,7 +41,7 @@ enum Dimension : size_t {
   documents,
   num_dimensions
 };
-constexpr std::array<int, num_dimensions> num_values = {4, 4, 3, 3, 4, 3, 2, 6, 3, 2, 2, 2, 2};
+constexpr std::array<int, num_dimensions> num_values = {4, 4, 3, 3, 4, 3, 2, 5, 3, 2, 2, 2, 2};
 using Choice = std::array<int, num_dimensions>;  // index of the value in each dimension
 
 std::vector<int64_t> split_of(int64_t layers, int chunks, bool uneven) {
@@ -75,9 +78,7 @@ bool is_possible(const Choice& choice) {
   const int P = choice[pipeline_ranks] + 1, V = choice[virtual_stages] + 1;
   if (degrees[choice[data_ranks]] % degrees[choice[expert_ranks]] != 0) return false;
   if (schedules[choice[schedule]] == ScheduleName::one_f_one_b && V > 1) return false;
-  const Residual residual = schemes[choice[scheme]].residual;
-  const bool has_blocks = residual != Residual::standard && residual != Residual::mhc;
-  if (choice[transport] == 1 && (P == 1 || !has_blocks)) return false;
+  if (choice[transport] == 1 && (P == 1 || schemes[choice[scheme]].residual == Residual::standard)) return false;
   return choice[split] == 0 || split_of(P * V + 2, P * V, true) != split_of(P * V + 2, P * V, false);
 }
 
@@ -276,6 +277,12 @@ TEST_P(KimiLayouts, EqualOneRank) {
   for (size_t i = static_cast<size_t>(GetParam()); i < layouts.size(); i += num_parts * stride()) {
     Config c = config_of(layouts[i]);
     expect_equal_to_one_rank(one_rank, c);
+    // Hyper-connections go the standard residual's ways: every second of its layouts with them, too.
+    if (c.model.residual == Residual::standard && i / num_parts % 2 == 0) {
+      Config streams = c;
+      streams.model.residual = Residual::mhc;
+      expect_equal_to_one_rank(one_rank, streams);
+    }
     if (i % 5 == 0) {
       c.train.precision = Precision::fp32;
       expect_equal_to_one_rank(one_rank, c);

@@ -187,16 +187,18 @@ struct HyperBackwardRows {
       for (size_t e = 0; e < n * n; ++e) dmix[e] = hn::Zero(D());
       each_vector(dim, [&](size_t d, auto part) LAMINA_VECTOR_BODY {
         const V of_h = load(part, dh + d), output = load(part, y + d);
-        V dnext[n];
-        for (size_t i = 0; i < n; ++i) dnext[i] = load(part, dx + i * dim + d);
+        V dnext[n], stream[n];
+        for (size_t i = 0; i < n; ++i) {
+          dnext[i] = load(part, dx + i * dim + d);
+          stream[i] = load(part, x + i * dim + d);
+        }
         for (size_t j = 0; j < n; ++j) {
-          const V stream = load(part, x + j * dim + d);
-          dpre[j] = hn::MulAdd(of_h, stream, dpre[j]);
+          dpre[j] = hn::MulAdd(of_h, stream[j], dpre[j]);
           dpost[j] = hn::MulAdd(dnext[j], output, dpost[j]);
           V sum = hn::Mul(hn::Set(D(), pre[j]), of_h);
           for (size_t i = 0; i < n; ++i) {
             sum = hn::MulAdd(hn::Set(D(), mix[i * n + j]), dnext[i], sum);
-            dmix[i * n + j] = hn::MulAdd(dnext[i], stream, dmix[i * n + j]);
+            dmix[i * n + j] = hn::MulAdd(dnext[i], hn::Sub(stream[j], stream[i]), dmix[i * n + j]);
           }
           store(part, sum, dx + j * dim + d);
         }

@@ -158,7 +158,7 @@ void backward(const HyperBackward& args) {
         A sum = c[at.pre(j)] * dh[d];
         for (size_t i = 0; i < n; ++i) {
           sum += c[at.mix(i, j)] * dnext[i * dim + d];
-          dc[at.mix(i, j)] += dnext[i * dim + d] * x[j * dim + d];
+          dc[at.mix(i, j)] += dnext[i * dim + d] * (x[j * dim + d] - x[i * dim + d]);
         }
         dx[j * dim + d] = sum;
       }
