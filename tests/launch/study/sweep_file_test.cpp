@@ -214,10 +214,10 @@ TEST_F(SweepFile, NamesMistakesByFileAndLine) {
             "s.yaml:1: name: found 'a/b', expected a name of letters, digits and _ + . - that can be a folder's");
   EXPECT_EQ(refusal("name: a\nbase: base.yaml\naxes:\n  train.optimiser.lr: [1.0e-3]\n"),
             "s.yaml:4: train.optimiser: unknown key, did you mean optimizer?");
-  EXPECT_EQ(
-      refusal("name: a\nbase: base.yaml\naxes:\n  residual:\n    one: {model.residual: standart}\n"),
-      "s.yaml:5: model.residual: found 'standart', expected one of standard, full_attnres, block_attnres; did you mean "
-      "standard?");
+  EXPECT_EQ(refusal("name: a\nbase: base.yaml\naxes:\n  residual:\n    one: {model.residual: standart}\n"),
+            "s.yaml:5: model.residual: found 'standart', expected one of standard, full_attnres, block_attnres, mhc; "
+            "did you mean "
+            "standard?");
   EXPECT_EQ(refusal("name: a\nbase: base.yaml\nset:\n  train.num_steps: 0\n"),
             "s.yaml:4: train.num_steps: found 0, expected at least 1");
   EXPECT_EQ(refusal("name: a\nbase: base.yaml\nset:\n  run.seed: 4\n"),
