@@ -20,7 +20,7 @@
 
 #include "core/base/rng.h"
 #include "core/device/cpu/parallel_for.h"
-#include "core/ops/matmul.h"
+#include "core/ops/matmul/matmul.h"
 #include "inference/decoder.h"
 
 namespace lamina::inference {

@@ -10,19 +10,19 @@
 #include <string>
 
 #include "bench/gpu_support.h"
-#include "core/ops/adamw.h"
-#include "core/ops/attention.h"
-#include "core/ops/attn_res.h"
-#include "core/ops/cross_entropy.h"
-#include "core/ops/decode.h"
-#include "core/ops/embedding.h"
-#include "core/ops/experts.h"
-#include "core/ops/kda.h"
-#include "core/ops/newton_schulz.h"
-#include "core/ops/rms_norm.h"
-#include "core/ops/router.h"
-#include "core/ops/short_conv.h"
-#include "core/ops/swiglu.h"
+#include "core/ops/attention/attention.h"
+#include "core/ops/attn_res/attn_res.h"
+#include "core/ops/cross_entropy/cross_entropy.h"
+#include "core/ops/decode/decode.h"
+#include "core/ops/embedding/embedding.h"
+#include "core/ops/experts/experts.h"
+#include "core/ops/kda/kda.h"
+#include "core/ops/optimizer/adamw.h"
+#include "core/ops/optimizer/newton_schulz.h"
+#include "core/ops/rms_norm/rms_norm.h"
+#include "core/ops/router/router.h"
+#include "core/ops/short_conv/short_conv.h"
+#include "core/ops/swiglu/swiglu.h"
 
 namespace lamina {
 namespace {

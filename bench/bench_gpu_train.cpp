@@ -12,7 +12,7 @@
 #include "model/cost_model.h"
 #include "parallel/comm/staged.h"
 #include "parallel/comm/thread.h"
-#include "trainer/engine.h"
+#include "trainer/step/engine.h"
 
 namespace lamina {
 namespace {

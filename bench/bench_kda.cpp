@@ -12,8 +12,8 @@
 
 #include "core/base/rng.h"
 #include "core/device/cpu/parallel_for.h"
-#include "core/ops/kda.h"
-#include "core/ops/matmul.h"
+#include "core/ops/kda/kda.h"
+#include "core/ops/matmul/matmul.h"
 
 namespace lamina {
 namespace {

@@ -11,9 +11,9 @@
 
 #include "core/base/rng.h"
 #include "core/device/cpu/parallel_for.h"
-#include "core/ops/attention.h"
-#include "core/ops/cross_entropy.h"
-#include "core/ops/matmul.h"
+#include "core/ops/attention/attention.h"
+#include "core/ops/cross_entropy/cross_entropy.h"
+#include "core/ops/matmul/matmul.h"
 
 namespace lamina {
 namespace {

@@ -11,9 +11,9 @@
 
 #include "core/base/rng.h"
 #include "core/device/cpu/parallel_for.h"
-#include "core/ops/experts.h"
-#include "core/ops/matmul.h"
-#include "core/ops/router.h"
+#include "core/ops/experts/experts.h"
+#include "core/ops/matmul/matmul.h"
+#include "core/ops/router/router.h"
 
 namespace lamina {
 namespace {

@@ -14,9 +14,9 @@
 #include "core/device/cpu/parallel_for.h"
 #include "model/cost_model.h"
 #include "parallel/comm/thread.h"
-#include "trainer/bf16_choice.h"
-#include "trainer/engine.h"
-#include "trainer/peak_rate.h"
+#include "trainer/step/bf16_choice.h"
+#include "trainer/step/engine.h"
+#include "trainer/step/peak_rate.h"
 
 namespace lamina {
 namespace {

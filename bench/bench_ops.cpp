@@ -12,12 +12,12 @@
 
 #include "core/base/rng.h"
 #include "core/device/cpu/parallel_for.h"
-#include "core/ops/adamw.h"
-#include "core/ops/attn_res.h"
-#include "core/ops/elementwise.h"
-#include "core/ops/embedding.h"
-#include "core/ops/rms_norm.h"
-#include "core/ops/swiglu.h"
+#include "core/ops/attn_res/attn_res.h"
+#include "core/ops/elementwise/elementwise.h"
+#include "core/ops/embedding/embedding.h"
+#include "core/ops/optimizer/adamw.h"
+#include "core/ops/rms_norm/rms_norm.h"
+#include "core/ops/swiglu/swiglu.h"
 
 namespace lamina::ops {
 namespace {

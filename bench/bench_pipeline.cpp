@@ -17,8 +17,8 @@
 #include "core/base/rng.h"
 #include "core/device/cpu/parallel_for.h"
 #include "parallel/comm/thread.h"
-#include "trainer/engine.h"
-#include "trainer/pipeline_stats.h"
+#include "trainer/record/pipeline_stats.h"
+#include "trainer/step/engine.h"
 
 namespace lamina {
 namespace {

@@ -22,11 +22,11 @@
 #include "core/base/rng.h"
 #include "core/device/cpu/parallel_for.h"
 #include "core/ops/bf16_products.h"
-#include "core/ops/matmul.h"
+#include "core/ops/matmul/matmul.h"
 #include "model/cost_model.h"
 #include "parallel/comm/thread.h"
-#include "trainer/bf16_choice.h"
-#include "trainer/engine.h"
+#include "trainer/step/bf16_choice.h"
+#include "trainer/step/engine.h"
 
 namespace lamina {
 namespace {

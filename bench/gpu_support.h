@@ -10,8 +10,8 @@
 
 #include "core/base/rng.h"
 #include "core/device/cuda_device.h"
-#include "core/ops/elementwise.h"
-#include "core/ops/matmul.h"
+#include "core/ops/elementwise/elementwise.h"
+#include "core/ops/matmul/matmul.h"
 #include "core/tensor/host_copy.h"
 
 namespace lamina::bench {

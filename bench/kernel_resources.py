@@ -38,7 +38,7 @@ def main() -> int:
     parser.add_argument("--all", action="store_true")
     options = parser.parse_args()
     print("| file | kernel | instantiations | registers | of these that spill (bytes stored at most) |\n|---|---|---|---|---|")
-    for source in sorted(ROOT.glob("core/ops/cuda/*.cu")):
+    for source in sorted(ROOT.glob("core/ops/*/*.cu")):
         kernel, spills = "", 0
         found_here: dict[str, list[tuple[int, int]]] = {}
         for line in report(source, options.arch).splitlines():
@@ -52,7 +52,7 @@ def main() -> int:
         for name, each in found_here.items():
             registers, spilled = [r for r, _ in each], [s for _, s in each if s > 0]
             span = f"{min(registers)}-{max(registers)}" if min(registers) < max(registers) else str(registers[0])
-            print(f"| {source.stem.removesuffix('_kernels')} | `{name}` | {len(each)} | {span} | "
+            print(f"| {source.parent.name}/{source.name} | `{name}` | {len(each)} | {span} | "
                   f"{f'{len(spilled)} ({max(spilled)})' if spilled else 'none'} |")
     return 0
 

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
-#include "core/ops/decode.h"
-#include "core/ops/matmul.h"
+#include "core/ops/decode/decode.h"
+#include "core/ops/matmul/matmul.h"
 
 namespace lamina::inference {
 

@@ -22,10 +22,10 @@
 #include "model/plan.h"
 #include "model/update_rules.h"
 #include "parallel/comm/thread.h"
-#include "trainer/checkpoint.h"
-#include "trainer/identity.h"
-#include "trainer/restore.h"
-#include "trainer/run_folder.h"
+#include "trainer/checkpoint/checkpoint.h"
+#include "trainer/record/identity.h"
+#include "trainer/record/run_folder.h"
+#include "trainer/step/restore.h"
 
 namespace lamina {
 namespace {

@@ -11,7 +11,7 @@
 #include "launch/doctor.h"
 #include "launch/gpus.h"
 #include "launch/process.h"
-#include "trainer/bf16_choice.h"
+#include "trainer/step/bf16_choice.h"
 
 namespace lamina {
 namespace {

@@ -12,9 +12,9 @@
 #include "launch/origin.h"
 #include "launch/program.h"
 #include "parallel/comm/thread.h"
-#include "trainer/export.h"
-#include "trainer/identity.h"
-#include "trainer/restore.h"
+#include "trainer/export/export.h"
+#include "trainer/record/identity.h"
+#include "trainer/step/restore.h"
 
 namespace lamina {
 namespace {

@@ -15,9 +15,9 @@
 #include "data/token_file.h"
 #include "launch/commands.h"
 #include "launch/origin.h"
-#include "trainer/checkpoint.h"
-#include "trainer/hf_config.h"
-#include "trainer/run_folder.h"
+#include "trainer/checkpoint/checkpoint.h"
+#include "trainer/export/hf_config.h"
+#include "trainer/record/run_folder.h"
 
 namespace lamina {
 namespace {

@@ -11,7 +11,7 @@
 #include "launch/machine.h"
 #include "launch/process.h"
 #include "model/plan.h"
-#include "trainer/engine.h"
+#include "trainer/step/engine.h"
 
 namespace lamina {
 namespace {

@@ -15,7 +15,7 @@
 #include "launch/study/sweep_estimate.h"
 #include "launch/study/sweep_runner.h"
 #include "model/parameters.h"
-#include "trainer/engine.h"
+#include "trainer/step/engine.h"
 
 namespace lamina {
 namespace {

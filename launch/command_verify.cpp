@@ -11,7 +11,7 @@
 #include "data/sampler.h"
 #include "launch/commands.h"
 #include "launch/process.h"
-#include "trainer/verify.h"
+#include "trainer/verify/verify.h"
 
 namespace lamina {
 namespace {

@@ -16,11 +16,11 @@
 #include "core/device/cuda_device.h"
 #include "core/io/file.h"
 #include "core/io/hdf5.h"
-#include "core/ops/cpu/instruction_set.h"
+#include "core/ops/simd/instruction_set.h"
 #include "launch/doctor.h"
 #include "launch/gpus.h"
 #include "launch/machine.h"
-#include "trainer/version.h"
+#include "trainer/checkpoint/version.h"
 #ifdef LAMINA_HAVE_MPI
 #include "parallel/comm/mpi/mpi_communicator.h"
 #endif

@@ -6,7 +6,7 @@
 #include "core/ops/bf16_products.h"
 #include "launch/doctor.h"
 #include "launch/machine.h"
-#include "trainer/bf16_choice.h"
+#include "trainer/step/bf16_choice.h"
 
 namespace lamina::doctor {
 namespace {

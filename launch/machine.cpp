@@ -10,7 +10,7 @@
 #include "core/device/buffer.h"
 #include "core/device/cpu/parallel_for.h"
 #include "core/device/cuda_device.h"
-#include "core/ops/matmul.h"
+#include "core/ops/matmul/matmul.h"
 
 namespace lamina {
 

@@ -10,7 +10,7 @@
 #include "core/device/cuda_device.h"
 #include "core/io/file.h"
 #include "core/io/hdf5.h"
-#include "core/ops/onednn_version.h"
+#include "core/ops/matmul/onednn_version.h"
 #include "launch/program.h"
 #ifdef LAMINA_HAVE_MPI
 #include "parallel/comm/mpi/mpi_communicator.h"

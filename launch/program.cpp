@@ -3,7 +3,7 @@
 #include <git_commit.h>
 
 #include "core/base/error.h"
-#include "trainer/version.h"
+#include "trainer/checkpoint/version.h"
 
 namespace lamina {
 

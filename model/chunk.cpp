@@ -1,8 +1,8 @@
 #include "model/chunk.h"
 
-#include "core/ops/cross_entropy.h"
-#include "core/ops/elementwise.h"
-#include "core/ops/embedding.h"
+#include "core/ops/cross_entropy/cross_entropy.h"
+#include "core/ops/elementwise/elementwise.h"
+#include "core/ops/embedding/embedding.h"
 
 namespace lamina::model {
 namespace {

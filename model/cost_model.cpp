@@ -5,7 +5,7 @@
 #include <numeric>
 
 #include "configs/schema/batch_plan.h"
-#include "core/ops/hyper_connections.h"
+#include "core/ops/hyper_connections/hyper_connections.h"
 #include "model/update_rules.h"
 #include "parallel/pipeline/block_routes.h"
 #include "parallel/pipeline/schedule.h"

@@ -3,10 +3,10 @@
 #include <array>
 #include <cmath>
 
-#include "core/ops/decode.h"
-#include "core/ops/kda.h"
-#include "core/ops/matmul.h"
-#include "core/ops/short_conv.h"
+#include "core/ops/decode/decode.h"
+#include "core/ops/kda/kda.h"
+#include "core/ops/matmul/matmul.h"
+#include "core/ops/short_conv/short_conv.h"
 #include "model/views.h"
 
 namespace lamina::model {

@@ -1,6 +1,6 @@
 // Kimi Delta Attention: linear attention with a delta rule and a decay per channel (Kimi Linear, arXiv 2510.26692, section 4).
 //   q | k | v = silu(conv(x Wqkv^T)), q and k divided by their length per head         heads of linear_head_dim
-//   decay = gate((x Wfa^T) Wfb^T),  beta = sigmoid(x Wb^T)                               core/ops/kda.h
+//   decay = gate((x Wfa^T) Wfb^T),  beta = sigmoid(x Wb^T)                               core/ops/kda/kda.h
 //   o = recurrence(q, k, v, decay, beta) / sqrt(linear_head_dim)
 //   y = (RMSNorm(o) per head * sigmoid((x Wga^T) Wgb^T)) Wo^T
 #pragma once

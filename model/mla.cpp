@@ -2,10 +2,10 @@
 
 #include <cmath>
 
-#include "core/ops/attention.h"
-#include "core/ops/decode.h"
-#include "core/ops/matmul.h"
-#include "core/ops/rms_norm.h"
+#include "core/ops/attention/attention.h"
+#include "core/ops/decode/decode.h"
+#include "core/ops/matmul/matmul.h"
+#include "core/ops/rms_norm/rms_norm.h"
 #include "model/views.h"
 
 namespace lamina::model {

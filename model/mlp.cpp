@@ -1,7 +1,7 @@
 #include "model/mlp.h"
 
-#include "core/ops/matmul.h"
-#include "core/ops/swiglu.h"
+#include "core/ops/matmul/matmul.h"
+#include "core/ops/swiglu/swiglu.h"
 
 namespace lamina::model {
 

@@ -1,9 +1,9 @@
 #include "model/moe.h"
 
-#include "core/ops/experts.h"
-#include "core/ops/matmul.h"
-#include "core/ops/router.h"
-#include "core/ops/swiglu.h"
+#include "core/ops/experts/experts.h"
+#include "core/ops/matmul/matmul.h"
+#include "core/ops/router/router.h"
+#include "core/ops/swiglu/swiglu.h"
 #include "core/tensor/host_copy.h"
 #include "model/views.h"
 

@@ -1,6 +1,6 @@
 // Mixture of experts (DeepSeek-V3, arXiv 2412.19437, section 2.1.2; Kimi Linear): each token goes to the k experts of largest
 // biased score, and to the shared expert.
-//   y = sum over chosen of w_i E_i(x) + S(x),   E(x) = W2 (silu(W1 x) * W3 x);   scores and weights: core/ops/router.h
+//   y = sum over chosen of w_i E_i(x) + S(x),   E(x) = W2 (silu(W1 x) * W3 x);   scores and weights: core/ops/router/router.h
 // Dropless: experts get as many rows as chose them. The weight is folded into the activation, so that the output of W2 is not
 // needed for its gradient. With expert-parallel ranks, rows travel to the ranks of their experts and back (parallel/expert).
 #pragma once

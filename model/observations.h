@@ -17,8 +17,8 @@ namespace lamina::model {
 struct SublayerStats {
   std::vector<double> max_logits;     // MLA: [heads], the largest attention logit
   std::vector<double> expert_counts;  // MoE: [experts], the tokens of this rank that chose each
-  double balance_loss = 0;       // MoE: sum over sequences of their balance (core/ops/router.h), without its weight
-  double entropy = 0;            // MoE, when wanted: sum over tokens of their normalised scores' entropy, in nats
+  double balance_loss = 0;  // MoE: sum over sequences of their balance (core/ops/router/router.h), without its weight
+  double entropy = 0;       // MoE, when wanted: sum over tokens of their normalised scores' entropy, in nats
   std::vector<int32_t> choices;  // MoE, when wanted: every token's experts, in the order of the micro-batches
 };
 

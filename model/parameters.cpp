@@ -7,7 +7,7 @@
 #include "core/base/rng.h"
 #include "core/device/cpu/parallel_for.h"
 #include "core/device/cuda_device.h"
-#include "core/ops/hyper_connections.h"
+#include "core/ops/hyper_connections/hyper_connections.h"
 #include "core/tensor/host_copy.h"
 #include "model/width_rule.h"
 

@@ -26,7 +26,7 @@ namespace lamina::model {
 
 // normal: initializer_range x init_scale; convolution: uniform within 1 / sqrt(taps); log_decay: log U(1, 16); decay_bias: the inverse
 // softplus of a time step that is log-uniform between 1e-3 and 1e-1 (Mamba; Kimi Linear's own values are not published).
-// mixing_bias, mixing_gate: b and alpha of hyper-connections (core/ops/hyper_connections.h), so that the model begins as the one with the
+// mixing_bias, mixing_gate: b and alpha of hyper-connections (core/ops/hyper_connections/hyper_connections.h), so that the model begins as the one with the
 // standard residual. W is zero, alpha 0.01 (arXiv 2512.24880). H_post is 1 (b = 0). H_res is near the identity, b = 0 and -8 for the other
 // permutations (mHC-lite's code). H_pre adds up to 1, 3/4 of it from stream (sublayer mod n) and the rest from the others alike: equal
 // streams would get equal gradients for ever.

@@ -6,7 +6,7 @@
 
 #include "configs/schema/decode.h"
 #include "core/base/error.h"
-#include "core/ops/hyper_connections.h"
+#include "core/ops/hyper_connections/hyper_connections.h"
 #include "model/parameters.h"
 #include "model/plan_pipeline.h"
 #include "model/update_rules.h"

@@ -6,7 +6,7 @@
 //   standard       h_l = h_{l-1} + y_{l-1}
 //   full_attnres   h_l = AttnRes over [embedding, y_0, .., y_{l-1}]                (arXiv 2603.15031, eqs. 1-4)
 //   block_attnres  h_l = AttnRes over [embedding, finished block sums, open partial sum]   (eqs. 5-6)
-//   mhc            h_l = H_pre x_l,  x_{l+1} = H_res x_l + H_post y_l of n streams     (core/ops/hyper_connections.h)
+//   mhc            h_l = H_pre x_l,  x_{l+1} = H_res x_l + H_post y_l of n streams     (core/ops/hyper_connections/hyper_connections.h)
 // The n streams of mhc all begin as the embedding, and the output site reads their mean: a sum, as hyper-connections take it, differs by
 // a factor that the final norm removes.
 // Full AttnRes is the block scheme with blocks of one sublayer. Site 0 has one source, the embedding: the read is the
@@ -30,7 +30,7 @@
 #include <memory>
 #include <vector>
 
-#include "core/ops/attn_res.h"
+#include "core/ops/attn_res/attn_res.h"
 #include "model/sublayer.h"
 #include "parallel/pipeline/block_cache.h"
 
@@ -118,7 +118,7 @@ class ResidualPass {
   // Observations for the log, valid after read(site) until the next read.
   virtual TensorView hidden(int site) const = 0;  // h before the PreNorm
   virtual DepthWeights depth_weights(ops::OpContext& ctx, int site) const = 0;
-  // At the output site, whose sources are all there are: their cosines to each other (core/ops/attn_res.h).
+  // At the output site, whose sources are all there are: their cosines to each other (core/ops/attn_res/attn_res.h).
   virtual std::vector<double> source_cosines(ops::OpContext& ctx) = 0;
 };
 

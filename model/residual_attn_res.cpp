@@ -1,7 +1,7 @@
 #include <algorithm>
 
-#include "core/ops/elementwise.h"
-#include "core/ops/rms_norm.h"
+#include "core/ops/elementwise/elementwise.h"
+#include "core/ops/rms_norm/rms_norm.h"
 #include "model/residual_passes.h"
 
 namespace lamina::model {

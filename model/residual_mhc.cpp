@@ -1,7 +1,7 @@
-#include "core/ops/elementwise.h"
-#include "core/ops/hyper_connections.h"
-#include "core/ops/matmul.h"
-#include "core/ops/rms_norm.h"
+#include "core/ops/elementwise/elementwise.h"
+#include "core/ops/hyper_connections/hyper_connections.h"
+#include "core/ops/matmul/matmul.h"
+#include "core/ops/rms_norm/rms_norm.h"
 #include "model/residual_passes.h"
 
 namespace lamina::model {

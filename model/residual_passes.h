@@ -65,7 +65,7 @@ class MhcPass final : public ResidualPass {
  private:
   struct SiteState {
     TensorView streams;                        // x before the sublayer
-    TensorView projected, rstd, coefficients;  // core/ops/hyper_connections.h; sublayers only
+    TensorView projected, rstd, coefficients;  // core/ops/hyper_connections/hyper_connections.h; sublayers only
     TensorView output;                         // y; sublayers only
     TensorView h, x, h_rstd;                   // h and x live until backward only without recomputation
   };

@@ -23,9 +23,10 @@ namespace lamina::model {
 struct Batch {
   int64_t num_sequences = 0;
   int64_t seq_len = 0;
-  TensorView document_starts = {};  // [num_sequences, seq_len] i32 (core/ops/short_conv.h); empty: one document each
-  double grad_scale = 0;            // the weight of one token's loss in the total
-  SublayerProbes probes = {};       // of the sublayer that runs
+  TensorView document_starts =
+      {};                 // [num_sequences, seq_len] i32 (core/ops/short_conv/short_conv.h); empty: one document each
+  double grad_scale = 0;  // the weight of one token's loss in the total
+  SublayerProbes probes = {};  // of the sublayer that runs
   std::span<const SequenceRun> runs = {};
   int64_t num_tokens() const { return num_sequences * seq_len; }
 };

@@ -1,7 +1,7 @@
 #include "model/weight_gradients.h"
 
-#include "core/ops/experts.h"
-#include "core/ops/matmul.h"
+#include "core/ops/experts/experts.h"
+#include "core/ops/matmul/matmul.h"
 
 namespace lamina::model {
 

@@ -21,7 +21,7 @@ class WeightGradients {
   Arena& operands(ops::OpContext& ctx) { return deferred_ ? arena_ : ctx.scratch; }
 
   void add(ops::OpContext& ctx, const TensorView& dy, const TensorView& x, const TensorView& dw);
-  // The same for rows grouped by expert (core/ops/experts.h); `offsets` and `dweights` are copied.
+  // The same for rows grouped by expert (core/ops/experts/experts.h); `offsets` and `dweights` are copied.
   void add_grouped(ops::OpContext& ctx, const TensorView& dy, const TensorView& x, std::span<const int64_t> offsets,
                    std::span<const TensorView> dweights);
   void run(ops::OpContext& ctx);  // the deferred ones, in the order of add(); forgets their operands

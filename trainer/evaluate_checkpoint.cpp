@@ -7,11 +7,11 @@
 #include "core/base/log.h"
 #include "core/io/file.h"
 #include "data/sampler.h"
-#include "trainer/checkpoint_comm.h"
-#include "trainer/depth_read_watch.h"
-#include "trainer/evaluate.h"
-#include "trainer/identity.h"
-#include "trainer/restore.h"
+#include "parallel/comm/agreement.h"
+#include "trainer/record/depth_read_watch.h"
+#include "trainer/record/identity.h"
+#include "trainer/step/evaluate.h"
+#include "trainer/step/restore.h"
 
 namespace lamina {
 namespace {

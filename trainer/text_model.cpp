@@ -5,7 +5,7 @@
 #include "data/token_file.h"
 #include "parallel/comm/staged.h"
 #include "parallel/comm/thread.h"
-#include "trainer/identity.h"
+#include "trainer/record/identity.h"
 
 namespace lamina {
 namespace {

@@ -9,7 +9,7 @@
 
 #include "data/tokenizer.h"
 #include "inference/decoder.h"
-#include "trainer/restore.h"
+#include "trainer/step/restore.h"
 
 namespace lamina {
 

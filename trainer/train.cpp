@@ -6,15 +6,15 @@
 #include "configs/schema/decode.h"
 #include "core/base/log.h"
 #include "core/device/cpu/parallel_for.h"
+#include "parallel/comm/agreement.h"
 #include "parallel/comm/cores.h"
-#include "trainer/bf16_choice.h"
-#include "trainer/checkpoint_comm.h"
-#include "trainer/console_text.h"
-#include "trainer/identity.h"
-#include "trainer/peak_rate.h"
-#include "trainer/task_metrics.h"
+#include "trainer/checkpoint/version.h"
+#include "trainer/record/console_text.h"
+#include "trainer/record/identity.h"
+#include "trainer/record/task_metrics.h"
+#include "trainer/step/bf16_choice.h"
+#include "trainer/step/peak_rate.h"
 #include "trainer/trainer.h"
-#include "trainer/version.h"
 
 namespace lamina {
 

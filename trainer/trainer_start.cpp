@@ -5,12 +5,12 @@
 #include "core/base/log.h"
 #include "model/cost_model.h"
 #include "model/update_rules.h"
-#include "trainer/bf16_choice.h"
-#include "trainer/checkpoint_comm.h"
-#include "trainer/console_text.h"
-#include "trainer/identity.h"
-#include "trainer/restore.h"
-#include "trainer/version.h"
+#include "parallel/comm/agreement.h"
+#include "trainer/checkpoint/version.h"
+#include "trainer/record/console_text.h"
+#include "trainer/record/identity.h"
+#include "trainer/step/bf16_choice.h"
+#include "trainer/step/restore.h"
 
 namespace lamina {
 

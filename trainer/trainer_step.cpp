@@ -5,10 +5,10 @@
 
 #include "core/base/here.h"
 #include "core/base/log.h"
-#include "trainer/checkpoint_comm.h"
-#include "trainer/console_text.h"
-#include "trainer/lr_schedule.h"
-#include "trainer/peak_rate.h"
+#include "parallel/comm/agreement.h"
+#include "trainer/record/console_text.h"
+#include "trainer/step/lr_schedule.h"
+#include "trainer/step/peak_rate.h"
 
 namespace lamina {
 

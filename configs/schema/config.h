@@ -172,7 +172,7 @@ struct TrainConfig {
       0;  // wall clock from the start of the process; then a checkpoint and exit status 75; 0: no limit
   OnSpike on_spike = OnSpike::warn;
   double spike_threshold = 10;  // standard deviations of the noise; 0: only numbers that aren't finite are spikes
-  int64_t max_spikes = 10;      // within SpikeWatch::window batches (trainer/spike_watch.h)
+  int64_t max_spikes = 10;      // within SpikeWatch::window batches (trainer/record/spike_watch.h)
   std::string skip_steps;       // ranges of batches that are passed over (step_ranges.h)
   BatchRampConfig batch_ramp;
   OptimizerConfig optimizer;

@@ -1,6 +1,6 @@
 // What every operation shares: the context, the gradient mode, and the ordered list of implementations.
 //
-// An operation has one header in core/ops with an argument struct and one function per direction. Behind it stands a list
+// An operation has a folder of core/ops, whose header holds an argument struct and one function per direction. Behind it stands a list
 // of implementations, fastest first, that ends in `ref`: plain loops, accumulating in accumulation_dtype(), always built
 // and the oracle of the others. An implementation that can't serve the arguments refuses with a reason, which is logged
 // once, and the next one is asked. `ref` refuses nothing. A context whose stream is a GPU's asks the implementations for GPUs

@@ -11,7 +11,7 @@
 #include <utility>
 
 #include "configs/schema/decode.h"
-#include "trainer/run_folder.h"
+#include "trainer/record/run_folder.h"
 
 namespace lamina::report {
 namespace {

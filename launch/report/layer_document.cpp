@@ -14,7 +14,7 @@
 #include "core/base/error.h"
 #include "launch/report/series.h"
 #include "parallel/pipeline/block_routes.h"
-#include "trainer/run_folder.h"
+#include "trainer/record/run_folder.h"
 
 namespace lamina::report {
 namespace {

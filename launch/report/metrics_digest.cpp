@@ -7,7 +7,7 @@
 #include <cstdio>
 
 #include "core/base/error.h"
-#include "trainer/run_folder.h"
+#include "trainer/record/run_folder.h"
 
 namespace lamina::report {
 namespace {

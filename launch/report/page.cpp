@@ -9,7 +9,7 @@
 #include "launch/report/comparison.h"
 #include "launch/report/run_document.h"
 #include "launch/report/sweep_document.h"
-#include "trainer/version.h"
+#include "trainer/checkpoint/version.h"
 
 namespace lamina::report {
 namespace {

@@ -12,8 +12,8 @@
 #include "launch/report/series.h"
 #include "launch/report/trace_document.h"
 #include "model/cost_model.h"
-#include "trainer/run_folder.h"
-#include "trainer/spike_log.h"
+#include "trainer/record/run_folder.h"
+#include "trainer/record/spike_log.h"
 
 namespace lamina::report {
 namespace {

@@ -10,7 +10,7 @@
 #include "launch/report/series.h"
 #include "launch/study/scaling_law.h"
 #include "model/cost_model.h"
-#include "trainer/run_folder.h"
+#include "trainer/record/run_folder.h"
 
 namespace lamina::report {
 namespace {

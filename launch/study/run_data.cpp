@@ -13,7 +13,7 @@
 #include "core/io/file.h"
 #include "core/io/lines_from_end.h"
 #include "model/cost_model.h"
-#include "trainer/checkpoint.h"
+#include "trainer/checkpoint/checkpoint.h"
 
 namespace lamina::study {
 namespace {

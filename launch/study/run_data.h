@@ -11,7 +11,7 @@
 
 #include "configs/schema/config.h"
 #include "data/sampler.h"
-#include "trainer/run_folder.h"
+#include "trainer/record/run_folder.h"
 
 namespace lamina::study {
 

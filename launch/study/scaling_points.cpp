@@ -13,7 +13,7 @@
 #include "launch/study/scaling_law.h"
 #include "launch/study/sweep_state.h"
 #include "model/cost_model.h"
-#include "trainer/run_folder.h"
+#include "trainer/record/run_folder.h"
 
 namespace lamina::study {
 namespace {

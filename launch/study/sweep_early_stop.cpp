@@ -6,7 +6,7 @@
 #include <optional>
 
 #include "core/io/lines_from_end.h"
-#include "trainer/run_folder.h"
+#include "trainer/record/run_folder.h"
 
 namespace lamina::study {
 

@@ -15,7 +15,7 @@
 #include "core/io/file.h"
 #include "core/io/folder_lock.h"
 #include "core/io/lines_from_end.h"
-#include "trainer/run_folder.h"
+#include "trainer/record/run_folder.h"
 
 namespace lamina::study {
 namespace {

@@ -2,7 +2,7 @@
 
 #include <utility>
 
-#include "core/ops/experts.h"
+#include "core/ops/experts/experts.h"
 #include "core/ops/validate.h"
 #include "core/tensor/host_copy.h"
 #include "parallel/comm/traced.h"

@@ -6,7 +6,7 @@
 #include <random>
 #include <set>
 
-#include "core/ops/cuda/device_math.h"
+#include "core/ops/gpu/device_math.h"
 #include "emulator_test.h"
 
 namespace {

@@ -4,7 +4,7 @@
 #include <limits>
 #include <random>
 
-#include "core/ops/cuda/device_math.h"
+#include "core/ops/gpu/device_math.h"
 #include "emulator_test.h"
 
 namespace {

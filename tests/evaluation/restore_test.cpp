@@ -1,5 +1,5 @@
 // An engine for inference, restored from a checkpoint, against the one that trains on.
-#include "trainer/restore.h"
+#include "trainer/step/restore.h"
 
 #include <gtest/gtest.h>
 

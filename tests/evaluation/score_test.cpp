@@ -10,8 +10,8 @@
 #include "evaluation/perplexity.h"
 #include "evaluation/tasks.h"
 #include "parallel/comm/thread.h"
-#include "trainer/evaluate.h"
-#include "trainer/verify.h"
+#include "trainer/step/evaluate.h"
+#include "trainer/verify/verify.h"
 
 namespace lamina::evaluation {
 namespace {

@@ -8,7 +8,7 @@
 #include <utility>
 #include <vector>
 
-#include "core/ops/matmul.h"
+#include "core/ops/matmul/matmul.h"
 #include "inference/decoder.h"
 #include "tests/model/model_support.h"
 

@@ -2,7 +2,7 @@
 // the reference.
 //   kda_case FOLDER
 // FOLDER/shape holds "batch tokens heads key_dim value_dim scale"; q, k, v, g, beta, initial_state, d_o and d_final_state are raw
-// float64 with the shapes of core/ops/kda.h, document_starts, if there, raw int32. Results are raw float64: NAME.DTYPE.
+// float64 with the shapes of core/ops/kda/kda.h, document_starts, if there, raw int32. Results are raw float64: NAME.DTYPE.
 #include <cstdio>
 #include <exception>
 #include <fstream>
@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "core/ops/kda.h"
+#include "core/ops/kda/kda.h"
 
 namespace lamina {
 namespace {

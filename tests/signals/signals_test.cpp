@@ -19,11 +19,11 @@
 #include "core/base/rng.h"
 #include "core/base/stop.h"
 #include "core/device/cpu/parallel_for.h"
-#include "core/ops/cpu/single_thread_product.h"
-#include "core/ops/matmul.h"
+#include "core/ops/matmul/matmul.h"
+#include "core/ops/matmul/single_thread_product.h"
 #include "parallel/comm/thread.h"
 #include "tests/support/op_test.h"
-#include "trainer/engine.h"
+#include "trainer/step/engine.h"
 
 namespace lamina {
 namespace {

@@ -1,5 +1,5 @@
 // Under DNNL_MAX_CPU_ISA these run as on an older processor, too (tests/CMakeLists.txt).
-#include "trainer/bf16_choice.h"
+#include "trainer/step/bf16_choice.h"
 
 #include <gmock/gmock.h>
 

@@ -16,7 +16,7 @@
 
 #include "core/base/rng.h"
 #include "parallel/comm/thread.h"
-#include "trainer/checkpoint.h"
+#include "trainer/checkpoint/checkpoint.h"
 
 namespace lamina::testing_checkpoint {
 

@@ -1,4 +1,4 @@
-#include "trainer/checkpoint.h"
+#include "trainer/checkpoint/checkpoint.h"
 
 #include <gmock/gmock.h>
 
@@ -12,11 +12,11 @@
 #include "core/io/file.h"
 #include "core/io/hdf5.h"
 #include "core/tensor/host_copy.h"
+#include "parallel/comm/agreement.h"
 #include "tests/trainer/checkpoint_support.h"
-#include "trainer/checkpoint_comm.h"
-#include "trainer/checkpoint_files.h"
-#include "trainer/checkpoint_folder.h"
-#include "trainer/checkpoint_manifest.h"
+#include "trainer/checkpoint/checkpoint_files.h"
+#include "trainer/checkpoint/checkpoint_folder.h"
+#include "trainer/checkpoint/checkpoint_manifest.h"
 
 namespace lamina {
 namespace {

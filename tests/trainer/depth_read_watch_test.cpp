@@ -1,5 +1,5 @@
 // Warnings about reads that are saturated and blocks that nobody reads.
-#include "trainer/depth_read_watch.h"
+#include "trainer/record/depth_read_watch.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

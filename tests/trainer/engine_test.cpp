@@ -1,5 +1,5 @@
 // A step of the engine: data-parallel layouts against one rank, and the sharded optimizer against an unsharded one.
-#include "trainer/engine.h"
+#include "trainer/step/engine.h"
 
 #include <gtest/gtest.h>
 

@@ -1,4 +1,4 @@
-#include "trainer/export.h"
+#include "trainer/export/export.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -14,11 +14,11 @@
 #include "core/io/file.h"
 #include "model/parameters.h"
 #include "tests/trainer/checkpoint_support.h"
-#include "trainer/export_values.h"
-#include "trainer/hf_config.h"
-#include "trainer/identity.h"
-#include "trainer/model_card.h"
-#include "trainer/run_folder.h"
+#include "trainer/export/export_values.h"
+#include "trainer/export/hf_config.h"
+#include "trainer/export/model_card.h"
+#include "trainer/record/identity.h"
+#include "trainer/record/run_folder.h"
 
 namespace lamina {
 namespace {

@@ -1,4 +1,4 @@
-#include "trainer/export_tokenizer.h"
+#include "trainer/export/export_tokenizer.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -10,7 +10,7 @@
 #include "core/io/file.h"
 #include "data/tokenizer_training.h"
 #include "tests/trainer/checkpoint_support.h"
-#include "trainer/sentencepiece_model.h"
+#include "trainer/export/sentencepiece_model.h"
 
 namespace lamina {
 namespace {

@@ -1,4 +1,4 @@
-#include "trainer/identity.h"
+#include "trainer/record/identity.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

@@ -15,8 +15,8 @@
 #include "core/tensor/host_copy.h"
 #include "parallel/comm/staged.h"
 #include "parallel/comm/thread.h"
-#include "trainer/engine.h"
-#include "trainer/verify.h"
+#include "trainer/step/engine.h"
+#include "trainer/verify/verify.h"
 
 namespace lamina {
 

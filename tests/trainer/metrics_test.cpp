@@ -1,4 +1,4 @@
-#include "trainer/metrics.h"
+#include "trainer/record/metrics.h"
 
 #include <gtest/gtest.h>
 #include <unistd.h>

@@ -1,4 +1,4 @@
-#include "trainer/muon_plan.h"
+#include "trainer/optimizer/muon_plan.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

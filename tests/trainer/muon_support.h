@@ -5,7 +5,7 @@
 
 #include "core/device/cpu/parallel_for.h"
 #include "tests/trainer/layout_support.h"
-#include "trainer/checkpoint.h"
+#include "trainer/checkpoint/checkpoint.h"
 
 namespace lamina {
 

@@ -1,10 +1,10 @@
 // Muon over ranks: the parameters of one rank, which are those of the algorithm written out; each matrix orthogonalised once in
 // the job; state that is saved at one layout and continues at another.
-#include "trainer/muon.h"
+#include "trainer/optimizer/muon.h"
 
 #include <set>
 
-#include "core/ops/ref/newton_schulz.h"
+#include "core/ops/optimizer/implementations.h"
 #include "tests/trainer/checkpoint_support.h"
 #include "tests/trainer/muon_support.h"
 

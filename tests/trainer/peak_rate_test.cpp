@@ -1,4 +1,4 @@
-#include "trainer/peak_rate.h"
+#include "trainer/step/peak_rate.h"
 
 #include <gtest/gtest.h>
 

@@ -1,4 +1,4 @@
-#include "trainer/run_folder.h"
+#include "trainer/record/run_folder.h"
 
 #include <gmock/gmock.h>
 

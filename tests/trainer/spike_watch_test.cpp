@@ -1,4 +1,4 @@
-#include "trainer/spike_watch.h"
+#include "trainer/record/spike_watch.h"
 
 #include <gmock/gmock.h>
 
@@ -8,7 +8,7 @@
 #include "core/base/rng.h"
 #include "core/io/file.h"
 #include "tests/trainer/checkpoint_support.h"
-#include "trainer/spike_log.h"
+#include "trainer/record/spike_log.h"
 
 namespace lamina {
 namespace {

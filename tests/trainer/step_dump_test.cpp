@@ -1,4 +1,4 @@
-#include "trainer/step_dump.h"
+#include "trainer/record/step_dump.h"
 
 #include <gmock/gmock.h>
 #include <signal.h>

@@ -1,5 +1,5 @@
 // Whole traces of real runs are checked from outside, by tests/integration/trace_test.py.
-#include "trainer/trace_file.h"
+#include "trainer/record/trace_file.h"
 
 #include <gtest/gtest.h>
 

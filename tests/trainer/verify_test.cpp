@@ -1,4 +1,4 @@
-#include "trainer/verify.h"
+#include "trainer/verify/verify.h"
 
 #include <algorithm>
 #include <limits>

@@ -13,7 +13,7 @@
 #include "core/base/rng.h"
 #include "model/update_rules.h"
 #include "parallel/comm/thread.h"
-#include "trainer/engine.h"
+#include "trainer/step/engine.h"
 
 namespace lamina {
 namespace {

@@ -8,7 +8,7 @@
 #include <string>
 
 #include "core/io/append_file.h"
-#include "trainer/metrics.h"
+#include "trainer/record/metrics.h"
 
 namespace lamina::tensorboard {
 

@@ -1,6 +1,6 @@
 // Loops over the cores of this rank. OpenMP underneath, the same pool that oneDNN uses: two pools would fight for cores.
 // The partition is a function of (count, number of threads) only. Sums over it would depend on the number of threads: they belong to parts
-// that don't (RowParts in core/ops/cpu/parameters.h). Bodies must not throw.
+// that don't (RowParts in core/ops/simd/parameters.h). Bodies must not throw.
 #pragma once
 
 #include <omp.h>

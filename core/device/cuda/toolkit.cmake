@@ -1,4 +1,4 @@
-# NVIDIA GPUs. Sets LAMINA_HAVE_CUDA, LAMINA_OTHER_DEVICES (a regular expression of the folders that this build leaves out) and
+# NVIDIA GPUs. Sets LAMINA_HAVE_CUDA, LAMINA_OTHER_DEVICES (a regular expression of the sources that this build leaves out) and
 # the target lamina_cuda (the toolkit's headers and libraries, or the emulator's).
 
 set(LAMINA_HAVE_CUDA FALSE)
@@ -41,7 +41,7 @@ if(LAMINA_HAVE_CUDA)
   set(LAMINA_OTHER_DEVICES "/without_cuda/")
   message(STATUS "CUDA: ${LAMINA_CUDA}, ${CUDAToolkit_VERSION}")
 else()
-  set(LAMINA_OTHER_DEVICES "/cuda/")
+  set(LAMINA_OTHER_DEVICES "/cuda/|/core/ops/[a-z_0-9]+/cuda|\\.cu$")
 endif()
 
 # Kernels are compiled by nvcc, or as C++ against the emulator.

@@ -1,7 +1,7 @@
-#include "core/ops/adamw.h"
+#include "core/ops/optimizer/adamw.h"
 
-#include "core/ops/cpu/adamw.h"
-#include "core/ops/cpu/instruction_set.h"
+#include "core/ops/optimizer/implementations.h"
+#include "core/ops/simd/instruction_set.h"
 #include "tests/support/mirror.h"
 
 namespace lamina::ops {

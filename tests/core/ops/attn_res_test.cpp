@@ -1,9 +1,9 @@
-#include "core/ops/attn_res.h"
+#include "core/ops/attn_res/attn_res.h"
 
 #include <numeric>
 
 #include "core/device/cpu/parallel_for.h"
-#include "core/ops/elementwise.h"
+#include "core/ops/elementwise/elementwise.h"
 #include "tests/support/mirror.h"
 
 namespace lamina::ops {

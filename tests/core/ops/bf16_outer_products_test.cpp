@@ -1,6 +1,6 @@
-#include "core/ops/cpu/bf16_outer_products.h"
+#include "core/ops/matmul/bf16_outer_products.h"
 
-#include "core/ops/matmul.h"
+#include "core/ops/matmul/matmul.h"
 #include "tests/support/mirror.h"
 
 namespace lamina::ops {

@@ -3,8 +3,8 @@
 
 #include <cstdlib>
 
-#include "core/ops/experts.h"
-#include "core/ops/matmul.h"
+#include "core/ops/experts/experts.h"
+#include "core/ops/matmul/matmul.h"
 #include "tests/support/op_test.h"
 
 namespace lamina::ops {

@@ -1,12 +1,12 @@
-#include "core/ops/decode.h"
+#include "core/ops/decode/decode.h"
 
 #include <algorithm>
 #include <numeric>
 
 #include "core/device/cpu/parallel_for.h"
-#include "core/ops/attention.h"
-#include "core/ops/kda.h"
-#include "core/ops/short_conv.h"
+#include "core/ops/attention/attention.h"
+#include "core/ops/kda/kda.h"
+#include "core/ops/short_conv/short_conv.h"
 #include "tests/support/op_test.h"
 
 namespace lamina::ops {

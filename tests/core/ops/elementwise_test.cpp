@@ -1,4 +1,4 @@
-#include "core/ops/elementwise.h"
+#include "core/ops/elementwise/elementwise.h"
 
 #include "core/device/cpu/parallel_for.h"
 #include "tests/support/mirror.h"

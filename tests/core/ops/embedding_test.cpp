@@ -1,4 +1,4 @@
-#include "core/ops/embedding.h"
+#include "core/ops/embedding/embedding.h"
 
 #include "core/device/cpu/parallel_for.h"
 #include "tests/support/mirror.h"

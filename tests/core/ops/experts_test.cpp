@@ -1,7 +1,7 @@
-#include "core/ops/experts.h"
+#include "core/ops/experts/experts.h"
 
 #include "core/device/cpu/parallel_for.h"
-#include "core/ops/matmul.h"
+#include "core/ops/matmul/matmul.h"
 #include "tests/support/mirror.h"
 
 namespace lamina::ops {

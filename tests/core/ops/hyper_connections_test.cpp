@@ -1,9 +1,9 @@
-#include "core/ops/hyper_connections.h"
+#include "core/ops/hyper_connections/hyper_connections.h"
 
 #include <numeric>
 
-#include "core/ops/cpu/hyper_connections.h"
-#include "core/ops/matmul.h"
+#include "core/ops/hyper_connections/implementations.h"
+#include "core/ops/matmul/matmul.h"
 #include "tests/support/mirror.h"
 
 namespace lamina::ops {

@@ -1,5 +1,5 @@
 // Runs this program's tests on a lesser instruction set: LAMINA_TEST_INSTRUCTION_SET=avx2 or portable.
-#include "core/ops/cpu/instruction_set.h"
+#include "core/ops/simd/instruction_set.h"
 
 #include <gtest/gtest.h>
 

@@ -1,7 +1,7 @@
 // What stands around Kimi Delta Attention: norms of queries and keys, gates, the gated norm of the output.
 #include <functional>
 
-#include "core/ops/kda.h"
+#include "core/ops/kda/kda.h"
 #include "tests/support/mirror.h"
 
 namespace lamina::ops {

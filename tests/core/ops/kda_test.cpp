@@ -1,7 +1,7 @@
-#include "core/ops/kda.h"
+#include "core/ops/kda/kda.h"
 
 #include "core/device/cpu/parallel_for.h"
-#include "core/ops/cpu/kda.h"
+#include "core/ops/kda/implementations.h"
 #include "tests/support/mirror.h"
 
 namespace lamina::ops {

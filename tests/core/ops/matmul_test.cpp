@@ -1,4 +1,4 @@
-#include "core/ops/matmul.h"
+#include "core/ops/matmul/matmul.h"
 
 #include <array>
 #include <thread>

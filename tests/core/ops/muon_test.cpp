@@ -1,7 +1,7 @@
-#include "core/ops/muon.h"
+#include "core/ops/optimizer/muon.h"
 
-#include "core/ops/cpu/instruction_set.h"
-#include "core/ops/cpu/muon.h"
+#include "core/ops/optimizer/implementations.h"
+#include "core/ops/simd/instruction_set.h"
 #include "tests/support/mirror.h"
 
 namespace lamina::ops {

@@ -1,4 +1,4 @@
-#include "core/ops/newton_schulz.h"
+#include "core/ops/optimizer/newton_schulz.h"
 
 #include "core/device/cpu/parallel_for.h"
 #include "tests/support/mirror.h"

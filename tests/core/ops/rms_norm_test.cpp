@@ -1,6 +1,6 @@
-#include "core/ops/rms_norm.h"
+#include "core/ops/rms_norm/rms_norm.h"
 
-#include "core/ops/cpu/rms_norm.h"
+#include "core/ops/rms_norm/implementations.h"
 #include "tests/support/mirror.h"
 
 namespace lamina::ops {

@@ -1,4 +1,4 @@
-#include "core/ops/router.h"
+#include "core/ops/router/router.h"
 
 #include <functional>
 #include <limits>

@@ -1,4 +1,4 @@
-#include "core/ops/short_conv.h"
+#include "core/ops/short_conv/short_conv.h"
 
 #include "tests/support/mirror.h"
 

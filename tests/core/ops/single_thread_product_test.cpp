@@ -1,6 +1,6 @@
-#include "core/ops/cpu/single_thread_product.h"
+#include "core/ops/matmul/single_thread_product.h"
 
-#include "core/ops/matmul.h"
+#include "core/ops/matmul/matmul.h"
 #include "tests/support/mirror.h"
 
 namespace lamina::ops {

@@ -1,6 +1,6 @@
-#include "core/ops/swiglu.h"
+#include "core/ops/swiglu/swiglu.h"
 
-#include "core/ops/cpu/swiglu.h"
+#include "core/ops/swiglu/implementations.h"
 #include "tests/support/mirror.h"
 
 namespace lamina::ops {

@@ -5,13 +5,13 @@
 #include <optional>
 
 #include "core/device/cpu/parallel_for.h"
-#include "core/ops/adamw.h"
-#include "core/ops/hyper_connections.h"
-#include "core/ops/kda.h"
-#include "core/ops/muon.h"
-#include "core/ops/rms_norm.h"
-#include "core/ops/short_conv.h"
-#include "core/ops/swiglu.h"
+#include "core/ops/hyper_connections/hyper_connections.h"
+#include "core/ops/kda/kda.h"
+#include "core/ops/optimizer/adamw.h"
+#include "core/ops/optimizer/muon.h"
+#include "core/ops/rms_norm/rms_norm.h"
+#include "core/ops/short_conv/short_conv.h"
+#include "core/ops/swiglu/swiglu.h"
 #include "tests/support/op_test.h"
 
 namespace lamina::ops {

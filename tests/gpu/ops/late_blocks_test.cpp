@@ -3,7 +3,7 @@
 #include <gtest/gtest.h>
 #include <lamina_emulated_kernel.h>
 
-#include "core/ops/attn_res.h"
+#include "core/ops/attn_res/attn_res.h"
 #include "tests/support/op_test.h"
 
 namespace lamina::ops {

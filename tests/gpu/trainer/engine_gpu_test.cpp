@@ -3,10 +3,10 @@
 #include <filesystem>
 
 #include "core/device/cuda_device.h"
+#include "parallel/comm/agreement.h"
 #include "tests/trainer/layout_support.h"
 #include "tests/trainer/muon_support.h"
-#include "trainer/checkpoint.h"
-#include "trainer/checkpoint_comm.h"
+#include "trainer/checkpoint/checkpoint.h"
 
 namespace lamina {
 namespace {

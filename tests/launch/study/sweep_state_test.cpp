@@ -8,7 +8,7 @@
 #include "core/io/folder_lock.h"
 #include "launch/study/scaling_law.h"
 #include "tests/trainer/checkpoint_support.h"
-#include "trainer/run_folder.h"
+#include "trainer/record/run_folder.h"
 
 namespace lamina::study {
 namespace {

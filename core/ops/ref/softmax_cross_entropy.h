@@ -1,9 +1,0 @@
-#pragma once
-
-#include "core/ops/softmax_cross_entropy.h"
-
-namespace lamina::ops::ref {
-
-void softmax_cross_entropy(OpContext& ctx, const SoftmaxCrossEntropy& args);
-
-}  // namespace lamina::ops::ref
