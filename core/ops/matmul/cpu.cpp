@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
 #include <unordered_map>
 
 #include "core/device/cpu/parallel_for.h"
@@ -150,6 +151,27 @@ bool fits_cache(const Problem& problem) {
   return problem.m * problem.k + problem.k * problem.n + problem.m * problem.n < num_elements;
 }
 
+// A vector whose elements lie apart. oneDNN 3.7 with AVX-512 writes such a column, and reads such a row, as if they didn't.
+bool is_spread_vector(const TensorView& view) {
+  const int64_t rows = view.size(0), cols = view.size(1);
+  return (cols == 1 && rows > 1 && view.stride(0) != 1) || (rows == 1 && cols > 1 && view.stride(1) != 1);
+}
+
+void copy_vector(const TensorView& from, const TensorView& to) {
+  const int64_t bytes = size_of(from.dtype);
+  const int axis = from.size(0) == 1 ? 1 : 0;
+  for (int64_t i = 0; i < from.size(axis); ++i)
+    std::memcpy(static_cast<char*>(to.data) + i * to.stride(axis) * bytes,
+                static_cast<const char*>(from.data) + i * from.stride(axis) * bytes, static_cast<size_t>(bytes));
+}
+
+TensorView dense(OpContext& ctx, const TensorView& view) {
+  if (!is_spread_vector(view)) return view;
+  const TensorView copy = ctx.scratch.take(view.dtype, view.shape);
+  copy_vector(view, copy);
+  return copy;
+}
+
 }  // namespace
 
 const char* matmul_refuses(const Matmul& args) {
@@ -160,6 +182,15 @@ const char* matmul_refuses(const Matmul& args) {
 void matmul(OpContext& ctx, const Matmul& args) {
   if (args.c.num_elements() == 0) return;
   if (is_row_product(args)) return row_product(ctx, args);
+  if (is_spread_vector(args.a) || is_spread_vector(args.b) || is_spread_vector(args.c)) {
+    Matmul packed = args;
+    packed.a = dense(ctx, args.a);
+    packed.b = dense(ctx, args.b);
+    packed.c = dense(ctx, args.c);
+    cpu::matmul(ctx, packed);
+    if (is_spread_vector(args.c)) copy_vector(packed.c, args.c);
+    return;
+  }
   const Problem problem = problem_of(args);
   if (problem.in == DType::f32 && (problem.a.transposed || !fits_cache(problem))) return run_sgemm(args, problem);
   if (problem.in == DType::bf16 && !(has_native_bf16_products() && ctx.bf16_products.is_native(class_of(problem))))

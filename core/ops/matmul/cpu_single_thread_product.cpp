@@ -64,7 +64,8 @@ struct SingleThreadProduct::Primitive {
 
 SingleThreadProduct::SingleThreadProduct(const ProductShape& shape) : shape_(shape) {
   if (shape.in == DType::f32) return;
-  if (shape.widened || !has_native_bf16_products()) {
+  if (shape.n == 1 || (shape.m == 1 && shape.a_transposed)) shape_.widened = true;  // see is_spread_vector in cpu.cpp
+  if (shape_.widened || !has_native_bf16_products()) {
     scratch_bytes_ = aligned(4 * shape.m * shape.k) + aligned(4 * shape.k * shape.n) + aligned(4 * shape.m * shape.n);
     return;
   }
