@@ -14,7 +14,7 @@ constexpr int64_t counts[] = {1, 15, 64, 1003};
 
 // ref's fma() rounds once; where the processor has none, a product and a sum round twice.
 void expect_same(const TensorView& fast, const TensorView& slow) {
-  if (std::string_view(cpu::instruction_set_name()) != "SCALAR") {
+  if (std::string_view(cpu::instruction_set_name()).starts_with("AVX")) {
     EXPECT_EQ(test::values(fast), test::values(slow));
     return;
   }
