@@ -70,7 +70,7 @@ def kill_one(lamina: Lamina, name: str, ranks: int, parallel: dict, victim: int,
         raise SystemExit(f"pipeline_kill_test: {name}: still running {SECONDS} s after rank {victim} was killed") from None
     seconds = time.monotonic() - killed_at
     expect(process.returncode != 0, f"{name}: the job succeeded although rank {victim} was killed:\n{output}")
-    named = re.search(rf"process rank {victim} with PID \d+ on node \S+ exited on signal 9", output)   # it may print PID 0
+    named = re.search(rf"process rank {victim} with PID \d+ on node \S+ exited on\s+signal 9", output)   # it may print PID 0
     expect(named is not None, f"{name}: the output does not say that rank {victim} died of signal 9:\n{output}")
     time.sleep(0.2)
     left = [pid for pid in everyone if alive(pid)]

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <array>
 #include <cstdlib>
+#include <map>
+#include <regex>
 #include <set>
 
 #include "tests/trainer/layout_support.h"
@@ -213,17 +215,30 @@ double norm_of_difference(const std::vector<double>& a, const std::vector<double
   return std::sqrt(square);
 }
 
+// Whose roundings are judged together. A few numbers may all be right by chance: of small tensors, those of all layers say it.
+std::string judged_together(const std::string& name, size_t num_elements) {
+  static const std::regex layer("layers\\.[0-9]+\\.");
+  return num_elements < 64 ? std::regex_replace(name, layer, "") : name;
+}
+
 // Within 1e-5 in single precision; but norms and gates of so small a model enlarge roundings, so that one rank itself is up to
 // 1e-4 from its float64 result. Where it is, any order of its sums is about as far from it: then four times that passes.
 void expect_single_precision(const Tensors& found, const Tensors& one_rank, const Tensors& exact, const Config& c) {
   ASSERT_EQ(found.size(), exact.size()) << describe(c);
+  std::map<std::string, double> rounding;  // relative
+  std::map<std::string, double> norms;
   for (const auto& [name, values] : exact) {
     const std::vector<double>& expected = one_rank.at(name);
     ASSERT_EQ(found.at(name).size(), expected.size()) << name << " at " << describe(c);
-    const double norm = norm_of_difference(values, std::vector<double>(values.size(), 0));
-    const double rounding = norm_of_difference(expected, values);
-    EXPECT_LE(rounding, 1e-3 * norm) << name << " at " << describe(c);
-    EXPECT_LE(norm_of_difference(found.at(name), expected), std::max(1e-5 * norm, 4 * rounding))
+    const double norm = norms[name] = norm_of_difference(values, std::vector<double>(values.size(), 0));
+    const double distance = norm_of_difference(expected, values);
+    EXPECT_LE(distance, 1e-3 * norm) << name << " at " << describe(c);
+    double& largest = rounding[judged_together(name, values.size())];
+    if (norm > 0) largest = std::max(largest, distance / norm);
+  }
+  for (const auto& [name, values] : exact) {
+    const double relative = std::max(1e-5, 4 * rounding[judged_together(name, values.size())]);
+    EXPECT_LE(norm_of_difference(found.at(name), one_rank.at(name)), relative * norms[name])
         << name << " at " << describe(c);
   }
 }
