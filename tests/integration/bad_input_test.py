@@ -175,7 +175,7 @@ def disk_full(table: Table) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 
     # MPI keeps files of its own for ranks of one machine: without shared memory it needs none of that size.
-    no_files = {"OMPI_MCA_btl": "self,tcp", "PMIX_MCA_gds": "hash", "OMPI_MCA_pml": "ob1"}
+    no_files = {"OMPI_MCA_btl": "self,tcp", "OMPI_MCA_btl_tcp_if_include": "lo", "PMIX_MCA_gds": "hash", "OMPI_MCA_pml": "ob1"}
 
     changes = {"train": {"num_steps": 4}, "checkpoint": {"interval": 2}}
     for ranks in (1, 2):
