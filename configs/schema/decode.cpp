@@ -157,7 +157,7 @@ class Reader {
     std::string hint = "expected one of " + join(names);
     if (const auto near = nearest_name(entry.key, names)) {
       hint = "did you mean " + *near + "?";
-    } else if (const std::string elsewhere = path_ending_in(entry.key); !elsewhere.empty()) {
+    } else if (const std::string elsewhere = given_.is_config ? path_ending_in(entry.key) : ""; !elsewhere.empty()) {
       hint = "did you mean " + elsewhere + "?";
     }
     throw Error("{}: {}: unknown key, {}", entry.origin, path_of(entry.key), hint);
@@ -296,7 +296,7 @@ namespace {
 
 // What was found may span lines (a missing quote or colon does that); the message may not.
 template <class Body>
-Config in_one_line(Body&& body) {
+auto in_one_line(Body&& body) {
   try {
     return body();
   } catch (const Error& failure) {
@@ -346,6 +346,55 @@ Config load_config(const std::string& path, std::span<const std::string> overrid
     for (const std::string& text : overrides) schema::apply_override(root, text);
     return decode(root, path, /*expands_paths=*/true);
   });
+}
+
+namespace {
+
+// A figure says what it rests on, and a share is one.
+struct FigureCheck {
+  const schema::Given& given;
+  std::string path = {};
+  bool is_share = false;
+
+  template <class T>
+  void key(const char*, T&, const schema::Rule&, const char*) {}
+  template <class T>
+  void section(const char* name, T& target, const char*) {
+    FigureCheck inside{given, path.empty() ? name : path + "." + name, is_share || std::is_same_v<T, DeviceShares>};
+    if constexpr (std::is_same_v<T, DeviceFigure>)
+      inside.check(target);
+    else
+      schema::describe(inside, target);
+  }
+  void check(const DeviceFigure& figure) const {
+    if (figure.source.empty())
+      throw Error("{}: found an empty text, expected where the figure is from", given.place(path + ".source"));
+    if (!is_share) return;
+    if (figure.value > 1)
+      throw Error("{}: found {}, expected above 0 and at most 1", given.place(path + ".value"), figure.value);
+    if (figure.basis == FigureBasis::datasheet)
+      throw Error("{}: found datasheet, expected measured or assumed: no data sheet tells a share",
+                  given.place(path + ".basis"));
+  }
+};
+
+DeviceConfig decode_device(schema::Value root, const std::string& name) {
+  DeviceConfig device;
+  schema::Given given{name, {}, /*expands_paths=*/false, {}, /*is_config=*/false};
+  schema::Reader(root, name, "", given).read(device);
+  FigureCheck check{given};
+  schema::describe(check, device);
+  return device;
+}
+
+}  // namespace
+
+DeviceConfig parse_device(const std::string& yaml, const std::string& name) {
+  return in_one_line([&] { return decode_device(schema::parse_yaml(yaml, name), name); });
+}
+
+DeviceConfig load_device(const std::string& path) {
+  return in_one_line([&] { return decode_device(schema::load_tree(path), path); });
 }
 
 }  // namespace lamina

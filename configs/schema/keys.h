@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "configs/schema/config.h"
+#include "configs/schema/device.h"
 
 namespace lamina::schema {
 
@@ -126,6 +127,11 @@ struct enum_names<Bf16ProductsChoice> {
       {{"auto", Bf16ProductsChoice::automatic},
        {"native", Bf16ProductsChoice::native},
        {"fp32", Bf16ProductsChoice::fp32}}};
+};
+template <>
+struct enum_names<FigureBasis> {
+  static constexpr std::array<std::pair<const char*, FigureBasis>, 3> value = {
+      {{"datasheet", FigureBasis::datasheet}, {"measured", FigureBasis::measured}, {"assumed", FigureBasis::assumed}}};
 };
 template <>
 struct enum_names<Recompute> {
@@ -438,6 +444,44 @@ void describe(V& v, Config& c) {
   v.section("checkpoint", c.checkpoint, "Saved state, for resuming and for use.");
   v.section("logging", c.logging, "Metrics.");
   v.section("debug", c.debug, "Audit trail of a single step.");
+}
+
+template <class V>
+void describe(V& v, DeviceFigure& c) {
+  v.key("value", c.value, Rule().required().above(0), "The figure.");
+  v.key("basis", c.basis, Rule().required(), "What it rests on.");
+  v.key("source", c.source, Rule().required(), "Where it is from.");
+}
+
+template <class V>
+void describe(V& v, DeviceRates& c) {
+  v.section("bf16_tflops", c.bf16_tflops, "Dense bf16 products, 10^12 FLOP per second.");
+  v.section("memory_gbps", c.memory_gbps, "Of its memory, 10^9 bytes per second.");
+  v.section("node_gbps", c.node_gbps, "Sent to another device of the node, one direction, 10^9 bytes per second.");
+  v.section("network_gbps", c.network_gbps, "Sent to another node, 10^9 bytes per second.");
+}
+
+template <class V>
+void describe(V& v, DeviceShares& c) {
+  v.section("products", c.products, "Of bf16_tflops: matrix products.");
+  v.section("experts", c.experts, "Of bf16_tflops: the experts' grouped products.");
+  v.section("attention", c.attention, "Of bf16_tflops: attention.");
+  v.section("kda", c.kda, "Of bf16_tflops: the recurrence of Kimi Delta Attention.");
+  v.section("memory", c.memory, "Of memory_gbps.");
+  v.section("node", c.node, "Of node_gbps.");
+  v.section("network", c.network, "Of network_gbps.");
+  v.section("capacity", c.capacity, "Of memory_gib.");
+}
+
+// Of a file of its own, for plans.
+template <class V>
+void describe(V& v, DeviceConfig& c) {
+  v.key("name", c.name, Rule().required(), "What the plan calls it.");
+  v.section("memory_gib", c.memory_gib, "Its memory, 2^30 bytes.");
+  v.key("ranks_per_node", c.ranks_per_node, Rule().required().at_least(1), "Devices of one node.");
+  v.section("launch_us", c.launch_us, "That a kernel takes beyond its work, microseconds.");
+  v.section("rates", c.rates, "What the device can do.");
+  v.section("attainable", c.attainable, "Shares of it that a run can count on.");
 }
 
 // Keys that have no effect in this configuration: an error when given with another value than the default, left out when written.

@@ -15,6 +15,7 @@ struct Given {
   std::map<std::string, std::string> origin_of;  // key path -> "file.yaml:12"
   bool expands_paths = false;        // of a user's file, not of a stored configuration, whose paths are written out
   std::set<std::string> at_default;  // those whose value is the default's: generated files write every key
+  bool is_config = true;             // an experiment: an unknown key may belong to another of its sections
 
   // "file.yaml:12: key", with the line of the nearest section around it when the key itself was not written.
   std::string place(const std::string& key) const;

@@ -165,6 +165,9 @@ std::string name_of(Recompute recompute) {
 std::string name_of(Residual residual) {
   return enum_name(residual);
 }
+std::string name_of(FigureBasis basis) {
+  return enum_name(basis);
+}
 std::string name_of(OnSpike action) {
   return enum_name(action);
 }
