@@ -14,7 +14,6 @@
 namespace lamina::model {
 namespace {
 
-constexpr double kda_chunk = 64;  // tokens
 // Two cores with AVX-512 do about this many bf16 operations in the time of moving a byte. Splits balanced with it are the same
 // on every machine.
 constexpr double flops_per_byte = 16;

@@ -50,6 +50,7 @@ struct Flops {
   double total() const { return matmul + core; }
   Flops& operator+=(const Flops& other);
 };
+constexpr double kda_chunk = 64;  // tokens
 //   causal attention, T / 2 keys on average       heads T (d_qk + d_v)
 //   KDA in chunks of C = 64 tokens                 heads (6 K^2 + 3 C K + C^2)     (arXiv 2510.26692, eq. 13)
 //   MoE                                            router, the token's experts and the shared ones

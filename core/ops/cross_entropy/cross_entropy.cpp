@@ -37,17 +37,6 @@ void validate(const LinearCrossEntropy& args) {
   }
 }
 
-// Every piece reads the whole weight and its gradient once more: with a large vocabulary a piece of few tokens would spend its
-// time on that. On a CPU its logits should also stay in the last cache; a GPU's is too small for them, and its products want
-// many tokens.
-int64_t piece_size(int64_t num_tokens, int64_t vocab, DType acc, DeviceKind device) {
-  const int64_t logits_bytes = int64_t{device == DeviceKind::cuda ? 256 : 16} << 20;
-  constexpr int64_t fewest_tokens = 256;
-  const int64_t fits = std::max(fewest_tokens, logits_bytes / (vocab * size_of(acc)));
-  const int64_t num_pieces = (num_tokens + fits - 1) / fits;
-  return num_pieces == 0 ? 1 : (num_tokens + num_pieces - 1) / num_pieces;
-}
-
 constexpr Implementation<SoftmaxCrossEntropy> cross_entropy_implementations[] = {
     LAMINA_CUDA_IMPLEMENTATION(softmax_cross_entropy)  //
     {"cpu", cpu::softmax_cross_entropy_refuses, cpu::softmax_cross_entropy},
@@ -56,12 +45,22 @@ constexpr Implementation<SoftmaxCrossEntropy> cross_entropy_implementations[] = 
 
 }  // namespace
 
+// With a large vocabulary a piece of few tokens would spend its time on the weight. On a CPU its logits should also stay in the last
+// cache; a GPU's is too small for them, and its products want many tokens.
+int64_t cross_entropy_piece(int64_t num_tokens, int64_t vocab, DType acc, DeviceKind device) {
+  const int64_t logits_bytes = int64_t{device == DeviceKind::cuda ? 256 : 16} << 20;
+  constexpr int64_t fewest_tokens = 256;
+  const int64_t fits = std::max(fewest_tokens, logits_bytes / (vocab * size_of(acc)));
+  const int64_t num_pieces = (num_tokens + fits - 1) / fits;
+  return num_pieces == 0 ? 1 : (num_tokens + num_pieces - 1) / num_pieces;
+}
+
 void linear_cross_entropy(OpContext& ctx, const LinearCrossEntropy& args) {
   validate(args);
   const ArenaScope scope(ctx.scratch);
   const DType acc = accumulation_dtype(args.x.dtype);
   const int64_t num_tokens = args.x.size(0), vocab = args.weight.size(0);
-  const int64_t piece = piece_size(num_tokens, vocab, acc, ctx.stream.device().kind);
+  const int64_t piece = cross_entropy_piece(num_tokens, vocab, acc, ctx.stream.device().kind);
   const TensorView all_logits = ctx.scratch.take(acc, {piece, vocab});
   TensorView all_dlogits;
   if (args.dx) all_dlogits = args.x.dtype == acc ? all_logits : ctx.scratch.take(args.x.dtype, {piece, vocab});

@@ -18,4 +18,7 @@ struct LinearCrossEntropy {
 };
 void linear_cross_entropy(OpContext& ctx, const LinearCrossEntropy& args);
 
+// Tokens of a piece, the last of which may be shorter. Every piece reads the whole weight and its gradient once more.
+int64_t cross_entropy_piece(int64_t num_tokens, int64_t vocab, DType acc, DeviceKind device);
+
 }  // namespace lamina::ops

@@ -13,14 +13,6 @@ namespace {
 
 constexpr float quintic_a = 3.4445f, quintic_b = -4.7750f, quintic_c = 2.0315f;
 
-// Matrices whose products are one call, so that small ones fill the GPU. A function of the shape only, and the last call is as
-// large as the others: cuBLAS chooses kernels by the number of matrices, and a matrix' result must not depend on its company.
-int64_t matrices_per_call(int64_t side) {
-  constexpr int64_t multiprocessors = 132, tile = 128, most = 4;
-  const int64_t tiles = (side + tile - 1) / tile;
-  return std::clamp<int64_t>(multiprocessors / (tiles * tiles), 1, most);
-}
-
 // Some matrices in fp32, and as the products read them.
 class Iteration {
  public:
