@@ -21,17 +21,34 @@ struct PlanOptions {
   std::vector<std::string> overrides;
   int ranks = 0;  // 0: as many as the launcher started, or one
   int layouts = 8;
-  bool schedules = false;
+  bool schedules = false, operations = false;
+  std::string device;  // a file; empty: the default, or this machine's processor
   // What the user says of a device replaces what is known of it.
   std::optional<double> tflops, memory_gib, memory_gbps, bandwidth_gbps, node_gbps;
   std::optional<int> ranks_per_node;
 };
 
+// Of a device file, for a configuration that such a device can run and whose products it tells the rate of.
+model::PlanDevice gpu_of(const std::string& file, const Config& config) {
+  const model::PlanDevice device = model::plan_device(load_device(file));
+  if (config.model.residual == Residual::mhc)
+    throw Error(
+        "model.residual: found mhc with --device {}, expected standard, full_attnres or block_attnres; mhc runs on the "
+        "CPU only",
+        file);
+  if (config.train.precision != Precision::bf16)
+    throw Error("train.precision: found {} with --device {}, expected bf16, of which the file has the rate",
+                name_of(compute_dtype(config.train.precision)), file);
+  return device;
+}
+
 model::PlanDevice device_of(const PlanOptions& options, const Config& config, int num_ranks) {
   model::PlanDevice device;
-  const bool is_told =
-      options.tflops && options.memory_gib && options.memory_gbps && options.bandwidth_gbps && options.node_gbps;
-  if (config.run.device == "cpu" && !is_told)
+  const bool is_told = options.device.empty() && options.tflops && options.memory_gib && options.memory_gbps &&
+                       options.bandwidth_gbps && options.node_gbps;
+  if (!options.device.empty())
+    device = gpu_of(options.device, config);
+  else if (config.run.device == "cpu" && !is_told)
     device = measure_processor(compute_dtype(config.train.precision), num_ranks);
   const model::PlanDevice known = device;
   device.tflops = options.tflops.value_or(device.tflops);
@@ -55,6 +72,10 @@ void plan(const PlanOptions& options) {
   inputs.device = device_of(options, inputs.config, inputs.num_ranks);
   if (inputs.config.model.vocab_size == 0) inputs.config.model.vocab_size = data_vocab_size(inputs.config.data);
 
+  if (options.operations) {
+    fmt::print("{}", operations_to_text(inputs));
+    return;
+  }
   if (options.schedules) {
     fmt::print("{}", schedules_to_text(compare_schedules(inputs)));
     return;
@@ -98,10 +119,13 @@ void register_plan(CLI::App& app) {
   command->footer(
       "Examples:\n"
       "  lamina plan configs/kimi_linear_48b.yaml --ranks 64 parallel.expert=8\n"
-      "  lamina plan configs/kimi_linear_48b.yaml --ranks 8 --memory-gib 139 --memory-bandwidth 4800   # H200\n"
-      "Nothing is trained and no data is read, unless model.vocab_size is the tokenizer's. The device is an H100 SXM, "
-      "in\n"
-      "brackets below; with run.device: cpu this machine's processor, measured in about a second and shared out among\n"
+      "  lamina plan configs/kimi_linear_48b.yaml --ranks 8 parallel.expert=2 --device configs/devices/h200.yaml\n"
+      "  lamina plan configs/kimi_linear_48b.yaml --ranks 64 parallel.expert=8 --device configs/devices/h200.yaml "
+      "--operations\n"
+      "Nothing is trained and no data is read, unless model.vocab_size is the tokenizer's. Without --device it is an "
+      "H100 SXM,\n"
+      "in brackets below; with run.device: cpu this machine's processor, measured in about a second and shared out "
+      "among\n"
       "the ranks. docs/guide.md explains each line.");
   command->add_option("config", options->config, "Experiment file (docs/configuration.md)")->required();
   command->add_option("overrides", options->overrides, "key.path=value, each replaces one key");
@@ -114,6 +138,15 @@ void register_plan(CLI::App& app) {
       "--schedules", options->schedules,
       "Only a table of this layout with every schedule and both transports of blocks; bytes per step of one "
       "replica");
+  CLI::Option* device = command->add_option(
+      "--device", options->device, "File of a device's rates and of what is attainable of them (configs/devices)");
+  command
+      ->add_flag(
+          "--operations", options->operations,
+          "Only a table of every operation of a step on the device: what it computes and moves, how long that is "
+          "predicted to take and what bounds it")
+      ->needs(device)
+      ->excludes("--schedules");
   add_device_options(*command, *options);
   command->callback([options] { plan(*options); });
 }

@@ -263,6 +263,7 @@ Plan plan_of_stage(const PlanInputs& inputs) {
     for (size_t c = static_cast<size_t>(r); c < chunks.size(); c += static_cast<size_t>(plan.parallel.pipeline)) {
       chunks[c].peak_microbatches = static_cast<int>(run.peak_microbatches[c]);
       chunks[c].num_sent = static_cast<int>(routes.chunks[c].sent.size());
+      chunks[c].num_received = static_cast<int>(routes.chunks[c].received.size());
       rank.chunks.push_back(chunks[c]);
       // A place that a micro-batch has used stays booked for the next one in the same chunk.
       rank.memory.activations += chunks[c].peak_microbatches * (chunks[c].activation_bytes + chunks[c].deferred_bytes);
@@ -279,7 +280,8 @@ Plan plan_of_stage(const PlanInputs& inputs) {
   for (const RankPlan& rank : plan.ranks) busy += rank.busy_seconds;
   plan.bubble = std::max(0.0, 1 - busy / (plan.parallel.pipeline * run.makespan));  // sums round
   plan.data_seconds = data_seconds(inputs, plan);
-  plan.mfu = plan.flops_per_step / (inputs.num_ranks * inputs.device.tflops * 1e12 * plan.step_seconds());
+  const double peak = inputs.device.peak_tflops > 0 ? inputs.device.peak_tflops : inputs.device.tflops;
+  plan.mfu = plan.flops_per_step / (inputs.num_ranks * peak * 1e12 * plan.step_seconds());
   return plan;
 }
 

@@ -8,7 +8,8 @@
 
 #include "configs/schema/batch_plan.h"
 #include "configs/schema/config.h"
-#include "model/cost_model.h"
+#include "configs/schema/device.h"
+#include "model/operations.h"
 #include "parallel/pipeline/simulate.h"
 
 namespace lamina::model {
@@ -23,12 +24,18 @@ struct PlanDevice {
   double bandwidth_gbps = 50;  // sent by one rank to other nodes
   double node_gbps = 450;      // sent by one rank inside its node
   int ranks_per_node = 8;
+  // Of a device file; 0 or empty without one. What single operations are predicted with, besides `tflops` and `memory_gbps`:
+  double experts_tflops = 0, attention_tflops = 0, kda_tflops = 0, launch_us = 0;
+  double peak_tflops = 0;  // of the data sheet: what the MFU counts against, instead of `tflops`
+  std::string basis;       // where the figures are from, for people
   bool operator==(const PlanDevice&) const = default;
   // Bytes per second that one rank sends inside a group of `span` neighbours.
   double group_bandwidth(int span) const {
     return 1e9 * (span <= ranks_per_node && ranks_per_node % span == 0 ? node_gbps : bandwidth_gbps);
   }
 };
+
+PlanDevice plan_device(const DeviceConfig& device);  // its rates times what is attainable of each
 
 struct PlanInputs {
   Config config;  // model.vocab_size resolved
@@ -56,7 +63,7 @@ struct ChunkPlan {
   double deferred_bytes = 0;                         // zero_bubble: operands of its weight gradients
   int peak_microbatches = 0;                         // in flight
   double forward_seconds = 0, backward_seconds = 0;  // one micro-batch, exchange with experts included
-  int num_sent = 0;                                  // summaries on the hop out of this chunk
+  int num_sent = 0, num_received = 0;                // summaries on the hops out of this chunk and into it
 };
 
 struct RankPlan {
@@ -109,6 +116,24 @@ std::vector<Plan> search_layouts(const PlanInputs& inputs);
 // The configured layout with each schedule and, where blocks travel, both transports: gpipe, 1f1b (one chunk per rank),
 // interleaved_1f1b (several), zero_bubble. The split is the configured one.
 std::vector<Plan> compare_schedules(const PlanInputs& inputs);
+
+// What an operation, in all its calls in one step of a rank, is predicted to take, by what takes the time. Each call takes its FLOPs or its
+// bytes, whichever is longer, and its launches; what is sent takes its bytes over the link.
+struct OperationTime {
+  std::string name;
+  const char* op = "";    // as dispatched; empty: sent to other ranks
+  const char* pass = "";  // "forward", "again", "backward", "update", "sent"
+  double calls = 0;
+  Work work;                                                  // of all calls
+  double compute = 0, memory = 0, launches = 0, network = 0;  // seconds
+  double seconds() const { return compute + memory + launches + network; }
+  const char* bound_by() const;  // "compute", "memory", "launches" or "network", the largest
+};
+// Of one of `plan`'s ranks, whose device must be of a device file and whose residual scheme must run on GPUs. Nothing overlaps, and no
+// rank waits for another.
+std::vector<OperationTime> predict_operations(const PlanInputs& inputs, const Plan& plan, const RankPlan& rank);
+// Its table, for the pipeline rank with the largest sum.
+std::string operations_to_text(const PlanInputs& inputs);
 
 std::string to_text(const Plan& plan, const PlanInputs& inputs);
 std::string schedules_to_text(const std::vector<Plan>& plans);

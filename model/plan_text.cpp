@@ -104,6 +104,7 @@ std::string summary_text(const Plan& plan, const PlanInputs& inputs) {
       "between nodes\n",
       device.name, device.tflops, device.memory_gib, device.memory_gbps, device.node_gbps, device.ranks_per_node,
       device.bandwidth_gbps);
+  if (!device.basis.empty()) text += fmt::format("  of         {}\n", device.basis);
   return text;
 }
 

@@ -40,6 +40,25 @@ def main() -> int:
     expect("a processor is shared out", lamina("plan", tiny, TINY, "--ranks", "4"), 0, r"device +one of 4 ranks on this machine's processor, measured: ")
     expect("what is told", lamina("plan", tiny, TINY, "--device-tflops", "0.5", "--memory-gib", "8", "--memory-bandwidth", "20", "--bandwidth", "1",
                                   "--node-bandwidth", "10"), 0, r"device +as told: 0\.5 TFLOP/s, 8 GiB at 20 GB/s; 10 GB/s inside a node of 8, 1 GB/s between")
+    h200, layout = str(root / "configs/devices/h200.yaml"), ("--ranks", "64", "parallel.expert=8")
+    expect("a device file", lamina("plan", large, *layout, "--device", h200), 0,
+           r"device +NVIDIA H200 SXM: 791\.6 TFLOP/s, 133 GiB at 4320 GB/s; 360 GB/s inside a node of 8, 45 GB/s between nodes\n"
+           r" +of +TFLOP/s 989\.5 \(datasheet\) x 0\.8 \(assumed\), (.|\n)*memory +fits: [\d.]+ of 133 GiB")
+    expect("a device file, and what is told", lamina("plan", tiny, TINY, "--device", h200, "--memory-gib", "40"), 0,
+           r"device +NVIDIA H200 SXM, and as told: 791\.6 TFLOP/s, 40 GiB")
+    operations = lamina("plan", large, *layout, "--device", h200, "--operations")
+    expect("operations", operations, 0, r"operations +PREDICTED, not measured: (.|\n)*bounds it +.+, \w+: [\d.]+ % of the sum, by \w+\nnot in it")
+    times = [float(time) for time in re.findall(r"([\d.]+) +[\d.]+%$", operations.stdout, re.MULTILINE)]
+    if len(times) < 50 or abs(sum(times[:-1]) - times[-1]) > 1e-3 * len(times):
+        faults.append(f"operations: the times add up to {sum(times[:-1])}, the table's sum is {times[-1:]}: {operations.stdout}")
+    expect("operations without a device", lamina("plan", large, *layout, "--operations"), 1, error=r"--operations requires --device")
+    expect("two tables", lamina("plan", large, *layout, "--device", h200, "--operations", "--schedules"), 1, error=r"--operations")
+    expect("no such device", lamina("plan", tiny, TINY, "--device", "mine.yaml"), 1, error=r"mine\.yaml")
+    expect("a device's file is none of an experiment", lamina("plan", tiny, TINY, "--device", tiny), 1, error=r"tiny\.yaml:\d+: \w+: unknown key")
+    expect("mhc is not for GPUs", lamina("plan", tiny, TINY, "--device", h200, "model.residual=mhc"), 1,
+           error=r"model\.residual: found mhc with --device .*h200\.yaml, expected standard, full_attnres or block_attnres")
+    expect("a rate of bf16", lamina("plan", tiny, TINY, "--device", h200, "train.precision=fp32"), 1,
+           error=r"train\.precision: found fp32 with --device .*h200\.yaml, expected bf16")
     expect("the tokenizer's vocabulary", lamina("plan", tiny), 1, error=r"data/english")
     expect("1,024 ranks", lamina("plan", large, "--ranks", "1024", "parallel.expert=8"), 0,
            r"device +an H100 SXM as its data sheet has it: 989\.5 TFLOP/s, 80 GiB(.|\n)*layouts +\d+ possible on 1024")
