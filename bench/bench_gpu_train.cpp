@@ -1,15 +1,19 @@
 // Training steps on a GPU: model FLOPs (model/cost_model.h) over the rate of a large bf16 product in the same run, and over the
-// data sheet's peak when given.
+// data sheet's peak when given; and what is predicted for a device (model/plan.h): operation by operation, and each pass beside its
+// measurement. bench_gpu_ops measures single operations.
 //   dense     about 1 B parameters, standard residual: what bench/torch_dense.py trains with PyTorch
 //   attnres   the same with Block AttnRes at 10 sources, steps taken in turn
 //   kimi      layers of Kimi Linear 48B's shapes, as many layers and experts as fit into one GPU, with its router
-//   bench_gpu_train [--peak-tflops 989] [--only dense|attnres|kimi] [--steps N] [--small]
+//   bench_gpu_train [--peak-tflops 989] [--only dense|attnres|kimi] [--steps N] [--device FILE] [--small]
+//     --device  configs/devices/*.yaml or a file like those: what the predictions are for; without it there are none
 #include <chrono>
 #include <cstdlib>
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include "bench/gpu_support.h"
-#include "model/cost_model.h"
+#include "model/plan.h"
 #include "parallel/comm/staged.h"
 #include "parallel/comm/thread.h"
 #include "trainer/step/engine.h"
@@ -19,7 +23,7 @@ namespace {
 
 struct Options {
   double peak_tflops = 0;
-  std::string only;
+  std::string only, device;
   int steps = 7;
   bool small = false;
 };
@@ -100,6 +104,10 @@ class Run {
     engine_.context().stream.synchronize();
     return std::chrono::duration<double>(Clock::now() - start).count();
   }
+  // Of the last step, by the device's clock.
+  double pass_seconds(pipeline::ActionKind kind) const {
+    return engine_.last_execution().costs.at(0)[static_cast<size_t>(kind)].seconds;
+  }
   double tokens() const { return static_cast<double>(tokens_.size()); }
   double flops() const {
     return tokens() * model::training_flops_per_token(config_.model, config_.data.seq_len).total();
@@ -120,18 +128,49 @@ double median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
+struct Measured {
+  std::vector<double> forward, backward, rest;  // seconds per step; the rest is the gradient's norm and the update
+};
+
+// What the operations of each pass are predicted to take, beside what the pass takes.
+void compare(const char* name, const Config& config, const Measured& measured, const std::string& device) {
+  const model::PlanInputs inputs{config, 1, model::plan_device(load_device(device))};
+  const model::Plan plan = make_plan(inputs);
+  double forward = 0, backward = 0, rest = 0;
+  for (const model::OperationTime& time : predict_operations(inputs, plan, plan.ranks.at(0))) {
+    const std::string_view pass = time.pass;
+    (pass == "forward" ? forward : pass == "update" ? rest : backward) += time.seconds();
+  }
+  std::printf("%s%-8s predicted and measured, one step, ms; measured over predicted\n",
+              operations_to_text(inputs).c_str(), name);
+  const auto row = [&](const char* pass, double predicted, const std::vector<double>& seconds) {
+    const double time = median(seconds);
+    std::printf("%-8s   %-10s %10.2f %10.2f %10.2f\n", name, pass, 1e3 * predicted, 1e3 * time, time / predicted);
+  };
+  row("forward", forward, measured.forward);
+  row("backward", backward, measured.backward);
+  row("update", rest, measured.rest);
+}
+
 void report(const char* name, const Config& config, const Options& options, double rate) {
   Run run(config);
   run.step();
   run.step();
   std::vector<double> seconds;
-  for (int i = 0; i < options.steps; ++i) seconds.push_back(run.step());
+  Measured measured;
+  for (int i = 0; i < options.steps; ++i) {
+    seconds.push_back(run.step());
+    measured.forward.push_back(run.pass_seconds(pipeline::ActionKind::forward));
+    measured.backward.push_back(run.pass_seconds(pipeline::ActionKind::backward));
+    measured.rest.push_back(seconds.back() - measured.forward.back() - measured.backward.back());
+  }
   const double time = median(seconds), flops = run.flops() / time;
   std::printf("%-8s %.2fM parameters: %.1f ms per step, %.0f tokens/s, %.1f TFLOP/s, %.3f of the product's rate", name,
               static_cast<double>(model::model_parameters(config.model).total()) / 1e6, 1e3 * time, run.tokens() / time,
               flops / 1e12, flops / rate);
   if (options.peak_tflops > 0) std::printf(", MFU %.3f", flops / 1e12 / options.peak_tflops);
   std::printf("\n%s", run.ledger().report().c_str());
+  if (!options.device.empty()) compare(name, config, measured, options.device);
   std::fflush(stdout);
 }
 
@@ -148,6 +187,7 @@ void attnres(const Options& options) {
 }
 
 void run(const Options& options) {
+  if (!options.device.empty()) load_device(options.device);  // a fault is told before anything is measured
   const auto wants = [&](const char* name) { return options.only.empty() || options.only == name; };
   double rate = 0;
   {
@@ -176,8 +216,11 @@ int main(int argc, char** argv) {
       options.only = argv[++i];
     } else if (option == "--steps" && has_value) {
       options.steps = std::atoi(argv[++i]);
+    } else if (option == "--device" && has_value) {
+      options.device = argv[++i];
     } else {
-      std::fprintf(stderr, "unknown option %s, expected --peak-tflops, --only, --steps or --small\n", argv[i]);
+      std::fprintf(stderr, "unknown option %s, expected --peak-tflops, --only, --steps, --device or --small\n",
+                   argv[i]);
       return 1;
     }
   }
@@ -185,6 +228,11 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "bench_gpu_train: %s\n", why.c_str());
     return 1;
   }
-  lamina::run(options);
+  try {
+    lamina::run(options);
+  } catch (const lamina::Error& failure) {
+    std::fprintf(stderr, "bench_gpu_train: %s\n", failure.what());
+    return 1;
+  }
   return 0;
 }

@@ -154,7 +154,7 @@ write_contents() {  # folder
 pack() {
   local program strip=--strip-all file total
   [[ $emulated -eq 0 ]] || strip=--strip-debug   # the emulator reads the names of its kernels
-  mkdir -p "$stage/files/bin" "$stage/files/lib/gcc" "$stage/pack"/{launch,bench,configs,data}
+  mkdir -p "$stage/files/bin" "$stage/files/lib/gcc" "$stage/pack"/{launch,bench,configs/devices,data}
   for program in "${programs[@]}"; do
     file=$(in_build "$program")
     [[ -x $file ]] || die "$file is not there: build it, or name the programs that are with --program"
@@ -165,6 +165,7 @@ pack() {
   cp "$root"/launch/{gpu,gpu_run}.sh "$stage/pack/launch/"
   cp "$root"/bench/{torch_dense,torch_attention,fla_kda}.py "$stage/pack/bench/"
   cp "$root"/configs/{quickstart,tiny}.yaml "$stage/pack/configs/"
+  cp "$root"/configs/devices/*.yaml "$stage/pack/configs/devices/"
   cp "$root/docs/guide.md" "$stage/pack/data/text.md"
   write_contents "$stage/pack" >"$stage/pack/CONTENTS"
   total=$(find "$stage/pack" -type f -printf '%s\n' | awk '{ sum += $1 } END { print sum }')

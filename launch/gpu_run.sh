@@ -76,17 +76,19 @@ if [[ -n $missing ]]; then
   library_path=$work/lib/gcc:$library_path
   missing=$(missing_libraries)
 fi
-gpu_name="" peak=""
+gpu_name="" peak="" known=""   # known: of configs/devices, what operations are predicted for
 if [[ $emulated -eq 1 ]]; then
-  gpu_name="emulated device" peak=989
+  gpu_name="emulated device" peak=989 known=h200
 elif command -v nvidia-smi >/dev/null; then
   gpu_name=$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null | head -n 1)
 fi
 case $gpu_name in   # dense bf16 on tensor cores, TFLOP/s, by the data sheet
-  *H100*|*H200*) peak=989 ;;
-  *B200*) peak=2250 ;;
+  *H100*) peak=989 known=h100 ;;
+  *H200*) peak=989 known=h200 ;;
+  *B200*) peak=2250 known=b200 ;;
   *A100*) peak=312 ;;
 esac
+against="${peak:+--peak-tflops $peak} ${known:+--device '$here/configs/devices/$known.yaml'}"
 compiler=1
 command -v cc >/dev/null || command -v gcc >/dev/null || command -v clang >/dev/null || compiler=0
 
@@ -349,12 +351,12 @@ fi
 python_part attention 40 "$here/bench/torch_attention.py"
 if [[ -n $python ]] && ! "$python" -c "import fla" 2>/dev/null; then not_run[fla]="flash-linear-attention is not here"; fi
 python_part fla 40 "$here/bench/fla_kda.py"
-part dense 60 bench_gpu_train bash -c "packed bench_gpu_train --only dense ${peak:+--peak-tflops $peak} $small"
+part dense 60 bench_gpu_train bash -c "packed bench_gpu_train --only dense $against $small"
 eager=""
 [[ $compiler -eq 1 ]] || eager=--eager   # torch.compile needs one
 python_part torch 90 "$here/bench/torch_dense.py" $eager
 part launch 10 bench_gpu_launch bash -c "packed bench_gpu_launch $small"
-part kimi 50 bench_gpu_train bash -c "packed bench_gpu_train --only kimi ${peak:+--peak-tflops $peak} $small"
+part kimi 50 bench_gpu_train bash -c "packed bench_gpu_train --only kimi $against $small"
 part attnres 50 bench_gpu_train bash -c "packed bench_gpu_train --only attnres $small"
 part train 50 lamina bash -c train_both
 if ! command -v compute-sanitizer >/dev/null; then
