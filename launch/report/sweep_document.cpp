@@ -3,12 +3,14 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <string>
 
 #include "core/base/error.h"
 #include "launch/report/metrics_digest.h"
 #include "launch/report/run_document.h"
 #include "launch/report/series.h"
 #include "launch/study/scaling_law.h"
+#include "launch/study/sweep_state.h"
 #include "model/cost_model.h"
 #include "trainer/record/run_folder.h"
 
@@ -35,7 +37,7 @@ bool is_done(const RunData& run) {
   return state_text(run) == "done";
 }
 
-json run_row(const SweepRun& entry, const RunData& run, size_t max_points) {
+json run_row(const SweepRun& entry, const RunData& run, const std::string& why_stopped, size_t max_points) {
   const MetricsDigest digest = digest_metrics(run, {"loss", "validation_loss"}, /*with_tasks=*/false, max_points);
   const double tokens = run.last_row["tokens"].get<double>(), time_zero = digest.first_time();
   json series = json::object();
@@ -44,7 +46,9 @@ json run_row(const SweepRun& entry, const RunData& run, size_t max_points) {
           {"size", entry.size},
           {"variant", entry.variant},
           {"seed", entry.seed},
-          {"state", state_text(run)},
+          {"state", is_done(run) || why_stopped.empty()
+                        ? state_text(run)
+                        : fmt::format("{}, stopped early: {}", state_text(run), why_stopped)},
           {"active_parameters", model::active_parameters(run.config.model)},
           {"compute", study::training_flops(run)},
           {"tokens", tokens},
@@ -207,6 +211,7 @@ json sweep_document(const SweepData& sweep) {
   json runs = json::array(), variants = json::array(), sizes = json::array();
   Norms norms;
   const size_t max_points = limits_for(sweep.runs.size()).points;
+  std::map<std::string, std::string> stopped = study::read_stopped(sweep.folder);
   for (const SweepRun& entry : sweep.runs) {
     add_new(variants, entry.variant);
     add_new(sizes, entry.size);
@@ -222,7 +227,7 @@ json sweep_document(const SweepData& sweep) {
       continue;
     }
     const RunData run = study::read_run(folder.root);
-    runs.push_back(run_row(entry, run, max_points));
+    runs.push_back(run_row(entry, run, stopped[entry.name], max_points));
     if (is_done(run)) norms.add(entry, run);
   }
   return {{"name", sweep.name}, {"folder", sweep.folder.string()}, {"variants", variants}, {"sizes", sizes},

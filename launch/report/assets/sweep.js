@@ -10,7 +10,8 @@ function within(estimate) {
 function sweepHeader(sweep) {
   const states = {};
   for (const run of sweep.runs) {
-    const state = run.state.startsWith('at step') ? 'under way' : run.state.startsWith('diverged') ? 'diverged' : run.state;
+    const state = run.state.includes(', stopped early') ? 'stopped early' : run.state.startsWith('at step') ? 'under way' :
+                  run.state.startsWith('diverged') ? 'diverged' : run.state;
     states[state] = (states[state] || 0) + 1;
   }
   return el('header', {}, el('h1', {}, sweep.name), el('p', {class: 'folder'}, sweep.folder),

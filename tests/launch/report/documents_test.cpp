@@ -336,6 +336,18 @@ TEST(SweepDocument, TellsRunsNormsAndWhyThereIsNoFit) {
   EXPECT_FALSE(document["fit"]["problem"].get<std::string>().empty());
 }
 
+TEST(SweepDocument, TellsWhyARunWasStoppedEarly) {
+  const TemporaryFolder folder;
+  write_run(make_run({.name = "a", .num_steps = 9}), folder.path() / "s-a-1");
+  write_run(make_run({.name = "a", .num_steps = 4}), folder.path() / "s-a-2");  // it has gone on to its end since
+  io::write_file_atomically(folder.path() / "state.json",
+                            R"({"runs": {"s-a-1": {"state": "stopped", "reason": "0.5 above the best"},
+                                         "s-a-2": {"state": "stopped", "reason": "0.4 above the best"}}})");
+  const json runs = sweep_document(make_sweep(folder.path()))["runs"];
+  EXPECT_EQ(runs[0]["state"], "at step 4 of 9, stopped early: 0.5 above the best");
+  EXPECT_EQ(runs[1]["state"], "done");
+}
+
 TEST(SweepDocument, RefusesABrokenRun) {
   const TemporaryFolder folder;
   MadeRun run = make_run();
