@@ -71,7 +71,7 @@ void run(const std::string& file, int threads, int repeats) {
     Config config = load_config(file);
     config.train.optimizer.name = name == std::string("muon") ? OptimizerName::muon : OptimizerName::adamw;
     config.model.vocab_size = 257;  // bytes
-    newton_schulz = model::newton_schulz_flops(config);
+    newton_schulz += model::optimizer_counts(config)[OptimizerName::muon].flops;
     runs.push_back(std::make_unique<Run>(config));
     peak = runs.back()->peak_gflops(config.train.precision);
   }

@@ -6,7 +6,8 @@
 
 #include "configs/schema/batch_plan.h"
 #include "core/ops/hyper_connections/hyper_connections.h"
-#include "model/update_rules.h"
+#include "model/optimizers/optimizer.h"
+#include "model/parameters.h"
 #include "parallel/pipeline/block_routes.h"
 #include "parallel/pipeline/schedule.h"
 #include "parallel/pipeline/simulate.h"
@@ -253,29 +254,18 @@ int64_t active_parameters(const ModelConfig& c) {
   return count;
 }
 
-OptimizerCount optimizer_parameters(const Config& config) {
+std::map<OptimizerName, OptimizerCount> optimizer_counts(const Config& config) {
   const std::vector<ParameterSpec> specs = parameter_specs(config.model);
   const std::vector<UpdateRule> rules = update_rules(config, specs);
-  OptimizerCount count;
+  std::map<OptimizerName, OptimizerCount> counts;
   for (size_t i = 0; i < specs.size(); ++i) {
-    if (rules[i].kind == UpdateRule::Kind::muon) count.muon += specs[i].shape.num_elements();
-    if (rules[i].kind == UpdateRule::Kind::adamw) count.adamw += specs[i].shape.num_elements();
+    if (!rules[i].optimizer) continue;
+    const auto [rows, columns] = rows_and_columns(specs[i].shape);
+    OptimizerCount& count = counts[rules[i].optimizer->facts().name];
+    count.elements += rows * columns;
+    count.flops += rules[i].optimizer->flops(rows, columns);
   }
-  return count;
-}
-
-double newton_schulz_flops(const Config& config) {
-  const std::vector<ParameterSpec> specs = parameter_specs(config.model);
-  const std::vector<UpdateRule> rules = update_rules(config, specs);
-  double flops = 0;
-  for (size_t i = 0; i < specs.size(); ++i) {
-    if (rules[i].kind != UpdateRule::Kind::muon) continue;
-    const Shape& shape = specs[i].shape;
-    const auto m = static_cast<double>(std::min(shape[0], shape[1])),
-               n = static_cast<double>(std::max(shape[0], shape[1]));
-    flops += 5 * (4 * m * m * n + 2 * m * m * m);
-  }
-  return flops;
+  return counts;
 }
 
 Flops layer_forward_flops(const ModelConfig& c, int64_t layer, int64_t seq_len) {

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <vector>
 
 #include "configs/schema/config.h"
@@ -20,7 +21,7 @@ struct ParameterCount {
       0;  // norms, depth queries, convolutions, decays, mixing of streams: always in the accumulation dtype
   int64_t buffers = 0;  // the router's selection bias: neither gradient nor optimizer
   int64_t linear =
-      0;  // of `matrices`, those of linear layers other than the head: with `experts`, Muon's without groups
+      0;  // of `matrices`, those of linear layers other than the head: with `experts`, what an optimizer of matrices has without groups
   int64_t total() const { return matrices + experts + vectors + buffers; }
   ParameterCount& operator+=(const ParameterCount& other);
 };
@@ -35,11 +36,12 @@ int64_t num_tensors(const ModelConfig& config);  // of the exported checkpoint
 // matrix counts as the head.
 int64_t active_parameters(const ModelConfig& config);
 
-// Elements by what updates them (update_rules.h).
+// By what updates them (update_rules.h): elements, and the FLOPs of one step's products in the whole job, each matrix once.
 struct OptimizerCount {
-  int64_t muon = 0, adamw = 0;
+  int64_t elements = 0;
+  double flops = 0;
 };
-OptimizerCount optimizer_parameters(const Config& config);
+std::map<OptimizerName, OptimizerCount> optimizer_counts(const Config& config);  // of those in use
 
 // ---- Floating-point operations, 2 per multiply-accumulate ----
 
@@ -56,8 +58,6 @@ constexpr double kda_chunk = 64;  // tokens
 //   MoE                                            router, the token's experts and the shared ones
 Flops layer_forward_flops(const ModelConfig& config, int64_t layer, int64_t seq_len);
 Flops head_forward_flops(const ModelConfig& config);
-// Of one step of Muon in the whole job, each matrix once: five iterations of 4 m^2 n + 2 m^3 on m x n, m <= n.
-double newton_schulz_flops(const Config& config);
 // Of the residual scheme at both sublayers of a layer; 0 for the standard one.
 //   AttnRes   scores and weighted sums over the sources, 4 hidden_size each
 //   mhc       the coefficients, the read and the write of n streams, 2 hidden_size (m n + n + n (n + 1)) per sublayer, m = 2 n + n!

@@ -6,8 +6,7 @@
 
 #include "core/base/error.h"
 #include "core/ops/cross_entropy/cross_entropy.h"
-#include "core/ops/optimizer/newton_schulz.h"
-#include "model/update_rules.h"
+#include "model/optimizers/optimizer.h"
 #include "parallel/pipeline/block_routes.h"
 
 namespace lamina::model {
@@ -467,37 +466,23 @@ std::vector<Operation> update_operations(const Config& config, int num_ranks) {
   const ElementSizes s = element_sizes(config.train.precision);
   const std::vector<ParameterSpec> specs = parameter_specs(config.model);
   const std::vector<UpdateRule> rules = update_rules(config, specs);
-  const double share = 1.0 / num_ranks, separate = s.compute < s.accumulation ? s.compute : 0;
-  std::vector<Operation> operations;
-  const auto add = [&](const char* name, const char* op, const Work& work, double calls) {
-    operations.push_back({name, op, Phase::update, KernelClass::products, work, calls});
-  };
-  double elements = 0, adamw = 0;
-  std::map<std::pair<int64_t, int64_t>, double> matrices;  // Muon's, by shape
+  const double share = 1.0 / num_ranks;
+  double elements = 0;
+  std::map<OptimizerName, ShapeCounts> shapes;
   for (size_t i = 0; i < specs.size(); ++i) {
-    const Shape& shape = specs[i].shape;
-    const auto count = static_cast<double>(shape.num_elements());
-    elements += count;
-    if (rules[i].kind == UpdateRule::Kind::adamw) adamw += count;
-    if (rules[i].kind == UpdateRule::Kind::muon) matrices[{shape[0], shape[1]}] += 1;
+    elements += static_cast<double>(specs[i].shape.num_elements());
+    if (rules[i].optimizer) shapes[rules[i].optimizer->facts().name][rows_and_columns(specs[i].shape)] += 1;
   }
   const double tensors = std::max(1.0, share * static_cast<double>(specs.size()));
-  add("gradient's norm", "sum_squares", {0, share * elements * s.accumulation, tensors}, 1);
-  add("AdamW", "adamw", {0, share * adamw * (7 * s.accumulation + separate), 1}, 1);
-  for (const auto& [shape, count] : matrices) {
-    const auto r = static_cast<double>(shape.first), c = static_cast<double>(shape.second), size = r * c,
-               side = std::min(r, c), square = side * side;
-    const double calls = share * count, a = s.accumulation, b = s.compute;
-    add("Muon: momentum", "muon_momentum", {0, size * 4 * a, 1}, calls);
-    add("Muon: messages", "cast", {0, size * 2 * a, 1}, 2 * calls);
-    // Normalised, then five times: rounded, Gram matrix, rounded, its square, rounded, product.
-    const double per_call = static_cast<double>(ops::matrices_per_call(std::min(shape.first, shape.second)));
-    add("Muon: Newton-Schulz", "newton_schulz",
-        {5 * (4 * square * std::max(r, c) + 2 * square * side),
-         5 * (size * (3 * a + 3 * b) + square * (5 * a + 4 * b)) + 2 * size * a, (2 + 5 * 6 - 1) / per_call},
-        calls);
-    add("Muon: step", "muon_apply", {0, size * (3 * a + separate), 1}, calls);
-  }
+  std::vector<Operation> operations = {{"gradient's norm",
+                                        "sum_squares",
+                                        Phase::update,
+                                        KernelClass::products,
+                                        {0, share * elements * s.accumulation, tensors},
+                                        1}};
+  for (const auto& [name, counts] : shapes)
+    for (Operation& operation : optimizer_of(name).operations(counts, s, share))
+      operations.push_back(std::move(operation));
   return operations;
 }
 

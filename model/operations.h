@@ -55,7 +55,7 @@ struct ChunkPass {
 // Forward, then backward. The residual scheme must not be mhc, which no GPU computes.
 std::vector<Operation> chunk_operations(const ModelConfig& config, const ChunkPass& pass);
 
-// The end of a step on one of `num_ranks` ranks: its even share of the gradient's norm, AdamW and Muon of the whole job.
+// The end of a step on one of `num_ranks` ranks: its even share of the gradient's norm and of the optimizers' work in the whole job.
 std::vector<Operation> update_operations(const Config& config, int num_ranks);
 
 }  // namespace lamina::model

@@ -7,9 +7,9 @@
 #include "configs/schema/decode.h"
 #include "core/base/error.h"
 #include "core/ops/hyper_connections/hyper_connections.h"
+#include "model/optimizers/optimizer.h"
 #include "model/parameters.h"
 #include "model/plan_pipeline.h"
-#include "model/update_rules.h"
 #include "parallel/pipeline/block_routes.h"
 
 namespace lamina::model {
@@ -105,18 +105,23 @@ double workspace_bytes(const PlanInputs& inputs, const Plan& plan, const RankPla
   return s.tokens * (sublayer + experts + residual + streams) + logits;
 }
 
-// Of what one rank holds, the elements that Muon updates: `experts` is its share.
-struct MuonElements {
+// Bytes of the optimizers' state for what one rank holds, before data-parallel ranks share it out; `experts` is of its share.
+struct StateBytes {
   double dense = 0, experts = 0;
 };
 
-MuonElements muon_elements(const Config& config, const ParallelConfig& parallel, const RankPlan& rank) {
+StateBytes state_bytes(const Config& config, const ParallelConfig& parallel, const RankPlan& rank,
+                       double accumulation) {
   const OptimizerConfig& optimizer = config.train.optimizer;
   const bool has_rules = std::any_of(optimizer.groups.begin(), optimizer.groups.end(),
                                      [](const OptimizerGroupConfig& group) { return group.rule.has_value(); });
   if (!has_rules) {  // the counts say it: models of many experts have tens of thousands of tensors
-    if (optimizer.name == OptimizerName::adamw) return {};
-    return {static_cast<double>(rank.parameters.linear), static_cast<double>(rank.parameters.experts)};
+    const double linear = optimizer_of(optimizer.name).state_bytes(accumulation),
+                 rest = optimizer_of_the_rest(optimizer.name).state_bytes(accumulation);
+    const ParameterCount& held = rank.parameters;
+    return {static_cast<double>(held.linear) * linear +
+                static_cast<double>(held.matrices - held.linear + held.vectors) * rest,
+            static_cast<double>(held.experts) * linear};
   }
   const std::vector<ParameterSpec> specs = parameter_specs(config.model);
   const std::vector<UpdateRule> rules = update_rules(config, specs);
@@ -130,16 +135,17 @@ MuonElements muon_elements(const Config& config, const ParallelConfig& parallel,
       return chunk.first_layer <= spec.site / 2 && spec.site / 2 < end;
     });
   };
-  MuonElements muon;
+  StateBytes bytes;
   for (size_t i = 0; i < specs.size(); ++i) {
-    if (rules[i].kind != UpdateRule::Kind::muon || !is_held(specs[i])) continue;
-    const auto elements = static_cast<double>(specs[i].shape.num_elements());
+    if (!rules[i].optimizer || !is_held(specs[i])) continue;
+    const double of_spec =
+        static_cast<double>(specs[i].shape.num_elements()) * rules[i].optimizer->state_bytes(accumulation);
     if (specs[i].group == Group::experts)
-      muon.experts += elements / parallel.expert;
+      bytes.experts += of_spec / parallel.expert;
     else
-      muon.dense += elements;
+      bytes.dense += of_spec;
   }
-  return muon;
+  return bytes;
 }
 
 void fill_memory(const PlanInputs& inputs, const Plan& plan, RankPlan& rank, const Sizes& s) {
@@ -150,18 +156,14 @@ void fill_memory(const PlanInputs& inputs, const Plan& plan, RankPlan& rank, con
   memory.parameters =
       static_cast<double>(held.matrices + held.experts) * s.element.compute + vectors * s.element.accumulation;
   memory.gradients = trained * s.element.accumulation;
-  // The masters of what is stored in the accumulation dtype are the parameters themselves.
-  const double mastered =
-      s.element.compute < s.element.accumulation ? static_cast<double>(held.matrices + held.experts) : 0;
   const int data = plan.parallel.data;
   const double shared = static_cast<double>(data) / plan.parallel.expert;  // ranks with the same experts
-  const double expert_share = static_cast<double>(held.experts) / shared;
-  const double dense_share = static_cast<double>(held.matrices + held.vectors) / data;
-  double moments = 2 * (dense_share + expert_share);
-  const MuonElements muon = muon_elements(inputs.config, plan.parallel, rank);
-  moments -= muon.dense / data + muon.experts / shared;  // one momentum
-  memory.optimizer = (moments + (mastered > 0 ? static_cast<double>(held.matrices) / data + expert_share : 0)) *
-                     s.element.accumulation;
+  const StateBytes state = state_bytes(inputs.config, plan.parallel, rank, s.element.accumulation);
+  memory.optimizer = state.dense / data + state.experts / shared;
+  // The masters of what is stored in the accumulation dtype are the parameters themselves.
+  if (s.element.compute < s.element.accumulation)
+    memory.optimizer += (static_cast<double>(held.matrices) / data + static_cast<double>(held.experts) / shared) *
+                        s.element.accumulation;
   memory.summaries = rank.peak_summaries * s.tokens * s.row();
   memory.summary_gradients = rank.peak_summary_gradients * s.tokens * s.hidden * s.element.accumulation;
   memory.workspace = workspace_bytes(inputs, plan, rank, s);

@@ -45,7 +45,7 @@ struct PlanInputs {
 
 struct MemoryPlan {  // bytes of one rank at its peak
   double parameters = 0, gradients = 0;
-  double optimizer = 0;          // masters, both moments of AdamW, one of Muon; shared out over the data-parallel ranks
+  double optimizer = 0;          // masters and state; shared out over the data-parallel ranks
   double activations = 0;        // places of the micro-batches in flight, summaries not counted
   double summaries = 0;          // block cache: values
   double summary_gradients = 0;  // block cache: accumulators

@@ -4,6 +4,7 @@
 
 #include "configs/schema/decode.h"
 #include "core/base/error.h"
+#include "model/optimizers/optimizer.h"
 #include "model/plan.h"
 
 namespace lamina::model {
@@ -59,14 +60,20 @@ std::string operations_text(const Plan& plan, const Config& config) {
 }
 
 std::string optimizer_text(const Plan& plan, const Config& config) {
-  const OptimizerCount count = optimizer_parameters(config);
-  if (count.muon == 0) return fmt::format("optimizer    AdamW: {} elements\n", count.adamw);
-  const double newton_schulz = newton_schulz_flops(config);
-  std::string text = fmt::format("optimizer    Muon: {} elements, AdamW: {}", count.muon, count.adamw);
+  const std::map<OptimizerName, OptimizerCount> counts = optimizer_counts(config);
+  std::string text, products;
+  for (auto it = counts.rbegin(); it != counts.rend(); ++it) {
+    const auto& [name, count] = *it;
+    const Optimizer::Facts& facts = optimizer_of(name).facts();
+    text += fmt::format("{}{}: {}{}", text.empty() ? "optimizer    " : ", ", facts.title, count.elements,
+                        text.empty() ? " elements" : "");
+    if (count.flops > 0)
+      products += fmt::format("; {} {} per step ({:.2f} %)", facts.products, flops_text(count.flops),
+                              100 * count.flops / plan.flops_per_step);
+  }
   const int64_t buffers = model_parameters(config.model).buffers;
-  if (buffers > 0) text += fmt::format(", buffers: {}", buffers);
-  return text + fmt::format("; Newton-Schulz {} per step ({:.2f} %)\n", flops_text(newton_schulz),
-                            100 * newton_schulz / plan.flops_per_step);
+  if (counts.size() > 1 && buffers > 0) text += fmt::format(", buffers: {}", buffers);
+  return text + products + "\n";
 }
 
 std::string layers_text(const ChunkPlan& chunk, int num_chunks) {

@@ -7,25 +7,21 @@
 #include "configs/schema/decode.h"
 #include "configs/schema/nearest.h"
 #include "core/base/error.h"
+#include "model/optimizers/optimizer.h"
 #include "model/width_rule.h"
 
 namespace lamina::model {
 namespace {
 
-using Kind = UpdateRule::Kind;
-
 bool matches(const OptimizerGroupConfig& group, const ParameterSpec& spec) {
   return spec.is_trained && ::fnmatch(group.pattern.c_str(), spec.name.c_str(), 0) == 0;
 }
 
-Kind kind_of(OptimizerName name) {
-  return name == OptimizerName::muon ? Kind::muon : Kind::adamw;
-}
-
 // Before any group.
-UpdateRule standard_rule(const OptimizerConfig& optimizer, const ParameterSpec& spec) {
+UpdateRule standard_rule(const OptimizerConfig& config, const ParameterSpec& spec) {
   if (!spec.is_trained) return {};
-  return {spec.is_linear ? kind_of(optimizer.name) : Kind::adamw, 1.0, spec.decays ? optimizer.weight_decay : 0.0};
+  const Optimizer& optimizer = spec.is_linear ? optimizer_of(config.name) : optimizer_of_the_rest(config.name);
+  return {&optimizer, 1.0, spec.decays ? config.weight_decay : 0.0};
 }
 
 std::vector<OptimizerGroupConfig> built_in_groups(const Config& config) {
@@ -102,13 +98,14 @@ std::vector<UpdateRule> update_rules(const Config& config, std::span<const Param
       uses[g].matched = true;
       decide(group.lr_factor, decided.lr_factor, uses[g].lr_factor, rule.lr_factor, number);
       decide(group.weight_decay, decided.weight_decay, uses[g].weight_decay, rule.weight_decay, number);
-      decide(group.rule, decided.rule, uses[g].rule, rule.kind, kind_of);
-      if (group.rule == OptimizerName::muon && rule.kind == Kind::muon && spec.group == Group::vectors)
-        throw Error("train.optimizer.groups[{}].rule: found muon for {} {}, expected matrices only", g - num_built_in,
-                    spec.name, spec.shape.to_string());
+      decide(group.rule, decided.rule, uses[g].rule, rule.optimizer,
+             [](OptimizerName name) { return &optimizer_of(name); });
+      if (group.rule && rule.optimizer == &optimizer_of(*group.rule) && rule.optimizer->facts().matrices_only &&
+          spec.group == Group::vectors)
+        throw Error("train.optimizer.groups[{}].rule: found {} for {} {}, expected matrices only", g - num_built_in,
+                    name_of(*group.rule), spec.name, spec.shape.to_string());
     }
-    const WidthFactors width = width_factors(config.model, spec);
-    const double factor = rule.kind == Kind::muon ? width.muon : width.adamw;
+    const double factor = rule.optimizer ? rule.optimizer->width_factor(width_factors(config.model, spec)) : 1;
     rule.lr_factor *= factor;
     rule.weight_decay /= factor;  // a step takes away rate x factor x decay: as much at every width
     rules.push_back(rule);
@@ -130,7 +127,7 @@ std::vector<std::string> describe_update_rules(const Config& config) {
   const std::vector<UpdateRule> rules = update_rules(config, specs);
   std::vector<Line> lines;
   for (size_t i = 0; i < specs.size(); ++i) {
-    if (rules[i].kind == Kind::none) continue;
+    if (!rules[i].optimizer) continue;
     auto line = std::find_if(lines.begin(), lines.end(), [&](const Line& l) { return l.rule == rules[i]; });
     if (line == lines.end()) line = lines.insert(lines.end(), {rules[i], {}});
     line->specs.push_back(specs[i]);
@@ -143,7 +140,7 @@ std::vector<std::string> describe_update_rules(const Config& config) {
     for (size_t i = 0; i < std::min(most, families.size()); ++i) names += (i > 0 ? ", " : "") + families[i];
     if (families.size() > most) names += fmt::format(", {} more", families.size() - most);
     text.push_back(fmt::format("{}, lr {:.4g} x {:.4g}, weight decay {:.4g}: {} tensor{} ({})",
-                               line.rule.kind == Kind::muon ? "muon" : "adamw", config.train.optimizer.lr,
+                               name_of(line.rule.optimizer->facts().name), config.train.optimizer.lr,
                                line.rule.lr_factor, line.rule.weight_decay, line.specs.size(),
                                line.specs.size() == 1 ? "" : "s", names));
   }

@@ -1,4 +1,4 @@
-// What updates each tensor, and how fast: the optimizer's rule, the factor of the learning rate and the weight decay, from
+// What updates each tensor, and how fast: the optimizer, the factor of the learning rate and the weight decay, from
 // train.optimizer and its groups. A pure function of the configuration, the same on every rank.
 #pragma once
 
@@ -11,11 +11,12 @@
 
 namespace lamina::model {
 
+class Optimizer;  // model/optimizers/optimizer.h
+
 struct UpdateRule {
-  enum class Kind : uint8_t { none, adamw, muon };  // none: the router's selection bias
-  Kind kind = Kind::none;
-  double lr_factor = 1;     // of the step's learning rate
-  double weight_decay = 0;  // of each step: learning rate x lr_factor x this
+  const Optimizer* optimizer = nullptr;  // null: none, as of the router's selection bias
+  double lr_factor = 1;                  // of the step's learning rate
+  double weight_decay = 0;               // of each step: learning rate x lr_factor x this
   bool operator==(const UpdateRule&) const = default;
 };
 
@@ -25,11 +26,11 @@ std::string family_of(const std::string& name);
 // One per tensor of the whole model. First the built-in group of Attention Residuals, then train.optimizer.groups in their order:
 // of those that match a tensor, the last one that gives a key decides it; then the width's factor (width_rule.h).
 // Throws Error naming the group and the key: a pattern that matches no trained tensor, a key that later groups take from every tensor it
-// matches, Muon for a vector.
+// matches, an optimizer of matrices for a vector.
 std::vector<UpdateRule> update_rules(const Config& config, std::span<const ParameterSpec> specs);
 std::vector<UpdateRule> update_rules(const Config& config);
 
-// For people: a line per rule that is in use, "muon, weight decay 0.1: 12 tensors (model.layers.*.mlp.up_proj.weight, ..)".
+// For people: a line per rule that is in use, "adamw, lr 0.01 x 1, weight decay 0.1: 12 tensors (model.norm.weight, ..)".
 std::vector<std::string> describe_update_rules(const Config& config);
 
 }  // namespace lamina::model

@@ -15,8 +15,8 @@ WidthFactors width_factors(const ModelConfig& config, const ParameterSpec& spec)
   const double longer = std::sqrt(std::max(base_out, base_in) / std::max(out, in));
   WidthFactors factors;
   factors.init = !spec.wide_in ? 1 : spec.wide_out ? 1 / std::sqrt(r) : 1 / r;
-  factors.adamw = spec.wide_in ? 1 / r : 1;
-  factors.muon = wanted * longer;
+  factors.elementwise = spec.wide_in ? 1 / r : 1;
+  factors.orthogonal = wanted * longer;
   return factors;
 }
 

@@ -17,9 +17,10 @@ namespace lamina::model {
 // It is for widths that grow together: hidden_size, intermediate sizes and the number of heads, with heads, ranks and experts as they
 // are. It says nothing of depth, of batch size and of the length of a run.
 struct WidthFactors {
-  double init = 1;   // of initializer_range
-  double adamw = 1;  // of the learning rate
-  double muon = 1;
+  double init = 1;  // of initializer_range
+  // Of the learning rate: where an update moves every element by about the rate, as AdamW does; where it is an orthogonal matrix.
+  double elementwise = 1;
+  double orthogonal = 1;
 };
 WidthFactors width_factors(const ModelConfig& config, const ParameterSpec& spec);
 

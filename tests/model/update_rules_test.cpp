@@ -7,14 +7,19 @@
 #include <map>
 
 #include "configs/schema/decode.h"
+#include "configs/schema/keys.h"
 #include "core/base/error.h"
+#include "model/optimizers/adamw.h"
+#include "model/optimizers/muon.h"
 
 namespace lamina::model {
 namespace {
 
-using Kind = UpdateRule::Kind;
 using testing::ElementsAre;
 using testing::HasSubstr;
+
+const Optimizer* const adamw = &adamw_optimizer();
+const Optimizer* const muon = &muon_optimizer();
 
 const std::string experiment =
     "model: {vocab_size: 31, hidden_size: 16, num_hidden_layers: 3, residual: block_attnres, attn_res_block_size: 2,\n"
@@ -46,18 +51,38 @@ std::string message_of(const std::string& groups) {
   return "no error";
 }
 
+TEST(UpdateRules, EveryNameOfTheFileHasAnOptimizer) {
+  const auto& names = schema::enum_names<OptimizerName>::value;
+  ASSERT_EQ(optimizers().size(), names.size());
+  for (size_t i = 0; i < names.size(); ++i) EXPECT_EQ(optimizers()[i]->facts().name, names[i].second) << names[i].first;
+}
+
+TEST(UpdateRules, StateTakesTheBytesOfItsDtypes) {
+  class Half final : public Optimizer {
+   public:
+    Half() : Optimizer({.title = "Half", .state = {{"m", DType::bf16}, {"v"}}}) {}
+    double width_factor(const WidthFactors&) const override { return 1; }
+    std::vector<Operation> operations(const ShapeCounts&, const ElementSizes&, double) const override { return {}; }
+    std::unique_ptr<GroupUpdate> make_update(const GroupTensors&) const override { return nullptr; }
+  };
+  EXPECT_EQ(Half().state_bytes(4), 2 + 4);
+  EXPECT_EQ(Half().state_bytes(8), 2 + 8);
+  EXPECT_EQ(adamw->state_bytes(4), 8);
+  EXPECT_EQ(muon->state_bytes(8), 8);
+}
+
 TEST(UpdateRules, WithoutGroups) {
   const auto rules = rules_of();
-  EXPECT_EQ(rules.at("model.layers.1.self_attn.o_proj.weight"), (UpdateRule{Kind::muon, 1, 0.1}));
-  EXPECT_EQ(rules.at("model.layers.1.block_sparse_moe.experts.3.w2.weight"), (UpdateRule{Kind::muon, 1, 0.1}));
-  EXPECT_EQ(rules.at("model.embed_tokens.weight"), (UpdateRule{Kind::adamw, 1, 0.1}));
-  EXPECT_EQ(rules.at("model.norm.weight"), (UpdateRule{Kind::adamw, 1, 0.1}));
-  EXPECT_EQ(rules.at("model.layers.0.self_attn.A_log"), (UpdateRule{Kind::adamw, 1, 0}));
+  EXPECT_EQ(rules.at("model.layers.1.self_attn.o_proj.weight"), (UpdateRule{muon, 1, 0.1}));
+  EXPECT_EQ(rules.at("model.layers.1.block_sparse_moe.experts.3.w2.weight"), (UpdateRule{muon, 1, 0.1}));
+  EXPECT_EQ(rules.at("model.embed_tokens.weight"), (UpdateRule{adamw, 1, 0.1}));
+  EXPECT_EQ(rules.at("model.norm.weight"), (UpdateRule{adamw, 1, 0.1}));
+  EXPECT_EQ(rules.at("model.layers.0.self_attn.A_log"), (UpdateRule{adamw, 1, 0}));
   EXPECT_EQ(rules.at("model.layers.1.block_sparse_moe.gate.e_score_correction_bias"), UpdateRule{});
   // 0.15 over lr x hidden_size = 0.8.
   for (const char* name :
        {"layers.0.self_attention_res_proj", "layers.2.mlp_res_norm", "output_attn_res_proj", "output_attn_res_norm"})
-    EXPECT_EQ(rules.at(fmt::format("model.{}.weight", name)), (UpdateRule{Kind::adamw, 0.15 / 0.8, 0.1})) << name;
+    EXPECT_EQ(rules.at(fmt::format("model.{}.weight", name)), (UpdateRule{adamw, 0.15 / 0.8, 0.1})) << name;
 }
 
 TEST(UpdateRules, TheDefaultForDepthQueriesFollowsRateAndWidthAndIsAtMostOne) {
@@ -80,15 +105,14 @@ TEST(UpdateRules, OfGroupsThatMatchTheLastOneThatGivesAKeyDecidesIt) {
                 "lr_factor: 2}, {pattern: 'model.layers.?.mlp_res_proj.weight', weight_decay: 0}, {pattern: "
                 "'*.experts.[0-1].w?.weight', "
                 "rule: adamw}, {pattern: lm_head.weight, rule: muon}]"});
-  EXPECT_EQ(rules.at("model.layers.1.self_attn.o_proj.weight"), (UpdateRule{Kind::muon, 0.5, 0.01}));
-  EXPECT_EQ(rules.at("model.layers.1.mlp_res_norm.weight"),
-            (UpdateRule{Kind::adamw, 0.5, 0.01}));  // not the built-in one
-  EXPECT_EQ(rules.at("model.layers.1.mlp_res_proj.weight"), (UpdateRule{Kind::adamw, 2, 0}));
-  EXPECT_EQ(rules.at("model.output_attn_res_proj.weight"), (UpdateRule{Kind::adamw, 2, 0.01}));
-  EXPECT_EQ(rules.at("model.layers.0.self_attn.dt_bias"), (UpdateRule{Kind::adamw, 0.5, 0.01}));
-  EXPECT_EQ(rules.at("model.layers.1.block_sparse_moe.experts.1.w2.weight"), (UpdateRule{Kind::adamw, 0.5, 0.01}));
-  EXPECT_EQ(rules.at("model.layers.1.block_sparse_moe.experts.2.w2.weight"), (UpdateRule{Kind::muon, 0.5, 0.01}));
-  EXPECT_EQ(rules.at("lm_head.weight"), (UpdateRule{Kind::muon, 1, 0.1}));
+  EXPECT_EQ(rules.at("model.layers.1.self_attn.o_proj.weight"), (UpdateRule{muon, 0.5, 0.01}));
+  EXPECT_EQ(rules.at("model.layers.1.mlp_res_norm.weight"), (UpdateRule{adamw, 0.5, 0.01}));  // not the built-in one
+  EXPECT_EQ(rules.at("model.layers.1.mlp_res_proj.weight"), (UpdateRule{adamw, 2, 0}));
+  EXPECT_EQ(rules.at("model.output_attn_res_proj.weight"), (UpdateRule{adamw, 2, 0.01}));
+  EXPECT_EQ(rules.at("model.layers.0.self_attn.dt_bias"), (UpdateRule{adamw, 0.5, 0.01}));
+  EXPECT_EQ(rules.at("model.layers.1.block_sparse_moe.experts.1.w2.weight"), (UpdateRule{adamw, 0.5, 0.01}));
+  EXPECT_EQ(rules.at("model.layers.1.block_sparse_moe.experts.2.w2.weight"), (UpdateRule{muon, 0.5, 0.01}));
+  EXPECT_EQ(rules.at("lm_head.weight"), (UpdateRule{muon, 1, 0.1}));
   EXPECT_EQ(rules.at("model.layers.1.block_sparse_moe.gate.e_score_correction_bias"), UpdateRule{});
 }
 

@@ -1,6 +1,6 @@
 // Muon over ranks: the parameters of one rank, which are those of the algorithm written out; each matrix orthogonalised once in
 // the job; state that is saved at one layout and continues at another.
-#include "trainer/optimizer/muon.h"
+#include "model/optimizers/muon.h"
 
 #include <set>
 
@@ -252,7 +252,8 @@ TEST(MuonTraining, EveryMatrixIsOrthogonalisedOnceInTheJob) {
         if (takes_muon(spec.name)) linear.insert(spec.name);
       for (size_t g = 0; g < model::num_groups; ++g) {
         const auto group = static_cast<model::Group>(g);
-        const MuonGroup* muon = engine.optimizer().muon(group);
+        const auto* muon =
+            dynamic_cast<const model::MuonUpdate*>(engine.optimizer().update(OptimizerName::muon, group));
         if (group == model::Group::vectors) {
           EXPECT_EQ(muon, nullptr);
           continue;
@@ -267,7 +268,7 @@ TEST(MuonTraining, EveryMatrixIsOrthogonalisedOnceInTheJob) {
             ++owners[specs[static_cast<size_t>(spec)].name];
         EXPECT_EQ(matrix, muon->plan().owner.size());
         std::vector<int> rounds_of(matrix, 0);
-        for (const MuonPlan::Round& round : muon->plan().rounds)
+        for (const model::MuonPlan::Round& round : muon->plan().rounds)
           for (const std::vector<int>& of_owner : round.matrices)
             for (int m : of_owner) ++rounds_of[static_cast<size_t>(m)];
         EXPECT_EQ(rounds_of, std::vector<int>(matrix, 1));
@@ -285,7 +286,7 @@ TEST(MuonTraining, AdamWHasNoMatricesToOrthogonalise) {
   TrainingOptions options;
   options.after = [&](Engine& engine) {
     for (size_t g = 0; g < model::num_groups; ++g)
-      EXPECT_EQ(engine.optimizer().muon(static_cast<model::Group>(g)), nullptr);
+      EXPECT_EQ(engine.optimizer().update(OptimizerName::muon, static_cast<model::Group>(g)), nullptr);
     EXPECT_EQ(engine.observations().clipped_heads, 0);
   };
   const Training training = train(config, {1, 2, 2}, options);

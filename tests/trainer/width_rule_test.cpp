@@ -11,7 +11,7 @@
 #include "configs/schema/decode.h"
 #include "core/base/error.h"
 #include "core/base/rng.h"
-#include "model/update_rules.h"
+#include "model/optimizers/optimizer.h"
 #include "parallel/comm/thread.h"
 #include "trainer/step/engine.h"
 
@@ -145,7 +145,7 @@ TEST(WidthRule, MuonsUpdatesKeepTheirSpectralNormOverThatOfTheShape) {
     std::map<std::string, double> norms;
     for (const model::ParameterSpec& spec : model::parameter_specs(config.model)) {
       const model::UpdateRule& rule = rules.at(spec.name);
-      if (rule.kind != model::UpdateRule::Kind::muon) continue;
+      if (rule.optimizer != &model::optimizer_of(OptimizerName::muon)) continue;
       const auto out = static_cast<double>(spec.shape[0]), in = static_cast<double>(spec.shape[1]);
       norms[spec.name] = rule.lr_factor * 0.2 * std::sqrt(std::max(out, in)) / std::sqrt(out / in);
     }

@@ -7,6 +7,7 @@
 
 #include "configs/schema/decode.h"
 #include "core/base/error.h"
+#include "model/optimizers/optimizer.h"
 #include "model/parameters.h"
 #include "trainer/export/export.h"
 #include "trainer/record/identity.h"
@@ -84,7 +85,7 @@ std::string training_of(const CheckpointInfo& info, const Config& config) {
   const bool is_staged = BatchPlan(parse_config(info.config_yaml, "config")).stages().size() > 1;
   return fmt::format("{} of {} steps, {} sequences of {}{} tokens ({} tokens); {}, learning rate {}, {}, seed {}",
                      info.step, config.train.num_steps, info.sequences_consumed, is_staged ? "up to " : "",
-                     config.data.seq_len, tokens, config.train.optimizer.name == OptimizerName::muon ? "Muon" : "AdamW",
+                     config.data.seq_len, tokens, model::optimizer_of(config.train.optimizer.name).facts().title,
                      config.train.optimizer.lr, precision, info.seed);
 }
 

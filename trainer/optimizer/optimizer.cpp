@@ -1,16 +1,12 @@
 #include "trainer/optimizer/optimizer.h"
 
 #include <algorithm>
-#include <cmath>
+#include <iterator>
 
 #include "core/ops/elementwise/elementwise.h"
-#include "core/ops/optimizer/adamw.h"
-#include "core/ops/optimizer/muon.h"
 #include "core/tensor/elements.h"
 
 namespace lamina {
-
-using Kind = model::UpdateRule::Kind;
 
 ShardedOptimizer::ShardedOptimizer(const Config& config, model::Parameters& parameters, const OwnerGroups& owners,
                                    MemoryLedger* ledger)
@@ -18,21 +14,14 @@ ShardedOptimizer::ShardedOptimizer(const Config& config, model::Parameters& para
       rules_(model::update_rules(config, parameters.specs())),
       parameters_(parameters),
       slice_of_(parameters.specs().size(), -1) {
-  for (size_t g = 0; g < model::num_groups; ++g) {
-    model::ParameterGroup& group = parameters.groups()[g];
-    add_group(group, owners[g]->rank(), ledger);
-    std::vector<bool> is_matrix;  // of Muon, in the order of the group
-    for (int parameter : group.spec_of) is_matrix.push_back(rule_of(parameter).kind == Kind::muon);
-    if (std::find(is_matrix.begin(), is_matrix.end(), true) != is_matrix.end())
-      muon_[g] = std::make_unique<MuonGroup>(parameters.specs(), group, is_matrix, *owners[g], ledger);
-  }
+  for (size_t g = 0; g < model::num_groups; ++g) add_group(static_cast<model::Group>(g), *owners[g], ledger);
 }
 
 // run_of: per part, its run.
-std::vector<ShardedOptimizer::Run> ShardedOptimizer::make_runs(const model::ParameterGroup& group,
-                                                               const std::vector<zero::OwnedPart>& parts,
-                                                               std::vector<size_t>& run_of) const {
-  std::vector<Run> runs;
+ShardedOptimizer::Runs ShardedOptimizer::make_runs(const model::ParameterGroup& group,
+                                                   const std::vector<zero::OwnedPart>& parts,
+                                                   std::vector<size_t>& run_of) const {
+  Runs runs;
   int bucket_of_run = -1;
   for (const zero::OwnedPart& part : parts) {
     const model::UpdateRule& rule = rule_of(group.spec_of[static_cast<size_t>(part.parameter)]);
@@ -42,11 +31,10 @@ std::vector<ShardedOptimizer::Run> ShardedOptimizer::make_runs(const model::Para
     if (!runs.empty() && bucket == bucket_of_run && runs.back().rule == rule) {
       runs.back().end = end;
     } else {
-      Run run;
+      model::OwnedRun& run = runs.emplace_back();
       run.begin = part.flat_offset;
       run.end = end;
       run.rule = rule;
-      runs.push_back(run);
     }
     bucket_of_run = bucket;
     run_of.push_back(runs.size() - 1);
@@ -55,51 +43,79 @@ std::vector<ShardedOptimizer::Run> ShardedOptimizer::make_runs(const model::Para
 }
 
 // Memory of masters and state, and every run's views.
-void ShardedOptimizer::book(std::vector<Run>& runs, model::ParameterGroup& group, MemoryLedger* ledger) {
+void ShardedOptimizer::book(Runs& runs, model::ParameterGroup& group, MemoryLedger* ledger) {
   const DType acc = accumulation_dtype(group.dtype);
-  const bool separate_masters = group.dtype != acc;
-  int64_t masters = 0, first = 0, second = 0;
-  for (const Run& run : runs) {
-    if (separate_masters) masters += run.size();
-    if (run.rule.kind != Kind::none) first += run.size();
-    if (run.rule.kind == Kind::adamw) second += run.size();
-  }
-  const Device device = group.values.device();
-  const size_t at = buffers_.size();
-  for (int64_t count : {masters, first, second})
-    buffers_.emplace_back(count * size_of(acc), device, ledger, "optimizer");
-  masters = first = second = 0;
-  const auto take = [&](size_t buffer, int64_t& offset, int64_t count) {
-    const TensorView view = elements_of(buffers_[at + buffer], acc, offset, count);
-    offset += count;
-    return view;
+  // One buffer for all runs that `has` says, a view of which `put` gets for each.
+  const auto allocate = [&](DType dtype, const auto& has, const auto& put) {
+    int64_t count = 0, offset = 0;
+    for (const model::OwnedRun& run : runs) count += has(run) ? run.size() : 0;
+    const Buffer& buffer = buffers_.emplace_back(count * size_of(dtype), group.values.device(), ledger, "optimizer");
+    for (model::OwnedRun& run : runs) {
+      if (!has(run)) continue;
+      put(run, elements_of(buffer, dtype, offset, run.size()));
+      offset += run.size();
+    }
   };
-  for (Run& run : runs) {
-    run.value = group.all_values().slice(0, run.begin, run.end);
+  for (model::OwnedRun& run : runs) {
+    run.value = run.master = group.all_values().slice(0, run.begin, run.end);
     run.gradient = group.all_gradients().slice(0, run.begin, run.end);
-    run.master = separate_masters ? take(0, masters, run.size()) : run.value;
-    if (run.rule.kind != Kind::none) run.m = take(1, first, run.size());
-    if (run.rule.kind == Kind::adamw) run.v = take(2, second, run.size());
+  }
+  if (group.dtype != acc)
+    allocate(
+        acc, [](const model::OwnedRun&) { return true; },
+        [](model::OwnedRun& run, const TensorView& view) { run.master = view; });
+  for (const model::Optimizer* optimizer : model::optimizers())
+    for (const model::Optimizer::StateTensor& tensor : optimizer->facts().state)
+      allocate(
+          tensor.dtype.value_or(acc), [&](const model::OwnedRun& run) { return run.rule.optimizer == optimizer; },
+          [](model::OwnedRun& run, const TensorView& view) { run.state.push_back(view); });
+}
+
+void ShardedOptimizer::add_group(model::Group id, comm::Communicator& owners, MemoryLedger* ledger) {
+  model::ParameterGroup& group = parameters_.groups()[static_cast<size_t>(id)];
+  const std::vector<zero::OwnedPart> parts = group.shards.owned_parts(group.flat, owners.rank());
+  std::vector<size_t> run_of;
+  Runs runs = make_runs(group, parts, run_of);
+  book(runs, group, ledger);
+  std::vector<OwnedSlice> slices;
+  for (size_t i = 0; i < parts.size(); ++i) {
+    const zero::OwnedPart& part = parts[i];
+    const model::OwnedRun& run = runs[run_of[i]];
+    const int64_t from = part.flat_offset - run.begin, to = from + part.end - part.begin;
+    OwnedSlice& slice = slices.emplace_back();
+    slice.rule = run.rule;
+    slice.value = run.value.slice(0, from, to);
+    slice.gradient = run.gradient.slice(0, from, to);
+    slice.master = run.master.slice(0, from, to);
+    for (const TensorView& state : run.state) slice.state.push_back(state.slice(0, from, to));
+    slice.parameter = group.spec_of[static_cast<size_t>(part.parameter)];
+    slice.begin = part.begin;
+    slice.end = part.end;
+    slice_of_[static_cast<size_t>(slice.parameter)] = static_cast<int>(owned_.size());
+    owned_.push_back(slice);
+  }
+  add_updates(id, slices, runs, owners, ledger);
+}
+
+// Also where this rank owns nothing: an update may be collective.
+void ShardedOptimizer::add_updates(model::Group id, const std::vector<OwnedSlice>& slices, const Runs& runs,
+                                   comm::Communicator& owners, MemoryLedger* ledger) {
+  const model::ParameterGroup& group = parameters_.groups()[static_cast<size_t>(id)];
+  for (const model::Optimizer* optimizer : model::optimizers()) {
+    const auto is_updated = [&](const model::OwnedElements& owned) { return owned.rule.optimizer == optimizer; };
+    model::GroupTensors tensors{config_, parameters_.specs(), group, {}, {}, {}, owners, ledger};
+    for (size_t i = 0; i < group.spec_of.size(); ++i)
+      if (rule_of(group.spec_of[i]).optimizer == optimizer) tensors.members.push_back(static_cast<int>(i));
+    if (tensors.members.empty()) continue;
+    std::copy_if(slices.begin(), slices.end(), std::back_inserter(tensors.slices), is_updated);
+    std::copy_if(runs.begin(), runs.end(), std::back_inserter(tensors.runs), is_updated);
+    updates_[{optimizer->facts().name, id}] = optimizer->make_update(tensors);
   }
 }
 
-void ShardedOptimizer::add_group(model::ParameterGroup& group, int rank, MemoryLedger* ledger) {
-  const std::vector<zero::OwnedPart> parts = group.shards.owned_parts(group.flat, rank);
-  std::vector<size_t> run_of;
-  std::vector<Run> runs = make_runs(group, parts, run_of);
-  book(runs, group, ledger);
-  for (size_t i = 0; i < parts.size(); ++i) {
-    const zero::OwnedPart& part = parts[i];
-    const Run& run = runs[run_of[i]];
-    const int parameter = group.spec_of[static_cast<size_t>(part.parameter)];
-    const int64_t from = part.flat_offset - run.begin, to = from + part.end - part.begin;
-    const auto piece = [&](const TensorView& of_run) { return of_run ? of_run.slice(0, from, to) : TensorView(); };
-    slice_of_[static_cast<size_t>(parameter)] = static_cast<int>(owned_.size());
-    owned_.push_back({parameter, part.begin, part.end, piece(run.value), piece(run.gradient), piece(run.master)});
-    m_.push_back(piece(run.m));
-    v_.push_back(piece(run.v));
-  }
-  runs_.insert(runs_.end(), runs.begin(), runs.end());
+const model::GroupUpdate* ShardedOptimizer::update(OptimizerName optimizer, model::Group group) const {
+  const auto found = updates_.find({optimizer, group});
+  return found == updates_.end() ? nullptr : found->second.get();
 }
 
 void ShardedOptimizer::initialise_masters(uint64_t seed, double initializer_range) {
@@ -114,54 +130,11 @@ void ShardedOptimizer::initialise_masters(uint64_t seed, double initializer_rang
 
 void ShardedOptimizer::publish_masters(ops::OpContext& ctx) {
   for (const OwnedSlice& slice : owned_)
-    if (slice.master.data != slice.value.data) ops::cast(ctx, {slice.master, slice.value});
+    if (slice.rounded()) ops::cast(ctx, {slice.master, slice.rounded()});
 }
 
 void ShardedOptimizer::step(ops::OpContext& ctx, int64_t step, double lr, double grad_scale) {
-  for (const Run& run : runs_) {
-    if (run.rule.kind != Kind::adamw) continue;
-    ops::AdamW args;
-    args.master = run.master;
-    args.grad = run.gradient;
-    args.m = run.m;
-    args.v = run.v;
-    if (run.master.data != run.value.data) args.param = run.value;
-    args.step = step;
-    args.lr = lr * run.rule.lr_factor;
-    args.beta1 = config_.beta1;
-    args.beta2 = config_.beta2;
-    args.eps = config_.eps;
-    args.weight_decay = run.rule.weight_decay;
-    args.grad_scale = grad_scale;
-    ops::adamw(ctx, args);
-  }
-  step_muon(ctx, lr, grad_scale);
-}
-
-void ShardedOptimizer::step_muon(ops::OpContext& ctx, double lr, double grad_scale) {
-  const auto owned_slice = [&](const MuonGroup::Slice& slice) {
-    const auto i = static_cast<size_t>(slice_of_[static_cast<size_t>(slice.parameter)]);
-    LAMINA_CHECK(owned_[i].parameter == slice.parameter && owned_[i].begin == slice.begin &&
-                 owned_[i].end == slice.end);
-    return i;
-  };
-  for (size_t g = 0; g < model::num_groups; ++g) {
-    if (!muon_[g]) continue;
-    muon_[g]->orthogonalise(
-        ctx, parameters_.groups()[g].dtype,
-        [&](const MuonGroup::Slice& slice, const TensorView& out) {
-          const size_t i = owned_slice(slice);
-          ops::muon_momentum(ctx, {owned_[i].gradient, m_[i], out, config_.momentum, grad_scale});
-        },
-        [&](const MuonGroup::Slice& slice, const TensorView& update) {
-          const OwnedSlice& own = owned_[owned_slice(slice)];
-          const Shape& shape = parameters_.specs()[static_cast<size_t>(slice.parameter)].shape;
-          const auto longer = static_cast<double>(std::max(shape[0], shape[1]));
-          const model::UpdateRule& rule = rule_of(slice.parameter);
-          ops::muon_apply(ctx, {update, own.master, own.master.data == own.value.data ? TensorView() : own.value,
-                                lr * rule.lr_factor, rule.weight_decay, 0.2 * std::sqrt(longer)});
-        });
-  }
+  for (const auto& [key, update] : updates_) update->step(ctx, {step, lr, grad_scale});
 }
 
 void ShardedOptimizer::scale_rows(ops::OpContext& ctx, int parameter, int64_t begin, int64_t end, double factor) {
@@ -174,7 +147,7 @@ void ShardedOptimizer::scale_rows(ops::OpContext& ctx, int parameter, int64_t be
   const int64_t to = std::min(end * columns, own.end) - own.begin;
   if (from >= to) return;
   ops::scale(ctx, {own.master.slice(0, from, to), factor});
-  if (own.master.data != own.value.data) ops::cast(ctx, {own.master.slice(0, from, to), own.value.slice(0, from, to)});
+  if (own.rounded()) ops::cast(ctx, {own.master.slice(0, from, to), own.rounded().slice(0, from, to)});
 }
 
 std::vector<TensorPiece> ShardedOptimizer::state() const {
@@ -186,16 +159,15 @@ std::vector<TensorPiece> ShardedOptimizer::primary_state() const {
 
 std::vector<TensorPiece> ShardedOptimizer::pieces(bool primary_only) const {
   std::vector<TensorPiece> pieces;
-  for (size_t i = 0; i < owned_.size(); ++i) {
-    const OwnedSlice& slice = owned_[i];
+  for (const OwnedSlice& slice : owned_) {
     if (primary_only && !parameters_.is_primary(slice.parameter)) continue;
     const model::ParameterSpec& spec = parameters_.specs()[static_cast<size_t>(slice.parameter)];
     const auto add = [&](const std::string& folder, const TensorView& data) {
-      if (data) pieces.push_back({folder + "/" + spec.name, spec.shape, slice.begin, slice.end, data});
+      pieces.push_back({folder + "/" + spec.name, spec.shape, slice.begin, slice.end, data});
     };
     add("parameters", slice.master);
-    add(rule_of(slice.parameter).kind == Kind::muon ? "optimizer/momentum" : "optimizer/m", m_[i]);
-    add("optimizer/v", v_[i]);
+    for (size_t s = 0; s < slice.state.size(); ++s)
+      add(fmt::format("optimizer/{}", slice.rule.optimizer->facts().state[s].name), slice.state[s]);
   }
   return pieces;
 }

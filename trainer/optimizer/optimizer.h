@@ -1,31 +1,23 @@
 // The optimizer sharded over data-parallel ranks (ZeRO-1, arXiv 1910.02054): each rank keeps masters and state of the slices
-// that it owns, updates those, and the updated parameters are gathered. AdamW, or Muon for the matrices of linear layers and
-// AdamW for the rest (arXiv 2502.16982), each tensor at its own factor of the learning rate and with its own weight decay
-// (model/update_rules.h); the router's selection bias is only kept here.
+// that it owns, updates those, and the updated parameters are gathered. Each tensor has its own optimizer (model/optimizers),
+// factor of the learning rate and weight decay (model/update_rules.h); the router's selection bias is only kept here.
 #pragma once
 
 #include <array>
+#include <map>
 #include <memory>
-#include <string>
+#include <utility>
 #include <vector>
 
 #include "configs/schema/config.h"
 #include "core/ops/op.h"
+#include "model/optimizers/optimizer.h"
 #include "model/parameters.h"
-#include "model/update_rules.h"
 #include "trainer/checkpoint/checkpoint.h"
-#include "trainer/optimizer/muon.h"
 
 namespace lamina {
 
-// A range of one parameter that this rank owns. Views are one-dimensional, [end - begin].
-struct OwnedSlice {
-  int parameter = 0;           // index into Parameters
-  int64_t begin = 0, end = 0;  // elements of the parameter
-  TensorView value;            // compute dtype
-  TensorView gradient;         // acc
-  TensorView master;           // acc; `value` itself when that is the accumulation dtype
-};
+using model::OwnedSlice;
 
 // The ranks that share out the optimizer's work, by group of parameters. They outlive the optimizer.
 using OwnerGroups = std::array<comm::Communicator*, model::num_groups>;
@@ -47,38 +39,32 @@ class ShardedOptimizer {
   void publish_masters(ops::OpContext& ctx);
 
   const std::vector<OwnedSlice>& owned() const { return owned_; }
-  // What a checkpoint holds: parameters/<name> (the masters), optimizer/m/<name>, optimizer/v/<name>; of a matrix under Muon
-  // optimizer/momentum/<name>. To be loaded: all that this rank owns; to be saved: the primary holder's, so that every element
-  // comes from one rank.
+  // What a checkpoint holds: parameters/<name> (the masters), and the state that the tensor's optimizer keeps, such as
+  // optimizer/m/<name>. To be loaded: all that this rank owns; to be saved: the primary holder's, so that every element comes
+  // from one rank.
   std::vector<TensorPiece> state() const;
   std::vector<TensorPiece> primary_state() const;
-  // Of one group's matrices; null when it has none that Muon updates.
-  const MuonGroup* muon(model::Group group) const { return muon_[static_cast<size_t>(group)].get(); }
+  // Null when the optimizer updates nothing in the group.
+  const model::GroupUpdate* update(OptimizerName optimizer, model::Group group) const;
 
  private:
-  struct Run {                   // of neighbours in memory that are updated alike, the padding between them included
-    int64_t begin = 0, end = 0;  // elements of the group's flat buffer
-    model::UpdateRule rule;
-    TensorView value, gradient, master, m, v;  // m: the momentum with Muon
-    int64_t size() const { return end - begin; }
-  };
+  using Runs = std::vector<model::OwnedRun>;
   const model::UpdateRule& rule_of(int parameter) const { return rules_[static_cast<size_t>(parameter)]; }
-  void add_group(model::ParameterGroup& group, int rank, MemoryLedger* ledger);
-  std::vector<Run> make_runs(const model::ParameterGroup& group, const std::vector<zero::OwnedPart>& parts,
-                             std::vector<size_t>& run_of) const;
-  void book(std::vector<Run>& runs, model::ParameterGroup& group, MemoryLedger* ledger);
-  void step_muon(ops::OpContext& ctx, double lr, double grad_scale);
+  void add_group(model::Group id, comm::Communicator& owners, MemoryLedger* ledger);
+  Runs make_runs(const model::ParameterGroup& group, const std::vector<zero::OwnedPart>& parts,
+                 std::vector<size_t>& run_of) const;
+  void book(Runs& runs, model::ParameterGroup& group, MemoryLedger* ledger);
+  void add_updates(model::Group id, const std::vector<OwnedSlice>& slices, const Runs& runs, comm::Communicator& owners,
+                   MemoryLedger* ledger);
   std::vector<TensorPiece> pieces(bool primary_only) const;
 
   OptimizerConfig config_;
   std::vector<model::UpdateRule> rules_;  // per parameter
   model::Parameters& parameters_;
   std::vector<Buffer> buffers_;
-  std::vector<Run> runs_;
   std::vector<OwnedSlice> owned_;
-  std::vector<TensorView> m_, v_;  // per owned slice; empty where there are none
-  std::vector<int> slice_of_;      // per parameter: index into owned_, or -1
-  std::array<std::unique_ptr<MuonGroup>, model::num_groups> muon_;
+  std::vector<int> slice_of_;  // per parameter: index into owned_, or -1
+  std::map<std::pair<OptimizerName, model::Group>, std::unique_ptr<model::GroupUpdate>> updates_;  // in a step's order
 };
 
 }  // namespace lamina

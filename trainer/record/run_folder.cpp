@@ -21,7 +21,7 @@
 #include "core/base/log.h"
 #include "core/io/file.h"
 #include "core/io/lines_from_end.h"
-#include "model/update_rules.h"
+#include "model/optimizers/optimizer.h"
 #include "parallel/comm/agreement.h"
 #include "parallel/comm/thread.h"
 #include "trainer/checkpoint/checkpoint.h"
@@ -275,16 +275,16 @@ void check_same_rules(const Config& stored, const std::string& name, const Confi
   const std::vector<model::UpdateRule> before = model::update_rules(stored);
   const std::vector<model::UpdateRule> now = model::update_rules(config, specs);
   if (before.size() != now.size()) return;
-  const auto text = [](model::UpdateRule::Kind kind) {
-    return kind == model::UpdateRule::Kind::muon ? "muon" : "adamw";
+  const auto text = [](const model::UpdateRule& rule) {
+    return rule.optimizer ? name_of(rule.optimizer->facts().name) : "none";
   };
   for (size_t i = 0; i < specs.size(); ++i)
-    if (before[i].kind != now[i].kind)
+    if (before[i].optimizer != now[i].optimizer)
       throw Error(
           "{}: train.optimizer.groups: rule {} found for {}, expected {} as this run began; choose another "
           "run.output_dir "
           "for another experiment",
-          name, text(now[i].kind), specs[i].name, text(before[i].kind));
+          name, text(now[i]), specs[i].name, text(before[i]));
 }
 
 // Why the batches up to `begun` are others than the run's; empty where they are the same.

@@ -5,6 +5,7 @@
 
 #include "core/ops/elementwise/elementwise.h"
 #include "core/tensor/host_copy.h"
+#include "model/optimizers/optimizer.h"
 #include "trainer/step/engine.h"
 
 namespace lamina {
@@ -23,7 +24,7 @@ double sign(double x) {
 
 bool Engine::clips_query_keys() const {
   const OptimizerConfig& optimizer = config_.train.optimizer;
-  return optimizer.name == OptimizerName::muon && optimizer.qk_clip > 0;
+  return model::optimizer_of(optimizer.name).facts().clips_query_keys && optimizer.qk_clip > 0;
 }
 
 // Over the data-parallel ranks, which have the same layers.

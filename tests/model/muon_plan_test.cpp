@@ -1,4 +1,4 @@
-#include "trainer/optimizer/muon_plan.h"
+#include "model/optimizers/muon_plan.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -13,7 +13,7 @@
 #include "core/base/error.h"
 #include "core/base/rng.h"
 
-namespace lamina {
+namespace lamina::model {
 namespace {
 
 using ::testing::HasSubstr;
@@ -428,4 +428,4 @@ TEST(MuonPlan, ValidationFindsWhatIsWrong) {
 }
 
 }  // namespace
-}  // namespace lamina
+}  // namespace lamina::model

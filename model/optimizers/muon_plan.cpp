@@ -1,4 +1,4 @@
-#include "trainer/optimizer/muon_plan.h"
+#include "model/optimizers/muon_plan.h"
 
 #include <algorithm>
 #include <numeric>
@@ -6,7 +6,7 @@
 
 #include "core/base/error.h"
 
-namespace lamina {
+namespace lamina::model {
 
 namespace {
 
@@ -115,8 +115,8 @@ void choose_owners(MuonPlan& plan, std::span<const MuonMatrix> matrices) {
 }
 
 // Elements that go to and fro in one round, [rank].
-struct Traffic {
-  explicit Traffic(int num_ranks)
+struct RoundTraffic {
+  explicit RoundTraffic(int num_ranks)
       : sent(static_cast<size_t>(num_ranks), 0), received(static_cast<size_t>(num_ranks), 0) {}
   void add(const MuonMatrix& matrix, int owner) {
     received[static_cast<size_t>(owner)] += matrix.num_elements();
@@ -146,12 +146,12 @@ void fill_rounds(MuonPlan& plan, std::span<const MuonMatrix> matrices) {
   std::vector<size_t> next(queues.size(), 0);
   for (size_t left = matrices.size(); left > 0;) {
     MuonPlan::Round round{std::vector<std::vector<int>>(queues.size())};
-    Traffic traffic(plan.num_ranks);
+    RoundTraffic traffic(plan.num_ranks);
     const auto fits = [&](const MuonMatrix& matrix, size_t owner) {
       const int64_t before = traffic.received[owner];
       if (before > 0 && before + matrix.num_elements() > plan.max_elements) return false;
       // A rank may hold several parts, so the sums are taken before they are compared.
-      Traffic after = traffic;
+      RoundTraffic after = traffic;
       after.add(matrix, static_cast<int>(owner));
       return *std::max_element(after.sent.begin(), after.sent.end()) <= max_sent;
     };
@@ -270,7 +270,7 @@ void validate(const MuonPlan& plan, std::span<const MuonMatrix> matrices) {
     const MuonPlan::Round& round = plan.rounds[i];
     LAMINA_CHECK(round.matrices.size() == ranks, "round {} of {} ranks, {} in the group", i, round.matrices.size(),
                  ranks);
-    Traffic traffic(plan.num_ranks);
+    RoundTraffic traffic(plan.num_ranks);
     for (size_t r = 0; r < ranks; ++r) {
       for (int m : round.matrices[r]) {
         LAMINA_CHECK(m >= 0 && static_cast<size_t>(m) < matrices.size(), "round {}: matrix {} of {}", i, m,
@@ -309,7 +309,7 @@ std::string MuonPlan::to_string(std::span<const MuonMatrix> matrices) const {
                         static_cast<double>(load[r]) / 1e9);
   for (size_t i = 0; i < rounds.size(); ++i) {
     text += fmt::format("round {}\n", i);
-    Traffic traffic(num_ranks);
+    RoundTraffic traffic(num_ranks);
     for (size_t r = 0; r < load.size(); ++r)
       for (int m : rounds[i].matrices[r]) traffic.add(matrices[static_cast<size_t>(m)], static_cast<int>(r));
     for (size_t r = 0; r < load.size(); ++r) {
@@ -345,4 +345,4 @@ int64_t max_received(std::span<const MuonRankRound> rounds) {
   return most;
 }
 
-}  // namespace lamina
+}  // namespace lamina::model

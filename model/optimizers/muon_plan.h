@@ -25,7 +25,7 @@
 
 #include "parallel/zero/shard_map.h"
 
-namespace lamina {
+namespace lamina::model {
 
 // Elements of a matrix that a rank of the group keeps.
 struct MuonPart {
@@ -104,4 +104,4 @@ std::vector<MuonRankRound> muon_rank_rounds(const MuonPlan& plan, std::span<cons
 int64_t max_sent(std::span<const MuonRankRound> rounds);
 int64_t max_received(std::span<const MuonRankRound> rounds);
 
-}  // namespace lamina
+}  // namespace lamina::model
