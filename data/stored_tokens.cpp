@@ -1,52 +1,21 @@
 #include "data/stored_tokens.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
+#include <atomic>
 #include <mutex>
-#include <utility>
 
 #include "core/base/error.h"
-#include "core/io/file.h"
+#include "core/io/mapped_file.h"
 
 namespace lamina {
 
 namespace fs = std::filesystem;
 
-// Of a process's 1,024. Files beyond them are opened for each read.
-constexpr size_t max_open_files = 256;
-
 struct StoredTokens::State {
-  class Descriptor {
-   public:
-    explicit Descriptor(const fs::path& path) {
-      do number_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-      while (number_ < 0 && errno == EINTR);
-      if (number_ < 0) throw Error("{}: can't open: {}", path.string(), io::describe_errno(errno));
-    }
-    ~Descriptor() { ::close(number_); }
-    Descriptor(const Descriptor&) = delete;
-    Descriptor& operator=(const Descriptor&) = delete;
-    int number() const { return number_; }
-
-   private:
-    int number_;
-  };
-
-  struct Stamp {
-    dev_t device = 0;
-    ino_t inode = 0;
-    off_t bytes = 0;
-    int64_t seconds = 0, nanoseconds = 0;
-    bool operator==(const Stamp&) const = default;
-  };
   struct File {
-    fs::path path;
-    std::unique_ptr<Descriptor> open;  // null: beyond max_open_files
-    Stamp seen;
+    explicit File(const fs::path& path) : bytes(path), seen(bytes.stamp_at_open()) {}
+    io::MappedFile bytes;
+    io::FileStamp seen;
   };
   // Tokens that lie one behind the other in a file.
   struct Run {
@@ -57,9 +26,10 @@ struct StoredTokens::State {
 
   int64_t token_bytes;
   int64_t num_tokens = 0;
-  std::vector<File> files;
+  std::vector<std::unique_ptr<File>> files;
   std::vector<Run> runs;
   std::mutex stamps;  // guards File::seen
+  std::atomic<uint64_t> num_changes{0};
 
   size_t run_of(int64_t token) const {
     const auto after = std::upper_bound(runs.begin(), runs.end(), token,
@@ -68,31 +38,11 @@ struct StoredTokens::State {
   }
   int64_t end_of(size_t run) const { return run + 1 < runs.size() ? runs[run + 1].first_token : num_tokens; }
 
-  static Stamp stamp_of(const Descriptor& file, const fs::path& path) {
-    struct stat status {};
-    if (::fstat(file.number(), &status) != 0)
-      throw Error("{}: can't look at it: {}", path.string(), io::describe_errno(errno));
-    return {status.st_dev, status.st_ino, status.st_size, status.st_mtim.tv_sec, status.st_mtim.tv_nsec};
-  }
-
-  static void read_fully(const Descriptor& file, const fs::path& path, int64_t offset, size_t left, int64_t token,
-                         char* out) {
-    while (left > 0) {
-      const ssize_t got = ::pread(file.number(), out, left, offset);
-      if (got < 0 && errno == EINTR) continue;
-      if (got < 0) throw Error("{}: can't read: {}", path.string(), io::describe_errno(errno));
-      if (got == 0)
-        throw Error("{}: the file ends inside its tokens at token {}; it was truncated", path.string(), token);
-      out += got;
-      offset += got;
-      left -= static_cast<size_t>(got);
-    }
-  }
-
-  template <class F>
-  static void with_open(const File& file, F&& use) {
-    if (file.open) return use(*file.open);
-    use(Descriptor(file.path));
+  void notice(File& file, const io::FileStamp& now) {
+    const std::scoped_lock lock(stamps);
+    if (now == file.seen) return;
+    file.seen = now;
+    ++num_changes;
   }
 };
 
@@ -106,10 +56,7 @@ StoredTokens& StoredTokens::operator=(StoredTokens&&) noexcept = default;
 void StoredTokens::add(const fs::path& file, const std::vector<int64_t>& offsets, int64_t piece_tokens,
                        int64_t num_tokens) {
   State& state = *state_;
-  auto descriptor = std::make_unique<State::Descriptor>(file);
-  const State::Stamp seen = State::stamp_of(*descriptor, file);
-  if (state.files.size() >= max_open_files) descriptor.reset();
-  state.files.push_back({file, std::move(descriptor), seen});
+  state.files.push_back(std::make_unique<State::File>(file));
   int64_t next_offset = -1;
   for (size_t i = 0; i < offsets.size(); ++i) {
     if (offsets[i] != next_offset)
@@ -126,40 +73,30 @@ int64_t StoredTokens::num_tokens() const {
 int64_t StoredTokens::token_bytes() const {
   return state_->token_bytes;
 }
+uint64_t StoredTokens::num_changes() const {
+  return state_->num_changes;
+}
 const fs::path& StoredTokens::file_of(int64_t token) const {
-  return state_->files[state_->runs[state_->run_of(token)].file].path;
+  return state_->files[state_->runs[state_->run_of(token)].file]->bytes.path();
 }
 
 void StoredTokens::read(int64_t begin, int64_t count, char* out) const {
-  const State& state = *state_;
+  State& state = *state_;
   for (size_t run = state.run_of(begin); count > 0; ++run) {
     const State::Run& at = state.runs[run];
-    const State::File& file = state.files[at.file];
+    State::File& file = *state.files[at.file];
     const int64_t here = std::min(count, state.end_of(run) - begin);
     const int64_t offset = at.offset + (begin - at.first_token) * state.token_bytes;
     const auto bytes = static_cast<size_t>(here * state.token_bytes);
-    State::with_open(
-        file, [&](const State::Descriptor& open) { State::read_fully(open, file.path, offset, bytes, begin, out); });
+    const io::FileRead found = file.bytes.read(offset, bytes, out);
+    state.notice(file, found.stamp);
+    if (found.bytes < bytes)
+      throw Error("{}: the file ends inside its tokens at token {}; it was truncated", file.bytes.path().string(),
+                  begin + static_cast<int64_t>(found.bytes) / state.token_bytes);
     out += bytes;
     begin += here;
     count -= here;
   }
-}
-
-bool StoredTokens::have_changed(int64_t begin, int64_t count) const {
-  State& state = *state_;
-  const size_t last = state.runs[state.run_of(begin + count - 1)].file;
-  bool changed = false;
-  for (size_t i = state.runs[state.run_of(begin)].file; i <= last; ++i) {
-    State::File& file = state.files[i];
-    State::with_open(file, [&](const State::Descriptor& open) {
-      const State::Stamp now = State::stamp_of(open, file.path);
-      const std::scoped_lock lock(state.stamps);
-      changed = changed || now != file.seen;
-      file.seen = now;
-    });
-  }
-  return changed;
 }
 
 }  // namespace lamina

@@ -1,5 +1,4 @@
-// Tokens where they lie: in one file or in several, one after the other. Read with pread and not mapped into memory: a file that another
-// program cuts short is an error of a read, and would be the end of the process (SIGBUS) for a map; the pages are the kernel's either way.
+// Tokens where they lie: in one file or in several, one after the other, mapped into memory.
 #pragma once
 
 #include <cstdint>
@@ -25,12 +24,13 @@ class StoredTokens {
   int64_t token_bytes() const;
   const std::filesystem::path& file_of(int64_t token) const;
 
-  // The bytes of tokens [begin, begin + count), as stored. May be called from several threads. Throws Error naming the file.
+  // The bytes of tokens [begin, begin + count), as stored. May be called from several threads. Throws Error naming the file: one that
+  // was cut short, or can't be read.
   void read(int64_t begin, int64_t count, char* out) const;
 
-  // Whether a file of tokens [begin, begin + count) isn't what it was at the call before: its length, its time of change, or another
-  // file under its name. May be called from several threads.
-  bool have_changed(int64_t begin, int64_t count) const;
+  // How often read() found, after it had its bytes, that a file isn't what it was before: its length, its time of change, or another
+  // file under its name (the one that was opened is read on).
+  uint64_t num_changes() const;
 
  private:
   struct State;

@@ -142,7 +142,7 @@ TokenFile::TokenFile(fs::path folder, TokenFileInfo info, StoredTokens tokens)
     : folder_(std::move(folder)), info_(std::move(info)), tokens_(std::move(tokens)) {
   const int64_t pieces = num_pieces(num_tokens());
   checksums_.resize(static_cast<size_t>(pieces));
-  is_checked_ = std::make_unique<std::atomic<uint8_t>[]>(static_cast<size_t>(pieces));
+  checked_at_ = std::make_unique<std::atomic<uint64_t>[]>(static_cast<size_t>(pieces));
 }
 
 TokenFile TokenFile::open(const fs::path& folder) {
@@ -176,10 +176,15 @@ void TokenFile::read(int64_t begin, std::span<int32_t> tokens) const {
   LAMINA_CHECK(begin >= 0 && begin <= num_tokens() - count, "tokens [{}, {}) of {}", begin, begin + count,
                num_tokens());
   if (tokens.empty()) return;
-  check_pieces_once(begin, count);
   const int64_t width = tokens_.token_bytes();
   std::vector<char> stored(static_cast<size_t>(count * width));
-  tokens_.read(begin, count, stored.data());
+  // A file that went on changing must not hold a run up for ever: its pieces were right every time.
+  for (int attempt = 0; attempt < 10; ++attempt) {
+    const uint64_t num_changes = tokens_.num_changes();
+    check_pieces_once(begin, count, num_changes);
+    tokens_.read(begin, count, stored.data());
+    if (tokens_.num_changes() == num_changes) break;
+  }
   const int32_t largest = width == 1   ? widen<uint8_t>(stored.data(), tokens)
                           : width == 2 ? widen<uint16_t>(stored.data(), tokens)
                                        : widen<uint32_t>(stored.data(), tokens);
@@ -188,14 +193,12 @@ void TokenFile::read(int64_t begin, std::span<int32_t> tokens) const {
                 tokens_.file_of(begin).string(), largest, begin, begin + count, vocab_size());
 }
 
-void TokenFile::check_pieces_once(int64_t begin, int64_t count) const {
-  if (tokens_.have_changed(begin, count))
-    for (size_t piece = 0; piece < checksums_.size(); ++piece) is_checked_[piece] = 0;
+void TokenFile::check_pieces_once(int64_t begin, int64_t count, uint64_t num_changes) const {
   for (int64_t piece = begin / tokens_per_piece; piece * tokens_per_piece < begin + count; ++piece) {
-    std::atomic<uint8_t>& is_checked = is_checked_[static_cast<size_t>(piece)];
-    if (is_checked != 0) continue;
+    std::atomic<uint64_t>& checked_at = checked_at_[static_cast<size_t>(piece)];
+    if (checked_at == num_changes + 1) continue;
     check_piece(piece);
-    is_checked = 1;
+    checked_at = num_changes + 1;
   }
 }
 

@@ -72,13 +72,13 @@ class TokenFile {
   TokenFile(std::filesystem::path folder, TokenFileInfo info, StoredTokens tokens);
   std::filesystem::path file() const { return folder_ / "tokens.h5"; }
   void check_piece(int64_t piece) const;
-  void check_pieces_once(int64_t begin, int64_t count) const;
+  void check_pieces_once(int64_t begin, int64_t count, uint64_t num_changes) const;
 
   std::filesystem::path folder_;
   TokenFileInfo info_;
   StoredTokens tokens_;
-  std::vector<uint64_t> checksums_;                     // per piece: 8 bytes for 65536 tokens
-  std::unique_ptr<std::atomic<uint8_t>[]> is_checked_;  // per piece
+  std::vector<uint64_t> checksums_;                      // per piece: 8 bytes for 65536 tokens
+  std::unique_ptr<std::atomic<uint64_t>[]> checked_at_;  // per piece: 1 + the changes of files known then; 0: never
 };
 
 // Appends documents to a new tokens.h5. Of tokens that lie elsewhere only the description is written: what is appended must be they, in

@@ -3,7 +3,8 @@
 // thread that does nothing else handles what comes from outside, and all others block it. That holds for every handler, also
 // for those that libraries install (UCX's for SIGHUP, timers of profilers).
 // Signals that a thread causes itself stay on that thread: faults and abort(), whose handlers (backtraces of Open MPI
-// and UCX) run in a process that is lost anyway, and those that end or stop the caller of read() or write().
+// and UCX) run in a process that is lost anyway, except that of a copy from a mapped file (core/io/guarded_copy.h), and those
+// that end or stop the caller of read() or write().
 #pragma once
 
 namespace lamina::signals {

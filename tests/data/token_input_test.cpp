@@ -173,7 +173,7 @@ TEST_F(TokenInputTest, AFolderOfFilesIsOneSource) {
     tokens.push_back(256);
   }
   write("whole", stored<uint16_t>(tokens));
-  // Cut at places that are neither those of checksums nor ends of documents; 300 files are more than are kept open.
+  // Cut at places that are neither those of checksums nor ends of documents.
   std::filesystem::create_directories(path("shards/other"));
   write("shards/README.md", "what this is");
   std::vector<std::string> names;
@@ -214,10 +214,12 @@ TEST_F(TokenInputTest, AFolderOfFilesIsOneSource) {
   const std::string before = io::read_file(path("linked/tokens.h5"));
   prepare(in_place("linked", path("shards/")));
   EXPECT_TRUE(io::read_file(path("linked/tokens.h5")) == before);
-  // The last file is one that is opened for each read.
+  // What was mapped is read on, whatever now has the name.
   std::filesystem::remove(names.back());
-  EXPECT_THAT(error_of([&] { linked.read(linked.num_tokens() - 1, std::span(part).first(1)); }),
-              HasSubstr("299.npy: can't open"));
+  write("shards/298.npy.new", "another");
+  std::filesystem::rename(path("shards/298.npy.new"), names[298]);
+  linked.read(linked.num_tokens() - 70'000, part);
+  EXPECT_TRUE(std::equal(part.begin(), part.end(), tokens.end() - 70'000));
 }
 
 TEST_F(TokenInputTest, SeveralFilesThatDoNotFitAreRefused) {
@@ -290,6 +292,24 @@ TEST_F(TokenInputTest, AChangeInTheMiddleIsNoticedBeforeItIsUsed) {
   change(tokens_per_piece + 60'000, 104);
   EXPECT_NO_THROW(running.read(tokens_per_piece, read));
   EXPECT_NO_THROW(started.read(2 * tokens_per_piece - 1, read));
+}
+
+// In the middle of a page, behind which a map has zeros, and at its end, behind which it has none.
+TEST_F(TokenInputTest, AFileThatIsCutWhileItIsReadIsNamedWithItsToken) {
+  std::vector<int32_t> tokens(4 * tokens_per_piece, 104);
+  tokens.back() = 256;
+  const std::string data = stored<uint16_t>(tokens);
+  prepare(in_place("out", write("flat", data), "u16"));
+  std::vector<int32_t> read(10);
+  for (const int64_t end : {3 * tokens_per_piece + 5, 3 * tokens_per_piece}) {
+    const TokenFile file = TokenFile::open(path("out"));
+    EXPECT_NO_THROW(file.read(3 * tokens_per_piece, read));
+    std::filesystem::resize_file(path("flat"), static_cast<size_t>(2 * end));
+    EXPECT_THAT(error_of([&] { file.read(3 * tokens_per_piece, read); }),
+                HasSubstr(fmt::format("flat: the file ends inside its tokens at token {}; it was truncated", end)));
+    EXPECT_NO_THROW(file.read(2 * tokens_per_piece, read));
+    write("flat", data);
+  }
 }
 
 // A folder that a program without /files wrote.
