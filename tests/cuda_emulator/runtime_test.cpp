@@ -15,6 +15,7 @@
 #include "core/device/staging_pool.h"
 #include "core/device/stream.h"
 #include "emulator_test.h"
+#include "lamina_emulator_counts.h"
 
 namespace {
 
@@ -460,6 +461,36 @@ TEST(CudaDevice, WaitingForAnEventCanBeGivenUp) {
   EXPECT_TRUE(after.reached());
   stream.synchronize();
   EXPECT_EQ(stream.num_waits(), 1);
+}
+
+TEST(Counts, TellWhatHoldsUpTheHost) {
+  cudaStream_t stream = nullptr;
+  cudaEvent_t event = nullptr;
+  ASSERT_EQ(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), cudaSuccess);
+  ASSERT_EQ(cudaEventCreate(&event), cudaSuccess);
+  float *x = nullptr, *pinned = nullptr, pageable[4] = {};
+  ASSERT_EQ(cudaMalloc(&x, sizeof(pageable)), cudaSuccess);
+  ASSERT_EQ(cudaMallocHost(&pinned, sizeof(pageable)), cudaSuccess);
+  const lamina_emulator::Counts before = lamina_emulator::counts();
+  const auto blocking_calls = [&] { return lamina_emulator::counts().blocking_calls - before.blocking_calls; };
+  for (int i = 0; i < 2; ++i) launch(add_one, dim3(1), dim3(4), 0, stream, x);
+  EXPECT_EQ(cudaMemcpyAsync(pinned, x, sizeof(pageable), cudaMemcpyDefault, stream), cudaSuccess);
+  EXPECT_EQ(cudaMemsetAsync(x, 0, sizeof(pageable), stream), cudaSuccess);
+  EXPECT_EQ(cudaEventRecord(event, stream), cudaSuccess);
+  while (cudaEventQuery(event) != cudaSuccess) std::this_thread::yield();
+  EXPECT_EQ(blocking_calls(), 0u);
+  EXPECT_EQ(lamina_emulator::counts().launches - before.launches, 2u);
+  EXPECT_EQ(cudaStreamSynchronize(stream), cudaSuccess);
+  EXPECT_EQ(cudaEventSynchronize(event), cudaSuccess);
+  EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+  EXPECT_EQ(cudaMemcpyAsync(pageable, x, sizeof(pageable), cudaMemcpyDefault, stream), cudaSuccess);
+  EXPECT_EQ(blocking_calls(), 4u);
+  EXPECT_EQ(cudaFree(x), cudaSuccess);
+  EXPECT_EQ(cudaFreeHost(pinned), cudaSuccess);
+  EXPECT_EQ(blocking_calls(), 6u);
+  EXPECT_EQ(lamina_emulator::counts().launches - before.launches, 2u);
+  EXPECT_EQ(cudaEventDestroy(event), cudaSuccess);
+  EXPECT_EQ(cudaStreamDestroy(stream), cudaSuccess);
 }
 
 // Linux makes 50 to 100 microseconds of the shortest sleep.

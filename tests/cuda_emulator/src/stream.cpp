@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <deque>
@@ -14,10 +15,13 @@
 #include "crash.h"
 #include "device.h"
 #include "errors.h"
+#include "lamina_emulator_counts.h"
 #include "memory.h"
 
 namespace lamina_emulator {
 namespace {
+
+std::atomic<uint64_t> num_launches, num_blocking_calls;
 
 using Clock = std::chrono::steady_clock;
 
@@ -215,11 +219,13 @@ cudaError_t wait_for_stream(cudaStream_t handle) {
   if (num_devices() == 0) return cudaErrorNoDevice;
   const Stream stream = find(handle);
   if (!stream) return cudaErrorInvalidResourceHandle;
+  ++num_blocking_calls;
   stream->wait();
   return device_error(stream->device);
 }
 
 void wait_for_all_streams(int device) {
+  ++num_blocking_calls;
   for (const Stream& stream : streams_of(device)) stream->wait();
 }
 
@@ -244,9 +250,14 @@ int device_of_stream(cudaStream_t handle) {
 }
 
 uint64_t next_launch_of(cudaStream_t handle) {
+  ++num_launches;
   const Stream stream = find(handle);
   const std::lock_guard lock(stream->mutex);
   return stream->launches++;
+}
+
+Counts counts() {
+  return {num_launches, num_blocking_calls};
 }
 
 }  // namespace lamina_emulator
@@ -334,6 +345,7 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event) {
     const std::lock_guard lock(event->point->mutex);
     which = event->point->recorded;
   }
+  ++num_blocking_calls;
   event->point->wait(which);
   return remember(usable());
 }
