@@ -335,22 +335,28 @@ void experts(Gpu& gpu, const Sizes& s, Bench& bench) {
   const TensorView x = gpu.make(DType::bf16, {rows, s.hidden}, -1, 1),
                    y = gpu.make(DType::bf16, {rows, 2 * s.width}, -1, 1), dx = gpu.room(DType::bf16, {rows, s.hidden});
   Views weights, gradients;
-  std::vector<int64_t> offsets = {0};
+  std::vector<int64_t> on_host = {0};
   for (int64_t e = 0; e < s.experts; ++e) {
     weights.push_back(gpu.make(DType::bf16, {2 * s.width, s.hidden}, -1, 1));
     gradients.push_back(gpu.make(DType::f32, {2 * s.width, s.hidden}, 0, 0));
     // Uneven, as a router's are: from half to one and a half of the mean.
-    offsets.push_back(e + 1 == s.experts ? rows
-                                         : offsets.back() + rows / s.experts / 2 + (rows / s.experts) * e / s.experts);
+    on_host.push_back(e + 1 == s.experts ? rows
+                                         : on_host.back() + rows / s.experts / 2 + (rows / s.experts) * e / s.experts);
   }
+  const std::vector<int32_t> offsets(on_host.begin(), on_host.end());
+  const TensorView on_device = gpu.room(DType::i32, {s.experts + 1});
+  upload(offsets.data(), on_device, gpu.ctx().stream);
   const double flops = 4.0 * static_cast<double>(rows) * static_cast<double>(s.hidden * s.width);
-  bench("experts' products, input gradient", 0, flops, {dx}, [&] {
-    grouped_linear_input_gradient(gpu.ctx(), {y, weights, offsets, dx});
-  });
+  // As one rank trains, and as expert ranks do, whose hosts know the numbers of rows.
+  const auto products = [&](const char* gradient, const char* forward, const ops::ExpertRows& experts) {
+    bench(gradient, 0, flops, {dx}, [&] { grouped_linear_input_gradient(gpu.ctx(), {y, weights, experts, dx}); });
+    bench(forward, 0, flops, {y}, [&] { grouped_linear(gpu.ctx(), {x, weights, experts, y}); });
+  };
   bench("experts' products, weight gradient", 0, flops, gradients, [&] {
-    grouped_linear_weight_gradient(gpu.ctx(), {y, x, offsets, gradients});
+    grouped_linear_weight_gradient(gpu.ctx(), {y, x, {on_device}, gradients});
   });
-  bench("experts' products, forward", 0, flops, {y}, [&] { grouped_linear(gpu.ctx(), {x, weights, offsets, y}); });
+  products("experts' products, input gradient", "experts' products, forward", {on_device});
+  products("the same by cuBLAS, input gradient", "the same by cuBLAS, forward", {on_device, on_host});
   gpu.forget();
 }
 

@@ -47,7 +47,7 @@ struct Context {
 enum class Spread { even, uneven, hot };
 enum class Direction { forward, input_gradient, weight_gradient };
 
-std::vector<int64_t> offsets_of(Spread spread, int64_t experts, int64_t rows_per_expert) {
+std::vector<int32_t> offsets_of(Spread spread, int64_t experts, int64_t rows_per_expert) {
   std::vector<double> parts(static_cast<size_t>(experts), 1.0);
   for (size_t e = 0; e < parts.size(); ++e) {
     if (spread == Spread::uneven) parts[e] = static_cast<double>(e % 4);
@@ -55,10 +55,10 @@ std::vector<int64_t> offsets_of(Spread spread, int64_t experts, int64_t rows_per
   }
   double total = 0, sum = 0;
   for (const double part : parts) total += part;
-  std::vector<int64_t> offsets = {0};
+  std::vector<int32_t> offsets = {0};
   for (const double part : parts) {
     sum += part;
-    offsets.push_back(static_cast<int64_t>(sum / total * static_cast<double>(experts * rows_per_expert) + 0.5));
+    offsets.push_back(static_cast<int32_t>(sum / total * static_cast<double>(experts * rows_per_expert) + 0.5));
   }
   return offsets;
 }
@@ -82,8 +82,11 @@ void grouped(benchmark::State& state) {
   const auto direction = static_cast<Direction>(state.range(2));
   const auto spread = static_cast<Spread>(state.range(4));
   cpu::set_num_threads(static_cast<int>(state.range(5)));
-  const std::vector<int64_t> offsets = offsets_of(spread, experts, state.range(3));
+  const std::vector<int32_t> offsets = offsets_of(spread, experts, state.range(3));
   const int64_t rows = offsets.back();
+  const Tensor offsets_view = make(DType::i32, {experts + 1});
+  std::copy(offsets.begin(), offsets.end(), offsets_view.view.as<int32_t>());
+  const ops::ExpertRows expert_rows{offsets_view.view};
   const Tensor x = make(dtype, {rows, in}), y = make(dtype, {rows, out}), w = make(dtype, {experts * out, in}),
                dw = make(DType::f32, {experts * out, in});
   std::vector<TensorView> weights, dweights;
@@ -99,10 +102,11 @@ void grouped(benchmark::State& state) {
     ops::linear_input_gradient(context.ctx, y.view, weights[0], x.view, ops::GradMode::overwrite);
   };
   const auto all_experts = [&] {
-    if (direction == Direction::forward) return ops::grouped_linear(context.ctx, {x.view, weights, offsets, y.view});
+    if (direction == Direction::forward)
+      return ops::grouped_linear(context.ctx, {x.view, weights, expert_rows, y.view});
     if (direction == Direction::weight_gradient)
-      return ops::grouped_linear_weight_gradient(context.ctx, {y.view, x.view, offsets, dweights});
-    ops::grouped_linear_input_gradient(context.ctx, {y.view, weights, offsets, x.view});
+      return ops::grouped_linear_weight_gradient(context.ctx, {y.view, x.view, expert_rows, dweights});
+    ops::grouped_linear_input_gradient(context.ctx, {y.view, weights, expert_rows, x.view});
   };
   one_dense();
   all_experts();
@@ -138,10 +142,10 @@ void dispatch_rows(benchmark::State& state) {
                scores = make(DType::f32, {tokens, experts}), weights = make(DType::f32, {tokens, k}),
                fractions = make(DType::f32, {2, experts}), balance = make(DType::f32, {2}),
                chosen = make(DType::i32, {tokens, k}), position = make(DType::i32, {tokens, k}),
-               row_of = make(DType::i32, {tokens * k}), pair_weight = make(DType::f32, {tokens * k}),
-               x = make(dtype, {tokens, dim}), pairs = make(dtype, {tokens * k, dim}), y = make(dtype, {tokens, dim}),
+               offsets = make(DType::i32, {experts + 1}), row_of = make(DType::i32, {tokens * k}),
+               pair_weight = make(DType::f32, {tokens * k}), x = make(dtype, {tokens, dim}),
+               pairs = make(dtype, {tokens * k, dim}), y = make(dtype, {tokens, dim}),
                d_logits = make(dtype, {tokens, experts});
-  std::vector<int64_t> offsets(static_cast<size_t>(experts) + 1);
   std::array<double, 5> best;
   best.fill(1e30);
   for (auto _ : state) {
@@ -152,7 +156,7 @@ void dispatch_rows(benchmark::State& state) {
         }),
         seconds_of([&] {
           ops::group_rows(context.ctx,
-                          {chosen.view, weights.view, offsets, row_of.view, position.view, pair_weight.view});
+                          {chosen.view, weights.view, offsets.view, row_of.view, position.view, pair_weight.view});
         }),
         seconds_of([&] {
           ops::gather_rows(context.ctx, {x.view, row_of.view, pairs.view});

@@ -97,29 +97,34 @@ void Moe::receive(ops::OpContext& ctx, TensorView x, Saved& saved, Arena& arena,
 void Moe::group(ops::OpContext& ctx, Saved& saved, Arena& arena, bool again) const {
   const TensorView chosen = has_ranks() ? saved.row_chosen : saved.chosen;
   const TensorView weights = has_ranks() ? saved.row_weights : saved.weights;
-  saved.offsets.resize(static_cast<size_t>(experts_here()) + 1);
+  saved.offsets = arena.take(DType::i32, {experts_here() + 1});
   saved.row_of = arena.take(DType::i32, {chosen.num_elements()});
   saved.position = arena.take(DType::i32, chosen.shape);
   saved.pair_weight = arena.take(weights.dtype, {chosen.num_elements()});
-  ops::group_rows(ctx, {chosen, weights, saved.offsets, saved.row_of, saved.position, saved.pair_weight, again});
+  // Among the rows of other ranks there are choices of other ranks' experts; without, every token has all its experts here.
+  const bool host_asks = has_ranks() || ops::needs_host_offsets(ctx, w13_.front().dtype);
+  if (!again) saved.host_offsets.resize(host_asks ? static_cast<size_t>(experts_here()) + 1 : 0);
+  ops::group_rows(ctx, {chosen, weights, saved.offsets, saved.row_of, saved.position, saved.pair_weight,
+                        again ? std::span<int64_t>() : saved.host_offsets});
+  saved.num_pairs = has_ranks() ? saved.host_offsets.back() : chosen.num_elements();
 }
 
 void Moe::project(ops::OpContext& ctx, TensorView rows, Saved& saved, Arena& arena) const {
-  const int64_t pairs = saved.num_pairs();
+  const int64_t pairs = saved.num_pairs;
   saved.gate_up = arena.take(rows.dtype, {pairs, 2 * width_});
   const ArenaScope scope(ctx.scratch);
   const TensorView x = ctx.scratch.take(rows.dtype, {pairs, hidden_});
   ops::gather_rows(ctx, {rows, first_rows(saved.row_of, pairs), x});
-  ops::grouped_linear(ctx, {x, w13_, saved.offsets, saved.gate_up});
+  ops::grouped_linear(ctx, {x, w13_, saved.expert_rows(), saved.gate_up});
 }
 
 void Moe::run_experts(ops::OpContext& ctx, const Saved& saved, const Rows& rows) const {
   const ArenaScope scope(ctx.scratch);
-  const int64_t pairs = saved.num_pairs();
+  const int64_t pairs = saved.num_pairs;
   const TensorView h = ctx.scratch.take(rows.y.dtype, {pairs, width_});
   ops::swiglu_forward(ctx, {saved.gate_up, h, first_rows(saved.pair_weight, pairs)});
   const TensorView outputs = ctx.scratch.take(rows.y.dtype, {pairs, hidden_});
-  ops::grouped_linear(ctx, {h, w2_, saved.offsets, outputs});
+  ops::grouped_linear(ctx, {h, w2_, saved.expert_rows(), outputs});
   ops::combine_rows(ctx, {outputs, saved.position, rows.y, rows.mode});
 }
 
@@ -164,7 +169,7 @@ void Moe::recompute(ops::OpContext& ctx, const Batch& batch, TensorView x, Saved
 
 void Moe::experts_backward(ops::OpContext& ctx, const Saved& saved, const Rows& rows, WeightGradients& weights) const {
   const ArenaScope scope(ctx.scratch);
-  const int64_t pairs = saved.num_pairs();
+  const int64_t pairs = saved.num_pairs;
   const DType dtype = rows.d_y.dtype;
   const TensorView row_of = first_rows(saved.row_of, pairs);
   Arena& operands = weights.operands(ctx);
@@ -173,16 +178,16 @@ void Moe::experts_backward(ops::OpContext& ctx, const Saved& saved, const Rows& 
   const TensorView dh = ctx.scratch.take(dtype, {pairs, width_});
   const TensorView d_pair_weight = ctx.scratch.take(saved.pair_weight.dtype, {pairs});
   ops::gather_rows(ctx, {rows.d_y, row_of, d_outputs});
-  ops::grouped_linear_input_gradient(ctx, {d_outputs, w2_, saved.offsets, dh});
+  ops::grouped_linear_input_gradient(ctx, {d_outputs, w2_, saved.expert_rows(), dh});
   // As in Mlp, the gradient takes the place of the projection.
   ops::swiglu_backward(ctx, {saved.gate_up, dh, saved.gate_up, h, first_rows(saved.pair_weight, pairs), d_pair_weight});
-  weights.add_grouped(ctx, d_outputs, h, saved.offsets, d_w2_);
+  weights.add_grouped(ctx, d_outputs, h, saved.expert_rows(), d_w2_);
   ops::combine_rows(ctx, {d_pair_weight.reshaped({pairs, 1}), flat_column(saved.position), flat_column(rows.d_weights),
                           ops::GradMode::overwrite});
   ops::gather_rows(ctx, {rows.x, row_of, x});
   const TensorView dx = ctx.scratch.take(dtype, {pairs, hidden_});
-  ops::grouped_linear_input_gradient(ctx, {saved.gate_up, w13_, saved.offsets, dx});
-  weights.add_grouped(ctx, saved.gate_up, x, saved.offsets, d_w13_);
+  ops::grouped_linear_input_gradient(ctx, {saved.gate_up, w13_, saved.expert_rows(), dx});
+  weights.add_grouped(ctx, saved.gate_up, x, saved.expert_rows(), d_w13_);
   ops::combine_rows(ctx, {dx, saved.position, rows.dx, rows.mode});
 }
 

@@ -8,6 +8,7 @@
 #include <functional>
 #include <vector>
 
+#include "core/ops/experts/experts.h"
 #include "model/mlp.h"
 #include "model/sublayer.h"
 #include "parallel/expert/exchange.h"
@@ -25,11 +26,13 @@ class Moe {
     expert::Exchange::Route route;       // with expert ranks
     TensorView rows;                     // [rows, hidden]
     TensorView row_chosen, row_weights;  // [rows, k] i32, acc
-    std::vector<int64_t> offsets;        // [experts of this rank + 1]; pairs = its last
+    TensorView offsets;                  // [experts of this rank + 1] i32
+    std::vector<int64_t> host_offsets;   // the same, where the host must know them; else empty
+    int64_t num_pairs = 0;               // offsets' last
     TensorView row_of, position;         // [rows * k] i32, [rows, k] i32
     TensorView pair_weight;              // [rows * k] acc
     TensorView gate_up;                  // [pairs, 2 * moe_intermediate_size]
-    int64_t num_pairs() const { return offsets.back(); }
+    ops::ExpertRows expert_rows() const { return {offsets, host_offsets}; }
   };
 
   // `exchange` may be null: this rank has every expert.

@@ -225,16 +225,16 @@ class Sublayers : public Builder {
     w.rows = tokens_ * (p_.expert_ranks > 1 ? expected_expert_ranks(c_, p_.expert_ranks) : 1);
     return w;
   }
-  // `addresses`: for cuBLAS, a kernel writes them.
-  void grouped(const std::string& name, const char* op, const MoeWidths& w, double in, double out, bool addresses) {
+  // With expert ranks the host knows the numbers of rows, so cuBLAS multiplies, for which a kernel writes addresses.
+  void grouped(const std::string& name, const char* op, const MoeWidths& w, double in, double out) {
     const double launches = std::ceil(w.held / grouped_experts);
     add(name, op,
         {2 * w.pairs * in * out, bytes({w.pairs * (in + out) + w.held * in * out, 0}),
-         addresses ? launches + 1 : launches},
+         p_.expert_ranks > 1 ? launches + 1 : launches},
         KernelClass::experts);
   }
   void grouped_backward(const std::string& name, const MoeWidths& w, double in, double out) {
-    grouped(name, "grouped_linear_input_gradient", w, out, in, true);
+    grouped(name, "grouped_linear_input_gradient", w, out, in);
     add(name, "grouped_linear_weight_gradient",
         {2 * w.pairs * in * out, bytes({w.pairs * (in + out), 2 * w.held * in * out}),
          std::ceil(w.held / grouped_experts)},
@@ -256,10 +256,10 @@ class Sublayers : public Builder {
     if (has_ranks) gather(tokens_, w.rows);
     rows("experts: order", "group_rows", w.rows * w.chosen, {0, 5}, 4);
     gather(w.rows, w.pairs);
-    grouped("experts: gate, up", "grouped_linear", w, hidden_, 2 * w.width, true);
+    grouped("experts: gate, up", "grouped_linear", w, hidden_, 2 * w.width);
     if (part == Part::all_but_last) return;
     rows("experts: SwiGLU", "swiglu_forward", w.pairs * w.width, {3, 0});
-    grouped("experts: down", "grouped_linear", w, w.width, hidden_, true);
+    grouped("experts: down", "grouped_linear", w, w.width, hidden_);
     combine(w.pairs, w.rows, !has_ranks && w.shared > 0);
     if (has_ranks) combine(w.rows, tokens_, w.shared > 0);
   }

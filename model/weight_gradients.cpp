@@ -1,6 +1,5 @@
 #include "model/weight_gradients.h"
 
-#include "core/ops/experts/experts.h"
 #include "core/ops/matmul/matmul.h"
 
 namespace lamina::model {
@@ -13,17 +12,18 @@ void WeightGradients::begin(bool deferred) {
 
 void WeightGradients::add(ops::OpContext& ctx, const TensorView& dy, const TensorView& x, const TensorView& dw) {
   if (deferred_)
-    products_.push_back({dy, x, {dw}, {}});
+    products_.push_back({dy, x, {dw}, {}, {}});
   else
     ops::linear_weight_gradient(ctx, dy, x, dw);
 }
 
 void WeightGradients::add_grouped(ops::OpContext& ctx, const TensorView& dy, const TensorView& x,
-                                  std::span<const int64_t> offsets, std::span<const TensorView> dweights) {
+                                  const ops::ExpertRows& rows, std::span<const TensorView> dweights) {
   if (deferred_)
-    products_.push_back({dy, x, {dweights.begin(), dweights.end()}, {offsets.begin(), offsets.end()}});
+    products_.push_back(
+        {dy, x, {dweights.begin(), dweights.end()}, rows.offsets, {rows.host.begin(), rows.host.end()}});
   else
-    ops::grouped_linear_weight_gradient(ctx, {dy, x, offsets, dweights});
+    ops::grouped_linear_weight_gradient(ctx, {dy, x, rows, dweights});
 }
 
 void WeightGradients::run(ops::OpContext& ctx) {
@@ -32,7 +32,8 @@ void WeightGradients::run(ops::OpContext& ctx) {
     if (product.offsets.empty())
       ops::linear_weight_gradient(ctx, product.dy, product.x, product.dweights.front());
     else
-      ops::grouped_linear_weight_gradient(ctx, {product.dy, product.x, product.offsets, product.dweights});
+      ops::grouped_linear_weight_gradient(
+          ctx, {product.dy, product.x, {product.offsets, product.host_offsets}, product.dweights});
   }
   products_.clear();
   arena_.reset();

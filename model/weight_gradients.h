@@ -5,7 +5,7 @@
 #include <span>
 #include <vector>
 
-#include "core/ops/op.h"
+#include "core/ops/experts/experts.h"
 
 namespace lamina::model {
 
@@ -21,8 +21,8 @@ class WeightGradients {
   Arena& operands(ops::OpContext& ctx) { return deferred_ ? arena_ : ctx.scratch; }
 
   void add(ops::OpContext& ctx, const TensorView& dy, const TensorView& x, const TensorView& dw);
-  // The same for rows grouped by expert (core/ops/experts/experts.h); `offsets` and `dweights` are copied.
-  void add_grouped(ops::OpContext& ctx, const TensorView& dy, const TensorView& x, std::span<const int64_t> offsets,
+  // The same for rows grouped by expert; what the host knows of them is copied, as `dweights` are.
+  void add_grouped(ops::OpContext& ctx, const TensorView& dy, const TensorView& x, const ops::ExpertRows& rows,
                    std::span<const TensorView> dweights);
   void run(ops::OpContext& ctx);  // the deferred ones, in the order of add(); forgets their operands
   Arena& memory() { return arena_; }
@@ -31,7 +31,8 @@ class WeightGradients {
   struct Product {
     TensorView dy, x;
     std::vector<TensorView> dweights;
-    std::vector<int64_t> offsets;  // empty: one plain product
+    TensorView offsets;  // empty: one plain product
+    std::vector<int64_t> host_offsets;
   };
   Arena arena_;
   bool deferred_ = false;

@@ -73,14 +73,17 @@ class Products {
     const TensorView few = x.slice(0, 0, 64), out = y.slice(0, 0, 64).slice(1, 0, 256), part = w.slice(0, 0, 256);
     weights_ = {part};
     gradients_ = {dw.slice(0, 0, 256)};
+    const ExpertRows rows{memory_.take(DType::i32, {2})};
+    rows.offsets.as<int32_t>()[0] = 0;
+    rows.offsets.as<int32_t>()[1] = 64;
     work_ = {[=](OpContext& ctx) { linear(ctx, x.slice(0, 0, 1), w, y.slice(0, 0, 1)); },
              [=](OpContext& ctx) { linear(ctx, x, w, y); },
              [=](OpContext& ctx) { linear_weight_gradient(ctx, y, x, dw); },
              [=, this](OpContext& ctx) {
-               grouped_linear(ctx, {few, weights_, offsets_, out});
+               grouped_linear(ctx, {few, weights_, rows, out});
              },
              [=, this](OpContext& ctx) {
-               grouped_linear_weight_gradient(ctx, {out, few, offsets_, gradients_});
+               grouped_linear_weight_gradient(ctx, {out, few, rows, gradients_});
              }};
   }
 
@@ -110,7 +113,6 @@ class Products {
   OpContext native_{stream_, scratch_, refusals_};
   OpContext widened_{stream_, scratch_, refusals_, Backend::fastest, Bf16Products::through_fp32()};
   std::vector<TensorView> weights_, gradients_;
-  std::vector<int64_t> offsets_ = {0, 64};
   std::array<std::function<void(OpContext&)>, num_product_classes> work_;
 };
 

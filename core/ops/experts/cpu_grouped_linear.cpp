@@ -37,7 +37,7 @@ char* copy_rows(const TensorView& matrix, int64_t row, int64_t rows, int64_t pad
 struct RowProducts {
   TensorView a, c;
   std::span<const TensorView> weights;
-  std::span<const int64_t> offsets;
+  const int32_t* offsets;  // [experts + 1]
   bool transposed;
 };
 
@@ -70,8 +70,9 @@ void multiply_rows(OpContext& ctx, const RowProducts& args) {
   int64_t scratch_bytes = 0;
   SingleThreadProduct::trim();
   for (size_t e = 0; e < args.weights.size(); ++e) {
-    for (int64_t row = args.offsets[e]; row < args.offsets[e + 1]; row += tile_rows) {
-      const int64_t rows = std::min(tile_rows, args.offsets[e + 1] - row);
+    const int64_t end = args.offsets[e + 1];
+    for (int64_t row = args.offsets[e]; row < end; row += tile_rows) {
+      const int64_t rows = std::min(tile_rows, end - row);
       const int64_t padded = args.a.dtype == DType::bf16 && native ? round_up_to(rows, row_step) : rows;
       for_parts(n, tile_columns, [&](int64_t column, int64_t columns) {
         const bool direct = padded == rows;
@@ -102,6 +103,7 @@ class WeightProducts {
   WeightProducts(OpContext& ctx, const GroupedLinearWeightGradient& args)
       : ctx_(ctx),
         args_(args),
+        offsets_(args.rows.offsets.as<int32_t>()),
         native_(has_native_bf16_products() && has_bf16_outer_products() &&
                 ctx.bf16_products.is_native(ProductClass::expert_gradient)) {}
 
@@ -110,7 +112,7 @@ class WeightProducts {
     std::vector<WeightTile> tiles;
     int64_t bytes = 0;
     for (size_t e = 0; e < args_.dweights.size(); ++e) {
-      const int64_t num_rows = args_.offsets[e + 1] - args_.offsets[e];
+      const int64_t num_rows = offsets_[e + 1] - offsets_[e];
       if (num_rows == 0) continue;
       const int64_t side = num_rows >= 1024 ? 128 : 256;  // of an expert with many rows even a small tile is much work
       for_parts(args_.dy.size(1), side, [&](int64_t row, int64_t rows) {
@@ -134,12 +136,12 @@ class WeightProducts {
 
  private:
   Bf16OuterProducts outer_products(const WeightTile& tile) const {
-    const int64_t first = args_.offsets[tile.expert];
+    const int64_t first = offsets_[tile.expert];
     const TensorView& dw = args_.dweights[tile.expert];
     return {reinterpret_cast<const bf16*>(at(args_.dy, first, tile.row)),
             reinterpret_cast<const bf16*>(at(args_.x, first, tile.column)),
             reinterpret_cast<float*>(at(dw, tile.row, tile.column)),
-            args_.offsets[tile.expert + 1] - first,
+            offsets_[tile.expert + 1] - first,
             tile.rows,
             tile.columns,
             args_.dy.stride(0),
@@ -155,13 +157,13 @@ class WeightProducts {
     product.run(dy, x, at(dw, tile.row, tile.column), nullptr, true);
   }
   void run_f32(const WeightTile& tile) const {
-    const int64_t begin = args_.offsets[tile.expert], end = args_.offsets[tile.expert + 1];
+    const int64_t begin = offsets_[tile.expert], end = offsets_[tile.expert + 1];
     add_f32(tile, end - begin, at(args_.dy, begin, tile.row), args_.dy.stride(0), at(args_.x, begin, tile.column),
             args_.x.stride(0));
   }
   void run_widened(const WeightTile& tile, float* scratch) const {
-    const int64_t end = args_.offsets[tile.expert + 1];
-    for (int64_t begin = args_.offsets[tile.expert]; begin < end; begin += widened_rows) {
+    const int64_t end = offsets_[tile.expert + 1];
+    for (int64_t begin = offsets_[tile.expert]; begin < end; begin += widened_rows) {
       const int64_t rows = std::min(widened_rows, end - begin);
       float *dy = scratch, *x = scratch + rows * tile.rows;
       widen_lines(reinterpret_cast<const bf16*>(at(args_.dy, begin, tile.row)), rows, tile.rows, args_.dy.stride(0),
@@ -174,6 +176,7 @@ class WeightProducts {
 
   OpContext& ctx_;
   const GroupedLinearWeightGradient& args_;
+  const int32_t* const offsets_;
   const bool native_;  // of bf16
 };
 
@@ -192,10 +195,10 @@ const char* grouped_linear_weight_gradient_refuses(const GroupedLinearWeightGrad
 }
 
 void grouped_linear(OpContext& ctx, const GroupedLinear& args) {
-  multiply_rows(ctx, {args.x, args.y, args.weights, args.offsets, true});
+  multiply_rows(ctx, {args.x, args.y, args.weights, args.rows.offsets.as<int32_t>(), true});
 }
 void grouped_linear_input_gradient(OpContext& ctx, const GroupedLinearInputGradient& args) {
-  multiply_rows(ctx, {args.dy, args.dx, args.weights, args.offsets, false});
+  multiply_rows(ctx, {args.dy, args.dx, args.weights, args.rows.offsets.as<int32_t>(), false});
 }
 void grouped_linear_weight_gradient(OpContext& ctx, const GroupedLinearWeightGradient& args) {
   WeightProducts(ctx, args).run();

@@ -1,38 +1,24 @@
 #include "core/ops/experts/implementations.h"
-
-#include <algorithm>
-#include <cstring>
-
 #include "core/ops/experts/row_kernels.h"
-#include "core/tensor/host_copy.h"
+#include "core/ops/gpu/operands.h"
 
 namespace lamina::ops::cuda {
 namespace {
 
 constexpr const char* only_on_cpu = "fp64 runs on the CPU";
 
-cudaStream_t stream_of(OpContext& ctx) {
-  return static_cast<cudaStream_t>(ctx.stream.state()->handle());
-}
-
 }  // namespace
 
 const char* group_rows_refuses(const GroupRows& args) {
   if (args.weights.dtype == DType::f64) return only_on_cpu;
-  if (args.offsets.size() > size_t{1} << 24) return "more than 2^24 experts";
+  if (args.offsets.size(0) > int64_t{1} << 24) return "more than 2^24 experts";
   return nullptr;
 }
 
-// Waits once for the device, unless the offsets are known: without a capacity, the sizes of the products that follow are the router's
-// choice, and the host must know them to launch these.
 void group_rows(OpContext& ctx, const GroupRows& args) {
-  const auto experts = static_cast<int64_t>(args.offsets.size()) - 1;
+  const int64_t experts = args.offsets.size(0) - 1;
   GroupRowsParams p{};
   p.num_pairs = args.chosen.num_elements();
-  if (p.num_pairs == 0) {
-    std::fill(args.offsets.begin(), args.offsets.end(), 0);
-    return;
-  }
   p.num_experts = static_cast<int>(experts);
   p.k = static_cast<int>(args.chosen.size(1));
   p.chosen = args.chosen.as<int32_t>();
@@ -41,13 +27,8 @@ void group_rows(OpContext& ctx, const GroupRows& args) {
   p.position = args.position.as<int32_t>();
   p.pair_weight = args.pair_weight.as<float>();
   p.table = ctx.scratch.take(DType::i32, {experts, group_rows_chunks(p.num_pairs)}).as<int32_t>();
-  const TensorView offsets = ctx.scratch.take(DType::f64, {experts + 1});
-  static_assert(sizeof(int64_t) == sizeof(double));
-  p.offsets = static_cast<int64_t*>(offsets.data);
+  p.offsets = args.offsets.as<int32_t>();
   launch_group_rows(p, stream_of(ctx));
-  if (args.knows_offsets) return;
-  const HostCopy found(offsets, ctx.stream);
-  std::memcpy(args.offsets.data(), found->data, static_cast<size_t>(offsets.num_bytes()));
 }
 
 const char* gather_rows_refuses(const GatherRows& args) {

@@ -1,10 +1,13 @@
 #include "core/ops/experts/experts.h"
 
+#include <algorithm>
+#include <iterator>
 #include <limits>
 
 #include "core/ops/experts/implementations.h"
 #include "core/ops/gpu/register.h"
 #include "core/ops/validate.h"
+#include "core/tensor/host_copy.h"
 
 namespace lamina::ops {
 namespace {
@@ -18,13 +21,23 @@ void expect_indices(const TensorView& v, std::string_view what, int64_t least, i
   }
 }
 
-void expect_offsets(std::span<const int64_t> offsets, int64_t num_rows) {
-  LAMINA_CHECK(!offsets.empty() && offsets.front() == 0 && offsets.back() == num_rows,
-               "offsets run from {} to {}, expected 0 to {}", offsets.empty() ? -1 : offsets.front(),
-               offsets.empty() ? -1 : offsets.back(), num_rows);
+template <class Offsets>
+void expect_rising(const Offsets& offsets, int64_t num_rows) {
+  LAMINA_CHECK(offsets.front() == 0 && offsets.back() == num_rows, "offsets run from {} to {}, expected 0 to {}",
+               offsets.front(), offsets.back(), num_rows);
   for (size_t e = 1; e < offsets.size(); ++e) {
     LAMINA_CHECK(offsets[e - 1] <= offsets[e], "offsets {} and {} of expert {}", offsets[e - 1], offsets[e], e - 1);
   }
+}
+
+void expect_rows(const ExpertRows& rows, int64_t num_rows, size_t num_experts) {
+  const auto count = static_cast<int64_t>(num_experts) + 1;
+  expect(rows.offsets, "offsets", DType::i32, {count});
+  expect_contiguous(rows.offsets, "offsets");
+  if (is_readable(rows.offsets)) expect_rising(std::span(rows.offsets.as<int32_t>(), num_experts + 1), num_rows);
+  if (rows.host.empty()) return;
+  LAMINA_CHECK(std::ssize(rows.host) == count, "{} offsets on the host, expected {}", rows.host.size(), count);
+  expect_rising(rows.host, num_rows);
 }
 
 void expect_matrix(const TensorView& v, std::string_view what) {
@@ -34,10 +47,7 @@ void expect_matrix(const TensorView& v, std::string_view what) {
 }
 
 // One contiguous [out, in] for every expert.
-void expect_experts(std::span<const TensorView> matrices, std::string_view what, std::span<const int64_t> offsets,
-                    DType dtype, const Shape& shape) {
-  LAMINA_CHECK(matrices.size() + 1 == offsets.size(), "{} experts in {}, {} in offsets", matrices.size(), what,
-               offsets.size() - 1);
+void expect_experts(std::span<const TensorView> matrices, std::string_view what, DType dtype, const Shape& shape) {
   for (const TensorView& matrix : matrices) {
     expect(matrix, what, dtype, shape);
     expect_contiguous(matrix, what);
@@ -46,23 +56,34 @@ void expect_experts(std::span<const TensorView> matrices, std::string_view what,
 
 }  // namespace
 
+bool needs_host_offsets(const OpContext& ctx, DType dtype) {
+  return ctx.stream.device().kind != DeviceKind::cpu && dtype != DType::bf16;
+}
+
 void group_rows(OpContext& ctx, const GroupRows& args) {
   static constexpr Implementation<GroupRows> list[] = {
       LAMINA_CUDA_IMPLEMENTATION(group_rows){"ref", nullptr, ref::group_rows}};
-  LAMINA_CHECK(args.chosen.rank() == 2 && !args.offsets.empty(), "chosen is {}, {} offsets", args.chosen.to_string(),
-               args.offsets.size());
+  LAMINA_CHECK(args.chosen.rank() == 2 && args.offsets.rank() == 1 && args.offsets.size(0) > 0,
+               "chosen is {}, offsets {}", args.chosen.to_string(), args.offsets.to_string());
   const int64_t num_pairs = args.chosen.num_elements();
   LAMINA_CHECK(num_pairs <= std::numeric_limits<int32_t>::max(), "{} pairs", num_pairs);
   expect(args.chosen, "chosen", DType::i32, args.chosen.shape);
+  expect(args.offsets, "offsets", DType::i32, args.offsets.shape);
   expect(args.weights, "weights", accumulation_dtype(args.weights.dtype), args.chosen.shape);
   expect(args.position, "position", DType::i32, args.chosen.shape);
   expect(args.row_of, "row_of", DType::i32, {num_pairs});
   expect(args.pair_weight, "pair_weight", args.weights.dtype, {num_pairs});
   expect_contiguous(args.chosen, "chosen");
+  expect_contiguous(args.offsets, "offsets");
   expect_contiguous(args.weights, "weights");
   expect_contiguous(args.position, "position");
-  expect_indices(args.chosen, "chosen", -1, static_cast<int64_t>(args.offsets.size()) - 1);
+  expect_indices(args.chosen, "chosen", -1, args.offsets.size(0) - 1);
+  LAMINA_CHECK(args.host_offsets.empty() || std::ssize(args.host_offsets) == args.offsets.size(0),
+               "{} offsets on the host, expected {}", args.host_offsets.size(), args.offsets.size(0));
   dispatch<GroupRows>(ctx, "group_rows", list, args);
+  if (args.host_offsets.empty()) return;
+  const HostCopy offsets(args.offsets, ctx.stream);
+  std::copy_n(offsets->as<int32_t>(), args.host_offsets.size(), args.host_offsets.begin());
 }
 
 void gather_rows(OpContext& ctx, const GatherRows& args) {
@@ -100,8 +121,8 @@ void grouped_linear(OpContext& ctx, const GroupedLinear& args) {
   expect_matrix(args.x, "x");
   LAMINA_CHECK(args.y.rank() == 2, "y is {}", args.y.to_string());
   expect_either(args.y, "y", args.x.dtype, {args.x.size(0), args.y.size(1)});
-  expect_offsets(args.offsets, args.x.size(0));
-  expect_experts(args.weights, "weights", args.offsets, args.x.dtype, {args.y.size(1), args.x.size(1)});
+  expect_rows(args.rows, args.x.size(0), args.weights.size());
+  expect_experts(args.weights, "weights", args.x.dtype, {args.y.size(1), args.x.size(1)});
   dispatch<GroupedLinear>(ctx, "grouped_linear", list, args);
 }
 
@@ -114,8 +135,8 @@ void grouped_linear_input_gradient(OpContext& ctx, const GroupedLinearInputGradi
   expect_matrix(args.dy, "dy");
   LAMINA_CHECK(args.dx.rank() == 2, "dx is {}", args.dx.to_string());
   expect_either(args.dx, "dx", args.dy.dtype, {args.dy.size(0), args.dx.size(1)});
-  expect_offsets(args.offsets, args.dy.size(0));
-  expect_experts(args.weights, "weights", args.offsets, args.dy.dtype, {args.dy.size(1), args.dx.size(1)});
+  expect_rows(args.rows, args.dy.size(0), args.weights.size());
+  expect_experts(args.weights, "weights", args.dy.dtype, {args.dy.size(1), args.dx.size(1)});
   dispatch<GroupedLinearInputGradient>(ctx, "grouped_linear_input_gradient", list, args);
 }
 
@@ -127,9 +148,8 @@ void grouped_linear_weight_gradient(OpContext& ctx, const GroupedLinearWeightGra
   expect_matrix(args.x, "x");
   LAMINA_CHECK(args.dy.rank() == 2, "dy is {}", args.dy.to_string());
   expect(args.dy, "dy", args.x.dtype, {args.x.size(0), args.dy.size(1)});
-  expect_offsets(args.offsets, args.x.size(0));
-  expect_experts(args.dweights, "dweights", args.offsets, accumulation_dtype(args.x.dtype),
-                 {args.dy.size(1), args.x.size(1)});
+  expect_rows(args.rows, args.x.size(0), args.dweights.size());
+  expect_experts(args.dweights, "dweights", accumulation_dtype(args.x.dtype), {args.dy.size(1), args.x.size(1)});
   dispatch<GroupedLinearWeightGradient>(ctx, "grouped_linear_weight_gradient", list, args);
 }
 

@@ -12,13 +12,13 @@ namespace lamina::ops {
 
 // (row, slot) pairs sorted by expert, then by row: pair p is row row_of[p]; pairs [offsets[e], offsets[e + 1]) are expert e's.
 struct GroupRows {
-  TensorView chosen;           // [rows, k] i32, contiguous; -1: no expert of this rank
-  TensorView weights;          // [rows, k] acc, contiguous
-  std::span<int64_t> offsets;  // [experts + 1]; written
-  TensorView row_of;           // [rows * k] i32; the first offsets.back() are written
-  TensorView position;         // [rows, k] i32, contiguous: the pair's index, or -1
-  TensorView pair_weight;      // [rows * k] acc; the first offsets.back() are written
-  bool knows_offsets = false;  // they were found for the same choices before: the host need not wait for a GPU
+  TensorView chosen;       // [rows, k] i32, contiguous; -1: no expert of this rank
+  TensorView weights;      // [rows, k] acc, contiguous
+  TensorView offsets;      // [experts + 1] i32, contiguous; written
+  TensorView row_of;       // [rows * k] i32; as many are written as there are pairs: all where no choice is -1
+  TensorView position;     // [rows, k] i32, contiguous: the pair's index, or -1
+  TensorView pair_weight;  // [rows * k] acc; written as row_of is
+  std::span<int64_t> host_offsets = {};  // where not empty: the offsets, for which the host waits for a GPU
 };
 void group_rows(OpContext& ctx, const GroupRows& args);
 
@@ -40,26 +40,36 @@ struct CombineRows {
 };
 void combine_rows(OpContext& ctx, const CombineRows& args);
 
-// For the rows r of expert e, [offsets[e], offsets[e + 1]):   y[r] = x[r] w_e^T
+// The rows of expert e are [offsets[e], offsets[e + 1]).
+struct ExpertRows {
+  TensorView offsets;                  // [experts + 1] i32, contiguous, from 0 to the number of rows
+  std::span<const int64_t> host = {};  // the same; empty: on a GPU only the device knows them, see needs_host_offsets()
+};
+
+// Whether the products of this dtype need ExpertRows::host where ctx computes: a GPU's in fp32 do, since cuBLAS makes them and takes
+// sizes from the host. A GPU's in bf16 do without; where they have it, they choose cuBLAS's grouped product.
+bool needs_host_offsets(const OpContext& ctx, DType dtype);
+
+// For the rows r of expert e:   y[r] = x[r] w_e^T
 struct GroupedLinear {
   TensorView x;                         // [rows, in], rows contiguous
   std::span<const TensorView> weights;  // [experts] of [out, in], contiguous
-  std::span<const int64_t> offsets;     // [experts + 1], from 0 to rows
-  TensorView y;                         // [rows, out]
+  ExpertRows rows;
+  TensorView y;  // [rows, out]
 };
 void grouped_linear(OpContext& ctx, const GroupedLinear& args);
 
 struct GroupedLinearInputGradient {  // dx[r] = dy[r] w_e; overwritten
   TensorView dy;                     // [rows, out]
   std::span<const TensorView> weights;
-  std::span<const int64_t> offsets;
+  ExpertRows rows;
   TensorView dx;  // [rows, in]
 };
 void grouped_linear_input_gradient(OpContext& ctx, const GroupedLinearInputGradient& args);
 
 struct GroupedLinearWeightGradient {  // dw_e += sum over the expert's rows of dy[r]^T x[r]
   TensorView dy, x;
-  std::span<const int64_t> offsets;
+  ExpertRows rows;
   std::span<const TensorView> dweights;  // [experts] of [out, in] acc, contiguous
 };
 void grouped_linear_weight_gradient(OpContext& ctx, const GroupedLinearWeightGradient& args);

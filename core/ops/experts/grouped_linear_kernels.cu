@@ -6,10 +6,11 @@
 // cp.async; two blocks fit on a multiprocessor, so that one computes while the other starts or ends. Shared rows are swizzled: the
 // 8 addresses of an 8x8 matrix of ldmatrix, and of 8 neighbouring copies, fall into different banks. Tiles are numbered expert by
 // expert, and within one in bands of 16 tiles of rows, so that blocks that run at the same time share operands in the L2 cache.
+// The host launches as many blocks as there can be tiles, however the rows are spread; those that find none left end.
 // The order of every sum depends on the sizes of the matrices only.
 #include "core/ops/experts/grouped_linear_kernels.h"
 
-#include "core/ops/gpu/device_math.h"
+#include "core/ops/experts/warp_scan.h"
 
 namespace lamina::ops::cuda {
 namespace {
@@ -209,21 +210,61 @@ __device__ __forceinline__ void store(const Sums& sums, const Result<float>& to,
   }
 }
 
-// Which tile of which expert a block makes.
+__host__ __device__ __forceinline__ int tiles_of(int64_t extent) {
+  return static_cast<int>((extent + tile - 1) / tile);
+}
+
+// Which tile of which expert a block makes. expert < 0: none.
 struct Place {
   int expert, row, column;  // of the tile's first element
 };
-__device__ __forceinline__ Place place_of_block(const GroupedProductParams& p, int64_t num_columns) {
-  const auto block = static_cast<int>(blockIdx.x);
-  int expert = 0;  // the last with first_tile <= block; experts without tiles have the next one's
-  for (int step = grouped_experts / 2; step > 0; step /= 2)
-    if (expert + step < p.num_experts && p.first_tile[expert + step] <= block) expert += step;
-  const auto columns = static_cast<int>((num_columns + tile - 1) / tile);
-  const int rows = (p.first_tile[expert + 1] - p.first_tile[expert]) / columns;
-  const int index = block - p.first_tile[expert];
-  const int band_first = index / (band * columns) * band, within = index % (band * columns);
-  const int height = min(band, rows - band_first);
+
+// Of `index`, counted within an expert's matrix of `down` x `across` tiles.
+__device__ __forceinline__ Place place_in_matrix(int expert, int index, int down, int across) {
+  const int band_first = index / (band * across) * band, within = index % (band * across);
+  const int height = min(band, down - band_first);
   return {expert, (band_first + within % height) * tile, within / height * tile};
+}
+
+// All of dw is made of every expert that has rows.
+__device__ __forceinline__ Place place_in_weights(const GroupedProductParams& p) {
+  const int down = tiles_of(p.out), across = tiles_of(p.in), block = static_cast<int>(blockIdx.x);
+  const int expert = block / (down * across);
+  if (p.begin[expert] == p.begin[expert + 1]) return {-1, 0, 0};
+  return place_in_matrix(expert, block % (down * across), down, across);
+}
+
+// As many rows of tiles as each expert's rows fill: a thread counts those of its experts, and the one that has the block's tells all.
+__device__ __forceinline__ Place place_in_rows(const GroupedProductParams& p, int across) {
+  constexpr int own = grouped_experts / block_size, num_warps = block_size / warp_size;
+  static_assert(own * block_size == grouped_experts);
+  __shared__ int warp_totals[num_warps];
+  __shared__ Place found;
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % warp_size, warp = thread / warp_size;
+  int down[own], total = 0;
+#pragma unroll
+  for (int i = 0; i < own; ++i) {
+    const int expert = thread * own + i;
+    down[i] = expert < p.num_experts ? tiles_of(p.begin[expert + 1] - p.begin[expert]) : 0;
+    total += down[i];
+  }
+  const int until = warp_scan(total, lane);
+  if (lane == warp_size - 1) warp_totals[warp] = until;
+  if (thread == 0) found.expert = -1;
+  __syncthreads();
+  int first = until - total;  // row of tiles
+#pragma unroll
+  for (int w = 0; w < num_warps; ++w)
+    if (w < warp) first += warp_totals[w];
+  const auto block = static_cast<int>(blockIdx.x);
+#pragma unroll
+  for (int i = 0; i < own; ++i) {
+    const int index = block - first * across;
+    if (index >= 0 && index < down[i] * across) found = place_in_matrix(thread * own + i, index, down[i], across);
+    first += down[i];
+  }
+  __syncthreads();
+  return found;
 }
 
 template <Kind kind, bool packed, class Out>
@@ -231,7 +272,8 @@ __global__ void __launch_bounds__(block_size, 2) product_kernel(const __grid_con
   LAMINA_DYNAMIC_SHARED(bfloat, shared);
   constexpr bool is_weight = kind == Kind::weight_gradient;
   const int64_t num_columns = kind == Kind::forward ? p.out : p.in;
-  const Place place = place_of_block(p, num_columns);
+  const Place place = is_weight ? place_in_weights(p) : place_in_rows(p, tiles_of(num_columns));
+  if (place.expert < 0) return;
   const int begin = p.begin[place.expert], count = p.begin[place.expert + 1] - begin;
   const int num_rows = is_weight ? static_cast<int>(p.out) : count;
   const auto* const rows = static_cast<const bfloat*>(p.rows) + begin * p.rows_stride;
@@ -278,7 +320,13 @@ __global__ void __launch_bounds__(grouped_experts) addresses_kernel(const __grid
 
 template <Kind kind, class Out>
 void launch_kind(const GroupedProductParams& p, cudaStream_t stream) {
-  const dim3 grid(static_cast<unsigned>(p.first_tile[p.num_experts])), block(block_size);
+  const int across = tiles_of(kind == Kind::forward ? p.out : p.in);
+  int64_t down = int64_t{p.num_experts} * tiles_of(p.out);
+  if (kind != Kind::weight_gradient) {
+    const int64_t with_rows = p.num_rows < p.num_experts ? p.num_rows : p.num_experts;  // each may waste most of a tile
+    down = (p.num_rows + with_rows * (tile - 1)) / tile;
+  }
+  const dim3 grid(static_cast<unsigned>(down * across)), block(block_size);
   if (p.packed)
     launch(product_kernel<kind, true, Out>, grid, block, shared_bytes, stream, p);
   else
@@ -287,15 +335,7 @@ void launch_kind(const GroupedProductParams& p, cudaStream_t stream) {
 
 }  // namespace
 
-void launch_grouped_product(GroupedProductParams& p, cudaStream_t stream) {
-  const auto tiles = [](int64_t extent) { return static_cast<int>((extent + tile - 1) / tile); };
-  const int across = tiles(p.kind == Kind::forward ? p.out : p.in);
-  p.first_tile[0] = 0;
-  for (int e = 0; e < p.num_experts; ++e) {
-    const int rows = p.begin[e + 1] - p.begin[e];
-    const int down = p.kind != Kind::weight_gradient ? tiles(rows) : rows > 0 ? tiles(p.out) : 0;
-    p.first_tile[e + 1] = p.first_tile[e] + down * across;
-  }
+void launch_grouped_product(const GroupedProductParams& p, cudaStream_t stream) {
   if (p.kind == Kind::weight_gradient)
     launch_kind<Kind::weight_gradient, float>(p, stream);
   else if (p.kind == Kind::forward && p.out_low)

@@ -1,5 +1,5 @@
-// What the experts' products are launched with. Everything travels as parameters of the kernel (4 KB of the 32 KB that there are):
-// a table in device memory would come from pageable memory of the host, and its copy would wait for all work issued before.
+// What the experts' products are launched with. Addresses travel as parameters of the kernel (2 KB of the 32 KB that there are), how
+// many rows each expert has is read on the device: the router has chosen it there, and the host need not wait to know it.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -19,15 +19,15 @@ struct GroupedProductParams {
   bool out_low;     // bf16; never of weight gradients
   int num_experts;
   int64_t in, out;
+  int64_t num_rows;    // of all experts; not of weight gradients
   const void* rows;    // x, or dy
   const void* inputs;  // weight gradient only: x
   void* result;        // y, or dx; not of weight gradients
   int64_t rows_stride, inputs_stride, result_stride;
-  void* matrices[grouped_experts];      // w, or dw (fp32, added to)
-  int begin[grouped_experts + 1];       // rows of expert e: [begin[e], begin[e + 1])
-  int first_tile[grouped_experts + 1];  // written by launch_grouped_product
+  const int32_t* begin;  // [num_experts + 1] in device memory: the rows of expert e are [begin[e], begin[e + 1])
+  void* matrices[grouped_experts];  // w, or dw (fp32, added to)
 };
-void launch_grouped_product(GroupedProductParams& p, cudaStream_t stream);
+void launch_grouped_product(const GroupedProductParams& p, cudaStream_t stream);
 
 // The three tables of addresses that cuBLAS wants in device memory.
 struct AddressTableParams {

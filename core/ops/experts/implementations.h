@@ -37,7 +37,8 @@ void gather_rows(OpContext& ctx, const GatherRows& args);
 const char* combine_rows_refuses(const CombineRows& args);
 void combine_rows(OpContext& ctx, const CombineRows& args);
 
-// The products. bf16: our own kernel on tensor cores, all experts in one launch; fp32: one call of cuBLAS for each expert.
+// The products. bf16: our own kernel on tensor cores, all experts in one launch, which reads their numbers of rows on the device; fp32:
+// one call of cuBLAS for each expert, with the host's numbers.
 const char* grouped_linear_refuses(const GroupedLinear& args);
 void grouped_linear(OpContext& ctx, const GroupedLinear& args);
 const char* grouped_linear_input_gradient_refuses(const GroupedLinearInputGradient& args);
@@ -45,7 +46,7 @@ void grouped_linear_input_gradient(OpContext& ctx, const GroupedLinearInputGradi
 const char* grouped_linear_weight_gradient_refuses(const GroupedLinearWeightGradient& args);
 void grouped_linear_weight_gradient(OpContext& ctx, const GroupedLinearWeightGradient& args);
 
-// cuBLAS's grouped product: bf16 throughout, everything aligned to 16 bytes.
+// cuBLAS's grouped product: bf16 throughout, everything aligned to 16 bytes, numbers of rows that the host knows.
 const char* grouped_linear_cublas_refuses(const GroupedLinear& args);
 void grouped_linear_cublas(OpContext& ctx, const GroupedLinear& args);
 const char* grouped_linear_input_gradient_cublas_refuses(const GroupedLinearInputGradient& args);

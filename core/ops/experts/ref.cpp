@@ -13,18 +13,19 @@ template <class A>
 void group(const GroupRows& args) {
   const int64_t num_pairs = args.chosen.num_elements(), k = args.chosen.size(1);
   const int32_t* chosen = args.chosen.as<int32_t>();
-  std::fill(args.offsets.begin(), args.offsets.end(), 0);
+  const std::span offsets(args.offsets.as<int32_t>(), static_cast<size_t>(args.offsets.size(0)));
+  std::fill(offsets.begin(), offsets.end(), 0);
   for (int64_t n = 0; n < num_pairs; ++n) {
-    if (chosen[n] >= 0) ++args.offsets[static_cast<size_t>(chosen[n]) + 1];
+    if (chosen[n] >= 0) ++offsets[static_cast<size_t>(chosen[n]) + 1];
   }
-  for (size_t e = 1; e < args.offsets.size(); ++e) args.offsets[e] += args.offsets[e - 1];
-  std::vector<int64_t> next(args.offsets.begin(), args.offsets.end() - 1);
+  for (size_t e = 1; e < offsets.size(); ++e) offsets[e] += offsets[e - 1];
+  std::vector<int32_t> next(offsets.begin(), offsets.end() - 1);
   for (int64_t n = 0; n < num_pairs; ++n) {
     int32_t& position = args.position.as<int32_t>()[n];
     position = -1;
     if (chosen[n] < 0) continue;
-    const int64_t pair = next[static_cast<size_t>(chosen[n])]++;
-    position = static_cast<int32_t>(pair);
+    const int32_t pair = next[static_cast<size_t>(chosen[n])]++;
+    position = pair;
     args.row_of.as<int32_t>()[pair] = static_cast<int32_t>(n / k);
     args.pair_weight.as<A>()[pair] = args.weights.as<A>()[n];
   }
@@ -47,9 +48,10 @@ void combine(const CombineRows& args) {
 
 // Calls body(expert, begin, end) for every expert with rows.
 template <class Body>
-void for_experts(std::span<const int64_t> offsets, Body&& body) {
-  for (size_t e = 0; e + 1 < offsets.size(); ++e) {
-    if (offsets[e] < offsets[e + 1]) body(e, offsets[e], offsets[e + 1]);
+void for_experts(const ExpertRows& rows, Body&& body) {
+  const int32_t* offsets = rows.offsets.as<int32_t>();
+  for (int64_t e = 0; e + 1 < rows.offsets.size(0); ++e) {
+    if (offsets[e] < offsets[e + 1]) body(static_cast<size_t>(e), offsets[e], offsets[e + 1]);
   }
 }
 
@@ -73,19 +75,19 @@ void combine_rows(OpContext&, const CombineRows& args) {
 }
 
 void grouped_linear(OpContext& ctx, const GroupedLinear& args) {
-  for_experts(args.offsets, [&](size_t e, int64_t begin, int64_t end) {
+  for_experts(args.rows, [&](size_t e, int64_t begin, int64_t end) {
     ref::matmul(ctx, Matmul{args.x.slice(0, begin, end), args.weights[e].transposed(), args.y.slice(0, begin, end)});
   });
 }
 
 void grouped_linear_input_gradient(OpContext& ctx, const GroupedLinearInputGradient& args) {
-  for_experts(args.offsets, [&](size_t e, int64_t begin, int64_t end) {
+  for_experts(args.rows, [&](size_t e, int64_t begin, int64_t end) {
     ref::matmul(ctx, Matmul{args.dy.slice(0, begin, end), args.weights[e], args.dx.slice(0, begin, end)});
   });
 }
 
 void grouped_linear_weight_gradient(OpContext& ctx, const GroupedLinearWeightGradient& args) {
-  for_experts(args.offsets, [&](size_t e, int64_t begin, int64_t end) {
+  for_experts(args.rows, [&](size_t e, int64_t begin, int64_t end) {
     ref::matmul(ctx, Matmul{args.dy.slice(0, begin, end).transposed(), args.x.slice(0, begin, end), args.dweights[e],
                             GradMode::accumulate});
   });

@@ -3,7 +3,7 @@
 // its time is that of four short kernels.
 #include "core/ops/experts/row_kernels.h"
 
-#include "core/ops/gpu/device_math.h"
+#include "core/ops/experts/warp_scan.h"
 
 namespace lamina::ops::cuda {
 namespace {
@@ -40,17 +40,6 @@ __global__ void __launch_bounds__(warp_size) count_kernel(GroupRowsParams p, boo
   for (int e = lane; e < p.num_experts; e += warp_size) column[e * num_chunks] = counts[e];
 }
 
-// The inclusive sum over the lanes up to this one.
-template <class T>
-__device__ __forceinline__ T warp_scan(T x, int lane) {
-#pragma unroll
-  for (int offset = 1; offset < warp_size; offset *= 2) {
-    const T before = __shfl_up_sync(full_warp, x, static_cast<unsigned>(offset));
-    if (lane >= offset) x += before;
-  }
-  return x;
-}
-
 // One warp per expert: its row of the table becomes the pairs in chunks before, and offsets[e] the pairs of all chunks.
 __global__ void __launch_bounds__(block_size) scan_chunks_kernel(GroupRowsParams p, int64_t num_chunks) {
   const int lane = static_cast<int>(threadIdx.x) % warp_size, warp = static_cast<int>(threadIdx.x) / warp_size;
@@ -71,11 +60,11 @@ __global__ void __launch_bounds__(block_size) scan_chunks_kernel(GroupRowsParams
 // One warp: numbers of pairs become the offsets.
 __global__ void __launch_bounds__(warp_size) scan_experts_kernel(GroupRowsParams p) {
   const int lane = static_cast<int>(threadIdx.x);
-  int64_t before = 0;
+  int32_t before = 0;
   for (int first = 0; first < p.num_experts; first += warp_size) {
     const int e = first + lane;
-    const int64_t count = e < p.num_experts ? p.offsets[e] : 0;
-    const int64_t sum = warp_scan(count, lane);
+    const int32_t count = e < p.num_experts ? p.offsets[e] : 0;
+    const int32_t sum = warp_scan(count, lane);
     if (e < p.num_experts) p.offsets[e] = before + sum - count;
     before += __shfl_sync(full_warp, sum, warp_size - 1);
   }
@@ -99,8 +88,7 @@ __global__ void __launch_bounds__(warp_size) scatter_kernel(GroupRowsParams p, b
   const int64_t num_chunks = gridDim.x;
   int32_t* const column = p.table + blockIdx.x;
   const Counters next = in_shared ? Counters{shared, 1} : Counters{column, num_chunks};
-  for (int e = lane; e < p.num_experts; e += warp_size)
-    next[e] = column[e * num_chunks] + static_cast<int32_t>(p.offsets[e]);
+  for (int e = lane; e < p.num_experts; e += warp_size) next[e] = column[e * num_chunks] + p.offsets[e];
   __syncwarp();
   const int64_t first = static_cast<int64_t>(blockIdx.x) * chunk_pairs;
   const int64_t end = min(first + chunk_pairs, p.num_pairs);

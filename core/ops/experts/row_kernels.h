@@ -16,7 +16,7 @@ struct GroupRowsParams {
   int32_t* position;
   float* pair_weight;
   int32_t* table;    // [experts, group_rows_chunks()]: pairs of an expert in a chunk, then those before the chunk
-  int64_t* offsets;  // [experts + 1] on the device
+  int32_t* offsets;  // [experts + 1]
 };
 int64_t group_rows_chunks(int64_t num_pairs);
 void launch_group_rows(const GroupRowsParams& p, cudaStream_t stream);

@@ -72,13 +72,15 @@ class WayOfProducts : public testing::Test {
       matmul(ctx, {left(wide_a), wide_b, want});
       EXPECT_EQ(test::values(got), test::values(want));
     }
-    const std::vector<int64_t> offsets = {0, 40};
+    const Tensor offsets = test::zeros(DType::i32, {2});
+    test::set(offsets, 1, 40);
+    const ExpertRows rows{offsets};
     const Tensor dy = test::normal(DType::bf16, {40, 48}, 3), x = test::normal(DType::bf16, {40, 70}, 4);
     const Tensor wide_dy = test::to(DType::f32, dy), wide_x = test::to(DType::f32, x);
     const Tensor got = test::zeros(DType::f32, {48, 70}), want = test::zeros(DType::f32, {48, 70});
     const std::vector<TensorView> got_views = {got}, want_views = {want};
-    grouped_linear_weight_gradient(ctx, {dy, x, offsets, got_views});
-    grouped_linear_weight_gradient(ctx, {wide_dy, wide_x, offsets, want_views});
+    grouped_linear_weight_gradient(ctx, {dy, x, rows, got_views});
+    grouped_linear_weight_gradient(ctx, {wide_dy, wide_x, rows, want_views});
     EXPECT_EQ(test::values(got), test::values(want));
   }
   TestContext context;

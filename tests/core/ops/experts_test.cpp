@@ -11,16 +11,38 @@ using test::Tensor;
 using test::TestContext;
 
 struct Grouped {
+  Tensor on_device;
   std::vector<int64_t> offsets;
   Tensor row_of, position, pair_weight;
   Grouped(DType acc, int64_t rows, int64_t k, int64_t experts)
-      : offsets(static_cast<size_t>(experts) + 1, -9),
+      : on_device(DType::i32, {experts + 1}),
+        offsets(static_cast<size_t>(experts) + 1, -9),
         row_of(DType::i32, {rows * k}),
         position(DType::i32, {rows, k}),
         pair_weight(test::poisoned(acc, {rows * k})) {
+    test::fill(on_device, -9);
     test::fill(row_of, -9);
     test::fill(position, -9);
   }
+  GroupRows args(const TensorView& chosen, const TensorView& weights) {
+    return {chosen, weights, on_device, row_of, position, pair_weight, offsets};
+  }
+};
+
+// Offsets as an operation takes them.
+class Rows {
+ public:
+  explicit Rows(const std::vector<int64_t>& offsets)
+      : on_host_(offsets), on_device_(DType::i32, {static_cast<int64_t>(offsets.size())}) {
+    for (size_t e = 0; e < offsets.size(); ++e)
+      test::set(on_device_, static_cast<int64_t>(e), static_cast<double>(offsets[e]));
+  }
+  operator ExpertRows() const { return {on_device_, on_host_}; }
+  ExpertRows known_to_device_only() const { return {on_device_}; }
+
+ private:
+  std::vector<int64_t> on_host_;
+  Tensor on_device_;
 };
 
 Tensor random_choice(int64_t rows, int64_t k, int64_t experts, bool absent, uint64_t stream) {
@@ -42,7 +64,7 @@ TEST(GroupRows, SortsByExpertThenByRow) {
         const int64_t k = 3;
         const Tensor chosen = random_choice(rows, k, experts, true, 5), weights = test::normal(acc, {rows, k}, 6);
         Grouped out(acc, rows, k, experts);
-        group_rows(test.fastest, {chosen, weights, out.offsets, out.row_of, out.position, out.pair_weight});
+        group_rows(test.fastest, out.args(chosen, weights));
         int64_t pair = 0;
         for (int64_t e = 0; e < experts; ++e) {
           EXPECT_EQ(out.offsets[static_cast<size_t>(e)], pair);
@@ -55,6 +77,7 @@ TEST(GroupRows, SortsByExpertThenByRow) {
           }
         }
         EXPECT_EQ(out.offsets.back(), pair);
+        EXPECT_EQ(test::values(out.on_device), std::vector<double>(out.offsets.begin(), out.offsets.end()));
         for (int64_t n = 0; n < rows * k; ++n) {
           if (test::get(chosen, n) < 0) {
             EXPECT_EQ(test::get(out.position, n), -1);
@@ -80,7 +103,7 @@ TEST(GatherAndCombineRows, MatchTheFormulaAndAreAdjoint) {
           const Tensor chosen = random_choice(tokens, k, experts, true, 5),
                        weights = test::normal(DType::f32, {tokens, k}, 6);
           Grouped g(DType::f32, tokens, k, experts);
-          group_rows(*ctx, {chosen, weights, g.offsets, g.row_of, g.position, g.pair_weight});
+          group_rows(*ctx, g.args(chosen, weights));
           const int64_t pairs = g.offsets.back();
           const Tensor y = test::poisoned(dtype, {pairs, dim});
           gather_rows(*ctx, {x, g.row_of.view().slice(0, 0, pairs), y});
@@ -161,6 +184,7 @@ class GroupedCase {
  public:
   GroupedCase(DType dtype, const Products& p)
       : p_(p),
+        rows_(p.offsets),
         x_memory_(test::normal(dtype, {rows_of(p), p.in + 3}, 1)),
         dy_memory_(test::normal(dtype, {rows_of(p), p.out + 2}, 2)),
         y_memory_(test::poisoned(dtype, {rows_of(p), p.out + 1})),
@@ -177,9 +201,9 @@ class GroupedCase {
     }
   }
   void run(OpContext& ctx) const {
-    grouped_linear(ctx, {x, weights, p_.offsets, y});
-    grouped_linear_input_gradient(ctx, {dy, weights, p_.offsets, dx});
-    for (int i = 0; i < 2; ++i) grouped_linear_weight_gradient(ctx, {dy, x, p_.offsets, dweights});
+    grouped_linear(ctx, {x, weights, rows_, y});
+    grouped_linear_input_gradient(ctx, {dy, weights, rows_, dx});
+    for (int i = 0; i < 2; ++i) grouped_linear_weight_gradient(ctx, {dy, x, rows_, dweights});
   }
   std::vector<double> results() const {
     std::vector<double> all = test::values(y);
@@ -202,6 +226,7 @@ class GroupedCase {
 
  private:
   Products p_;
+  Rows rows_;
   std::vector<Tensor> owned_;
   Tensor x_memory_, dy_memory_, y_memory_, dx_memory_;
 
@@ -249,11 +274,12 @@ void expect_float64s(OpContext& ctx, DType dtype) {
     const GroupedCase c(dtype, p);
     test::Mirror m;
     const auto weights = m(c.weights), dweights = m(c.dweights);
+    const Rows experts(p.offsets);
     if (rows_of(p) > 0) {
-      grouped_linear(test.reference, {m(c.x), weights, p.offsets, m(c.y)});
-      grouped_linear_input_gradient(test.reference, {m(c.dy), weights, p.offsets, m(c.dx)});
+      grouped_linear(test.reference, {m(c.x), weights, experts, m(c.y)});
+      grouped_linear_input_gradient(test.reference, {m(c.dy), weights, experts, m(c.dx)});
       for (int i = 0; i < 2; ++i) {
-        grouped_linear_weight_gradient(test.reference, {m(c.dy), m(c.x), p.offsets, dweights});
+        grouped_linear_weight_gradient(test.reference, {m(c.dy), m(c.x), experts, dweights});
       }
     }
     c.run(ctx);
@@ -289,43 +315,44 @@ TEST(GroupedProducts, AlignedOperands) {
   };
   for (const Case& p : {Case{72, 136, 80, 136, {0, 5, 5, 150, 278}}, Case{128, 64, 128, 64, {0, 128, 256}},
                         Case{40, 24, 40, 32, {0, 0, 31, 31}}, Case{13, 21, 16, 24, {0, 9, 70}}}) {
-    for (const DType dtype : {DType::bf16, DType::f32}) {
-      for (const DType out : {DType::bf16, DType::f32}) {
-        if (dtype == DType::f32 && out == DType::bf16) continue;
-        SCOPED_TRACE(fmt::format("{} to {} [{} -> {}]", name_of(dtype), name_of(out), p.in, p.out));
-        const int64_t rows = p.offsets.back();
-        const Tensor x_rows = test::normal(dtype, {rows, p.stride_in}, 1),
-                     dy_rows = test::normal(dtype, {rows, p.stride_out}, 2),
-                     y_rows = test::poisoned(out, {rows, p.stride_out}),
-                     dx_rows = test::poisoned(out, {rows, p.stride_in});
-        const TensorView x = x_rows.view().slice(1, 0, p.in), dy = dy_rows.view().slice(1, 0, p.out),
-                         y = y_rows.view().slice(1, 0, p.out), dx = dx_rows.view().slice(1, 0, p.in);
-        std::vector<Tensor> owned;
-        std::vector<TensorView> weights, dweights;
-        for (size_t e = 0; e + 1 < p.offsets.size(); ++e) {
-          owned.push_back(test::normal(dtype, {p.out, p.in}, 10 + e));
-          weights.push_back(owned.back());
-          owned.push_back(test::normal(accumulation_dtype(dtype), {p.out, p.in}, 1000 + e));
-          dweights.push_back(owned.back());
-        }
-        test::Mirror m;
-        const auto weights64 = m(weights), dweights64 = m(dweights);
-        grouped_linear(test.reference, {m(x), weights64, p.offsets, m(y)});
-        grouped_linear_input_gradient(test.reference, {m(dy), weights64, p.offsets, m(dx)});
-        grouped_linear_weight_gradient(test.reference, {m(dy), m(x), p.offsets, dweights64});
-        grouped_linear(test.fastest, {x, weights, p.offsets, y});
-        grouped_linear_input_gradient(test.fastest, {dy, weights, p.offsets, dx});
-        grouped_linear_weight_gradient(test.fastest, {dy, x, p.offsets, dweights});
-        EXPECT_MIRRORED(m, y, p.in, std::sqrt(static_cast<double>(p.in)));
-        EXPECT_MIRRORED(m, dx, p.out, std::sqrt(static_cast<double>(p.out)));
-        for (size_t e = 0; e < dweights.size(); ++e) {
-          const int64_t count = p.offsets[e + 1] - p.offsets[e];
-          EXPECT_MIRRORED(m, dweights[e], count, std::sqrt(static_cast<double>(count)));
-        }
-        for (int64_t n = 0; n < rows * p.stride_out; ++n) {
-          if (n % p.stride_out >= p.out) {
-            ASSERT_TRUE(std::isnan(test::get(y_rows, n)));
-          }
+    const Rows known(p.offsets);
+    for (const auto& [dtype, out, host_knows] :
+         {std::tuple{DType::bf16, DType::bf16, true}, std::tuple{DType::bf16, DType::bf16, false},
+          std::tuple{DType::bf16, DType::f32, false}, std::tuple{DType::f32, DType::f32, true}}) {
+      SCOPED_TRACE(fmt::format("{} to {} [{} -> {}], host {}", name_of(dtype), name_of(out), p.in, p.out, host_knows));
+      const int64_t rows = p.offsets.back();
+      const ExpertRows experts = host_knows ? known : known.known_to_device_only();
+      const Tensor x_rows = test::normal(dtype, {rows, p.stride_in}, 1),
+                   dy_rows = test::normal(dtype, {rows, p.stride_out}, 2),
+                   y_rows = test::poisoned(out, {rows, p.stride_out}),
+                   dx_rows = test::poisoned(out, {rows, p.stride_in});
+      const TensorView x = x_rows.view().slice(1, 0, p.in), dy = dy_rows.view().slice(1, 0, p.out),
+                       y = y_rows.view().slice(1, 0, p.out), dx = dx_rows.view().slice(1, 0, p.in);
+      std::vector<Tensor> owned;
+      std::vector<TensorView> weights, dweights;
+      for (size_t e = 0; e + 1 < p.offsets.size(); ++e) {
+        owned.push_back(test::normal(dtype, {p.out, p.in}, 10 + e));
+        weights.push_back(owned.back());
+        owned.push_back(test::normal(accumulation_dtype(dtype), {p.out, p.in}, 1000 + e));
+        dweights.push_back(owned.back());
+      }
+      test::Mirror m;
+      const auto weights64 = m(weights), dweights64 = m(dweights);
+      grouped_linear(test.reference, {m(x), weights64, experts, m(y)});
+      grouped_linear_input_gradient(test.reference, {m(dy), weights64, experts, m(dx)});
+      grouped_linear_weight_gradient(test.reference, {m(dy), m(x), experts, dweights64});
+      grouped_linear(test.fastest, {x, weights, experts, y});
+      grouped_linear_input_gradient(test.fastest, {dy, weights, experts, dx});
+      grouped_linear_weight_gradient(test.fastest, {dy, x, experts, dweights});
+      EXPECT_MIRRORED(m, y, p.in, std::sqrt(static_cast<double>(p.in)));
+      EXPECT_MIRRORED(m, dx, p.out, std::sqrt(static_cast<double>(p.out)));
+      for (size_t e = 0; e < dweights.size(); ++e) {
+        const int64_t count = p.offsets[e + 1] - p.offsets[e];
+        EXPECT_MIRRORED(m, dweights[e], count, std::sqrt(static_cast<double>(count)));
+      }
+      for (int64_t n = 0; n < rows * p.stride_out; ++n) {
+        if (n % p.stride_out >= p.out) {
+          ASSERT_TRUE(std::isnan(test::get(y_rows, n)));
         }
       }
     }
@@ -338,7 +365,10 @@ TEST(GroupedProducts, ManyExperts) {
   std::vector<int64_t> offsets = {0};
   for (int64_t e = 0; e < 300; ++e) offsets.push_back(offsets.back() + e % 3);
   const int64_t rows = offsets.back(), in = 24, out = 16;
-  for (const DType result : {DType::bf16, DType::f32}) {
+  const Rows known(offsets);
+  for (const auto& [result, experts] : {std::pair<DType, ExpertRows>{DType::bf16, known},
+                                        {DType::bf16, known.known_to_device_only()},
+                                        {DType::f32, known}}) {
     const Tensor x = test::normal(DType::bf16, {rows, in}, 1), dy = test::normal(DType::bf16, {rows, out}, 2),
                  y = test::poisoned(result, {rows, out}), dx = test::poisoned(result, {rows, in});
     std::vector<Tensor> owned;
@@ -347,22 +377,22 @@ TEST(GroupedProducts, ManyExperts) {
     for (size_t e = 0; e + 1 < offsets.size(); ++e) weights.push_back(owned[e / 3 % 3]);
     test::Mirror m;
     const auto weights64 = m(weights);
-    grouped_linear(test.reference, {m(x), weights64, offsets, m(y)});
-    grouped_linear_input_gradient(test.reference, {m(dy), weights64, offsets, m(dx)});
-    grouped_linear(test.fastest, {x, weights, offsets, y});
-    grouped_linear_input_gradient(test.fastest, {dy, weights, offsets, dx});
+    grouped_linear(test.reference, {m(x), weights64, experts, m(y)});
+    grouped_linear_input_gradient(test.reference, {m(dy), weights64, experts, m(dx)});
+    grouped_linear(test.fastest, {x, weights, experts, y});
+    grouped_linear_input_gradient(test.fastest, {dy, weights, experts, dx});
     EXPECT_MIRRORED(m, y, in, std::sqrt(static_cast<double>(in)));
     EXPECT_MIRRORED(m, dx, out, std::sqrt(static_cast<double>(out)));
   }
 }
 
-// More rows than one unit of the sort's work, and experts whose rows come from all of them.
 // All experts of a layer in one launch, with sums of 8 slices and more: each of the four places for slices is used twice.
 TEST(GroupedProducts, SixtyFourExperts) {
   TestContext test;
   constexpr int64_t experts = 64, width = 256;
   std::vector<int64_t> offsets = {0};
   for (int64_t e = 0; e < experts; ++e) offsets.push_back(offsets.back() + (e == 5 ? 260 : e % 4));
+  const Rows rows(offsets);
   const Tensor x = test::normal(DType::bf16, {offsets.back(), width}, 1),
                dy = test::normal(DType::bf16, {offsets.back(), width}, 2),
                y = test::poisoned(DType::f32, {offsets.back(), width}),
@@ -376,39 +406,43 @@ TEST(GroupedProducts, SixtyFourExperts) {
   }
   test::Mirror m;
   const auto weights64 = m(weights), dweights64 = m(dweights);
-  grouped_linear(test.reference, {m(x), weights64, offsets, m(y)});
-  grouped_linear_input_gradient(test.reference, {m(dy), weights64, offsets, m(dx)});
-  grouped_linear_weight_gradient(test.reference, {m(dy), m(x), offsets, dweights64});
-  grouped_linear(test.fastest, {x, weights, offsets, y});
-  grouped_linear_input_gradient(test.fastest, {dy, weights, offsets, dx});
-  grouped_linear_weight_gradient(test.fastest, {dy, x, offsets, dweights});
+  grouped_linear(test.reference, {m(x), weights64, rows, m(y)});
+  grouped_linear_input_gradient(test.reference, {m(dy), weights64, rows, m(dx)});
+  grouped_linear_weight_gradient(test.reference, {m(dy), m(x), rows, dweights64});
+  grouped_linear(test.fastest, {x, weights, rows, y});
+  grouped_linear_input_gradient(test.fastest, {dy, weights, rows, dx});
+  grouped_linear_weight_gradient(test.fastest, {dy, x, rows, dweights});
   EXPECT_MIRRORED(m, y, width, std::sqrt(static_cast<double>(width)));
   EXPECT_MIRRORED(m, dx, width, std::sqrt(static_cast<double>(width)));
   for (size_t e = 0; e < dweights.size(); ++e) {
-    const int64_t rows = offsets[e + 1] - offsets[e];
-    EXPECT_MIRRORED(m, dweights[e], rows, std::sqrt(static_cast<double>(rows)));
+    const int64_t count = offsets[e + 1] - offsets[e];
+    EXPECT_MIRRORED(m, dweights[e], count, std::sqrt(static_cast<double>(count)));
   }
 }
 
+// More rows than one unit of the sort's work, and experts whose rows come from all of them.
 TEST(GroupRows, SortsManyRows) {
   TestContext test;
   const int64_t rows = 1500, k = 2;
   for (const int64_t experts : {3, 70, 9000}) {
     const Tensor chosen = random_choice(rows, k, experts, true, 8), weights = test::normal(DType::f32, {rows, k}, 6);
     Grouped out(DType::f32, rows, k, experts), want(DType::f32, rows, k, experts);
-    group_rows(test.fastest, {chosen, weights, out.offsets, out.row_of, out.position, out.pair_weight});
-    group_rows(test.reference, {chosen, weights, want.offsets, want.row_of, want.position, want.pair_weight});
+    group_rows(test.fastest, out.args(chosen, weights));
+    group_rows(test.reference, want.args(chosen, weights));
     EXPECT_EQ(out.offsets, want.offsets);
     EXPECT_EQ(test::values(out.row_of), test::values(want.row_of));
     EXPECT_EQ(test::values(out.position), test::values(want.position));
     const int64_t pairs = want.offsets.back();
     EXPECT_EQ(test::values(out.pair_weight.view().slice(0, 0, pairs)),
               test::values(want.pair_weight.view().slice(0, 0, pairs)));
-    Grouped again(DType::f32, rows, k, experts);
-    again.offsets = want.offsets;
-    group_rows(test.fastest, {chosen, weights, again.offsets, again.row_of, again.position, again.pair_weight, true});
-    EXPECT_EQ(again.offsets, want.offsets);
-    EXPECT_EQ(test::values(again.row_of), test::values(want.row_of));
+    Grouped unasked(DType::f32, rows, k, experts);
+    const std::vector<int64_t> untouched = unasked.offsets;
+    GroupRows args = unasked.args(chosen, weights);
+    args.host_offsets = {};
+    group_rows(test.fastest, args);
+    EXPECT_EQ(unasked.offsets, untouched);
+    EXPECT_EQ(test::values(unasked.on_device), test::values(want.on_device));
+    EXPECT_EQ(test::values(unasked.row_of), test::values(want.row_of));
   }
 }
 
@@ -446,7 +480,7 @@ TEST(GatherAndCombineRows, WideAlignedRows) {
 
 TEST(GroupedProducts, OutputsInFloat32OfBf16) {
   TestContext test;
-  const std::vector<int64_t> offsets = {0, 70, 70, 101};
+  const Rows offsets({0, 70, 70, 101});
   const Tensor x = test::normal(DType::bf16, {101, 40}, 1), y = test::poisoned(DType::f32, {101, 24}),
                dx = test::poisoned(DType::f32, {101, 40}), w0 = test::normal(DType::bf16, {24, 40}, 2),
                w2 = test::normal(DType::bf16, {24, 40}, 3), dy = test::normal(DType::bf16, {101, 24}, 4);
@@ -480,7 +514,7 @@ TEST(GroupedProducts, ThreadsAndNeighboursChangeNothing) {
     const GroupedCase all(dtype, p);
     all.run(test.fastest);
     const Tensor alone = test::poisoned(dtype, {395, 136});
-    const std::vector<int64_t> one = {0, 395};
+    const Rows one({0, 395});
     grouped_linear(test.fastest, {all.x.slice(0, 5, 400), std::span(all.weights).subspan(2, 1), one, alone});
     EXPECT_EQ(test::values(alone), test::values(all.y.slice(0, 5, 400)));
   }
@@ -497,14 +531,15 @@ TEST(GroupedProducts, AnEmptyExpertKeepsItsGradient) {
 TEST(Experts, RefuseWhatDoesNotFit) {
   TestContext test;
   const GroupedCase c(DType::f32, {6, 4, {0, 2, 5}});
-  const std::vector<int64_t> good = {0, 2, 5}, falling = {0, 6, 5}, short_by_one = {0, 2, 4}, late = {1, 2, 5},
-                             three = {0, 2, 3, 5};
+  const Rows good({0, 2, 5}), falling({0, 6, 5}), short_by_one({0, 2, 4}), late({1, 2, 5}), three({0, 2, 3, 5});
   EXPECT_NO_THROW(grouped_linear(test.fastest, {c.x, c.weights, good, c.y}));
   for (const auto* offsets : {&falling, &short_by_one, &late, &three}) {
     EXPECT_THROW(grouped_linear(test.fastest, {c.x, c.weights, *offsets, c.y}), InternalError);
     EXPECT_THROW(grouped_linear_input_gradient(test.fastest, {c.dy, c.weights, *offsets, c.dx}), InternalError);
     EXPECT_THROW(grouped_linear_weight_gradient(test.fastest, {c.dy, c.x, *offsets, c.dweights}), InternalError);
   }
+  const std::vector<int64_t> other = {0, 3, 4};
+  EXPECT_THROW(grouped_linear(test.fastest, {c.x, c.weights, {ExpertRows(good).offsets, other}, c.y}), InternalError);
   EXPECT_THROW(grouped_linear(test.fastest, {c.x, c.weights, good, c.dx}), InternalError);
   EXPECT_THROW(grouped_linear(test.fastest, {c.dy, c.weights, good, c.y}), InternalError);
   const Tensor dw16 = test::zeros(DType::bf16, {4, 6});
@@ -531,13 +566,11 @@ TEST(Experts, RefuseWhatDoesNotFit) {
   const Tensor chosen(DType::i32, {2, 2}), weights = test::normal(DType::f32, {2, 2}, 1);
   test::fill(chosen, 1);
   Grouped g(DType::f32, 2, 2, 2);
-  EXPECT_NO_THROW(group_rows(test.fastest, {chosen, weights, g.offsets, g.row_of, g.position, g.pair_weight}));
+  EXPECT_NO_THROW(group_rows(test.fastest, g.args(chosen, weights)));
   test::set(chosen, 3, 2);
-  EXPECT_THROW(group_rows(test.fastest, {chosen, weights, g.offsets, g.row_of, g.position, g.pair_weight}),
-               InternalError);
+  EXPECT_THROW(group_rows(test.fastest, g.args(chosen, weights)), InternalError);
   test::set(chosen, 3, -2);
-  EXPECT_THROW(group_rows(test.fastest, {chosen, weights, g.offsets, g.row_of, g.position, g.pair_weight}),
-               InternalError);
+  EXPECT_THROW(group_rows(test.fastest, g.args(chosen, weights)), InternalError);
 }
 
 }  // namespace
