@@ -13,8 +13,8 @@ namespace lamina::model {
 namespace {
 
 constexpr double read_queries = 8,
-                 read_sources = 16;      // that one launch of the depth read's kernel for tensor cores serves
-constexpr double grouped_experts = 256;  // of one launch
+                 read_sources = 16;  // that one launch of the depth read's kernel for tensor cores serves
+constexpr double grouped_experts = 256, tensors_squared = 512;  // of one launch
 
 // Operands per element, of the compute dtype and of the accumulation dtype.
 struct Operands {
@@ -478,7 +478,7 @@ std::vector<Operation> update_operations(const Config& config, int num_ranks) {
                                         "sum_squares",
                                         Phase::update,
                                         KernelClass::products,
-                                        {0, share * elements * s.accumulation, tensors},
+                                        {0, share * elements * s.accumulation, std::ceil(tensors / tensors_squared)},
                                         1}};
   for (const auto& [name, counts] : shapes)
     for (Operation& operation : optimizer_of(name).operations(counts, s, share))

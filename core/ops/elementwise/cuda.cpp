@@ -43,12 +43,22 @@ void sum_squares(OpContext& ctx, const SumSquares& args) {
   std::fill(args.results.begin(), args.results.end(), 0.0);
   if (num_blocks == 0) return;
   const TensorView block_sums = ctx.scratch.take(DType::f64, {num_blocks});
-  auto* next = block_sums.as<double>();
+  SquareBlocksParams p{};
+  p.sums = block_sums.as<double>();
+  const auto launch_those = [&] {
+    launch_square_blocks(p, stream_of(ctx));
+    p.sums += p.first_block[p.num_tensors];
+    p.num_tensors = 0;
+  };
   for (const TensorView& x : args.xs) {
     if (x.num_elements() == 0) continue;
-    launch_square_blocks({flat(x), next, x.num_elements()}, stream_of(ctx));
-    next += num_sum_blocks(x.num_elements());
+    if (p.num_tensors == SquareBlocksParams::most) launch_those();
+    const int tensor = p.num_tensors++;
+    p.tensors[tensor] = flat(x);
+    p.counts[tensor] = x.num_elements();
+    p.first_block[tensor + 1] = p.first_block[tensor] + static_cast<int>(num_sum_blocks(x.num_elements()));
   }
+  launch_those();
   const HostCopy found(block_sums, ctx.stream);
   const auto* sum = found->as<double>();
   for (size_t i = 0; i < args.xs.size(); ++i)

@@ -75,16 +75,11 @@ __global__ void __launch_bounds__(threads) scale_kernel(const ScaleParams p) {
   store_pack<aligned>(output<T>(p.x, first), x, left);
 }
 
-// A warp adds a block, each lane the partial sum of its number: neighbours read neighbours whatever the alignment. Squares of
-// fp32 are exact in double, so the fused operation rounds as the CPU's product and sum do.
+// The sum of a block's squares, by a warp. Each lane has the partial sum of its number: neighbours read neighbours whatever the
+// alignment. Squares of fp32 are exact in double, so the fused operation rounds as the CPU's product and sum do.
 template <class T>
-__global__ void __launch_bounds__(threads) square_blocks_kernel(const SquareBlocksParams p) {
+__device__ __forceinline__ double square_block(const T* x, int64_t left, int lane) {
   static_assert(sum_lanes == warp_size && sum_block % (sum_lanes * 16) == 0);
-  const int64_t block = static_cast<int64_t>(blockIdx.x) * (threads / warp_size) + threadIdx.x / warp_size;
-  const int lane = static_cast<int>(threadIdx.x) % warp_size;
-  const int64_t first = block * sum_block, left = p.count - first;
-  if (left <= 0) return;
-  const T* x = input<T>(p.x, first);
   constexpr int at_once = 16;
   double sum = 0;
   if (left >= sum_block) {
@@ -104,7 +99,21 @@ __global__ void __launch_bounds__(threads) square_blocks_kernel(const SquareBloc
   double total = 0;
 #pragma unroll
   for (int source = 0; source < warp_size; ++source) total += __shfl_sync(full_warp, sum, source);
-  if (lane == 0) p.sums[block] = total;
+  return total;
+}
+
+__global__ void __launch_bounds__(threads) square_blocks_kernel(const __grid_constant__ SquareBlocksParams p) {
+  const auto block = static_cast<int>(blockIdx.x * (threads / warp_size) + threadIdx.x / warp_size);
+  const int lane = static_cast<int>(threadIdx.x) % warp_size;
+  if (block >= p.first_block[p.num_tensors]) return;
+  int tensor = 0;  // the last whose first block is not behind this one
+  for (int step = SquareBlocksParams::most / 2; step > 0; step /= 2)
+    if (tensor + step < p.num_tensors && p.first_block[tensor + step] <= block) tensor += step;
+  const int64_t first = (block - p.first_block[tensor]) * sum_block, left = p.counts[tensor] - first;
+  const Flat& x = p.tensors[tensor];
+  const double sum = x.dtype == DType::bf16 ? square_block(input<__nv_bfloat16>(x, first), left, lane)
+                                            : square_block(input<float>(x, first), left, lane);
+  if (lane == 0) p.sums[block] = sum;
 }
 
 unsigned num_blocks(int64_t count) {
@@ -152,8 +161,7 @@ void launch_scale(const ScaleParams& p, cudaStream_t stream) {
 }
 
 void launch_square_blocks(const SquareBlocksParams& p, cudaStream_t stream) {
-  const unsigned blocks = blocks_for(p.count, sum_block * (threads / warp_size));
-  visit_dtype(p.x.dtype, [&]<class T>(Type<T>) { launch(square_blocks_kernel<T>, blocks, threads, 0, stream, p); });
+  launch(square_blocks_kernel, blocks_for(p.first_block[p.num_tensors], threads / warp_size), threads, 0, stream, p);
 }
 
 }  // namespace lamina::ops::cuda

@@ -124,12 +124,18 @@ TEST(Elementwise, SumSquaresOfManyTensorsAreThoseOfEach) {
   std::vector<Tensor> tensors;
   std::vector<TensorView> views;
   for (const int64_t count : {8193, 1, 0, 20000, 8192}) {
-    tensors.push_back(test::normal(count == 1 ? DType::bf16 : DType::f32, {count}, static_cast<uint64_t>(count)));
+    tensors.push_back(test::normal(count < 8193 ? DType::bf16 : DType::f32, {count}, static_cast<uint64_t>(count)));
     views.push_back(tensors.back());
   }
-  std::vector<double> got(views.size(), -1.0);
+  // More than one launch takes, of all sizes and alignments.
+  for (int64_t i = 0; i < 1100; ++i) {
+    const TensorView& from = views[i % 3 == 0 ? 4 : 3];
+    views.push_back(from.slice(0, i, i + 1 + i * 37 % 900));
+  }
+  std::vector<double> got(views.size(), -1.0), want(views.size());
   sum_squares(context.fastest, {views, got});
-  for (size_t i = 0; i < views.size(); ++i) EXPECT_EQ(got[i], sum_squares(context.reference, views[i])) << i;
+  for (size_t i = 0; i < views.size(); ++i) want[i] = sum_squares(context.reference, views[i]);
+  EXPECT_EQ(got, want);
 }
 
 TEST(Elementwise, Fill) {
