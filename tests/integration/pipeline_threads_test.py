@@ -47,8 +47,9 @@ def main() -> None:
         lamina = Lamina(sys.argv[1], Path(folder))
         lamina.prepare()
         for number, (ranks, parallel, more) in enumerate(LAYOUTS):
-            for precision in ("fp32", "bf16"):
-                changes = merged(merged(BASE, more), {"parallel": parallel, "train": {"precision": precision}})
+            # Which product bf16 takes is measured at each run's start; two runs could choose differently.
+            for precision, products in (("fp32", {}), ("bf16", {"bf16_products": "fp32"})):
+                changes = merged(merged(BASE, more), {"parallel": parallel, "train": {"precision": precision, **products}})
                 processes = lamina.train(f"processes-{number}-{precision}", changes, ranks)
                 threads = train_in_threads(program, lamina, f"threads-{number}-{precision}", changes, ranks)
                 assert_same_bits(processes / f"dump-step-{STEPS}.h5", threads / f"dump-step-{STEPS}.h5")
