@@ -280,6 +280,8 @@ TEST_F(PrepareTest, AFullDiskLeavesNothing) {
 int ending_by(int signal, const PrepareOptions& options, const std::string& pipe_path, const std::string& text) {
   const pid_t child = ::fork();
   if (child == 0) {
+    // Under nohup, or in a script's background, it is ignored, and prepare() respects that.
+    std::signal(signal, SIG_DFL);
     try {
       prepare(options);
     } catch (const Error& error) {
